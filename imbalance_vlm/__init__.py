@@ -1,0 +1,85 @@
+"""A long-tail decoder and balancing toolkit for vision-language models.
+
+    import imbalance_vlm
+    result = imbalance_vlm.run("icons_lt/linear_probe", {"balancing.loss": "focal"})
+    result.scores["few"]
+
+Everything below is imported when first used, so that `import imbalance_vlm` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from imbalance_vlm.balancing.losses.factory import create_loss as create_loss
+    from imbalance_vlm.data.prepare import create_dataset as create_dataset
+    from imbalance_vlm.encoders.factory import create_encoder as create_encoder
+    from imbalance_vlm.errors import InputError as InputError
+    from imbalance_vlm.heads.factory import create_head as create_head
+    from imbalance_vlm.longtail import LongTail as LongTail
+    from imbalance_vlm.recipe.load import list_recipes as list_recipes
+    from imbalance_vlm.runner import run as run
+
+_HOME = {
+    "run": "imbalance_vlm.runner",
+    "create_dataset": "imbalance_vlm.data.prepare",
+    "create_encoder": "imbalance_vlm.encoders.factory",
+    "create_head": "imbalance_vlm.heads.factory",
+    "create_loss": "imbalance_vlm.balancing.losses.factory",
+    "list_recipes": "imbalance_vlm.recipe.load",
+    "InputError": "imbalance_vlm.errors",
+    "LongTail": "imbalance_vlm.longtail",
+}
+
+__all__ = [*_HOME, "list_datasets", "list_encoders", "list_heads", "list_losses", "list_samplers", "list_tunings"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'imbalance_vlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
+
+
+def _names(kind: str) -> list[str]:
+    from imbalance_vlm import catalogue
+
+    catalogue.load_plugins()
+    return catalogue.REGISTRIES[kind].names()
+
+
+def list_datasets() -> list[str]:
+    """Names of the datasets that a recipe can use."""
+    return _names("datasets")
+
+
+def list_encoders() -> list[str]:
+    """Names of the encoder adapters; each takes every model of its library."""
+    return _names("encoders")
+
+
+def list_heads() -> list[str]:
+    """Names of the heads."""
+    return _names("heads")
+
+
+def list_losses() -> list[str]:
+    """Names of the losses."""
+    return _names("losses")
+
+
+def list_samplers() -> list[str]:
+    """Names of the samplers."""
+    return _names("samplers")
+
+
+def list_tunings() -> list[str]:
+    """Names of the ways of tuning."""
+    return _names("tunings")

@@ -1,0 +1,94 @@
+"""What every loss shares: per-sample values first, reduction after."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from imbalance_vlm.errors import InputError, one_of
+from imbalance_vlm.longtail import LongTail
+
+REDUCTIONS = ("batch", "none")
+
+
+class Loss(nn.Module):
+    """A classification loss, called `loss(logits, targets)`.
+
+    A subclass writes `per_sample(logits (N, C), targets (N,)) -> (N,)`; this class checks the shapes and reduces.
+
+    Args:
+        long_tail: class counts; kept as the buffer `counts`, so that they move and are saved with the module.
+        reduction: "batch" divides the sum by the number of samples, "none" returns the (N,) values.
+    """
+
+    counts: Tensor
+
+    def __init__(self, long_tail: LongTail, *, reduction: Literal["batch", "none"] = "batch") -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise InputError(f"`reduction` must be {one_of(REDUCTIONS)}, got {reduction!r}")
+        self.reduction = reduction
+        self.register_buffer("counts", torch.as_tensor(long_tail.counts))  # (C,) int64: exact in any model dtype
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The reduced loss of logits (N, C) and class indices (N,).
+
+        Raises:
+            InputError: shapes that do not fit, targets that are not class indices or, on the CPU, lie outside [0, C).
+                (On a GPU that check would stall every step; datasets check their labels once, when they are made.)
+        """
+        self._check(logits, targets)
+        values = self.per_sample(logits, targets)  # (N,)
+        return values.mean() if self.reduction == "batch" else values
+
+    def _check(self, logits: Tensor, targets: Tensor) -> None:
+        num_classes = len(self.counts)
+        if logits.ndim != 2 or logits.shape[1] != num_classes:
+            raise InputError(f"`logits` must be (N, {num_classes}), got {tuple(logits.shape)}")
+        if targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
+            raise InputError(
+                f"`targets` must be ({len(logits)},) int64 class indices, got {tuple(targets.shape)} {targets.dtype}"
+            )
+        if len(targets) == 0:
+            raise InputError("`targets` must hold at least one sample, got an empty batch")
+        if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+            raise InputError(
+                f"`targets` must lie in 0..{num_classes - 1}, got {int(targets.min())}..{int(targets.max())}"
+            )
+
+
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Per-sample cross-entropy with the target `(1 - s) onehot + s / K`, K counting the classes still in play.
+
+    A class whose logit is -inf (left out by a prior-based loss) shares in no smoothing; with plain logits this is
+    torch.nn.functional.cross_entropy(..., label_smoothing=s).
+
+    Shapes: logits (N, C), targets (N,) -> (N,).
+    """
+    log_probs = logits.log_softmax(dim=1)  # (N, C)
+    hit = log_probs.gather(1, targets[:, None]).squeeze(1)  # (N,)
+    if label_smoothing == 0.0:
+        return -hit
+    in_play = ~torch.isneginf(logits)
+    spread = torch.where(in_play, log_probs, 0.0).sum(1) / in_play.sum(1)  # (N,)
+    return -(1.0 - label_smoothing) * hit - label_smoothing * spread
+
+
+def log_prior(counts: Tensor, like: Tensor) -> Tensor:
+    """(C,) log of the class shares in the dtype of `like`; -inf for a class without images.
+
+    Computed from the whole-number counts in at least float32 at each call: a C-vector costs nothing beside (N, C)
+    logits, and a module turned to bfloat16 and back has lost nothing.
+    """
+    exact = counts.to(torch.promote_types(like.dtype, torch.float32))
+    return (exact / exact.sum()).log().to(like.dtype)
+
+
+def shift(bias: Tensor, tau: float) -> Tensor:
+    """tau * bias in which -inf stays -inf, also at tau 0 (a class without images is out whatever tau is)."""
+    return torch.where(torch.isneginf(bias), bias, tau * bias)

@@ -1,0 +1,33 @@
+"""Losses by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from imbalance_vlm import catalogue
+from imbalance_vlm.balancing.losses.base import Loss
+from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.recipe.typecheck import checked_settings
+
+
+def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) -> Loss:
+    """A loss by its recipe name: a module called `loss(logits, targets)`.
+
+    Args:
+        name: one of `list_losses()`.
+        class_counts: (C,) training images of each class, or a LongTail.
+        settings: the loss's own, as in a recipe.
+
+    Raises:
+        InputError: unknown name or setting, a value out of range, or a class without images.
+
+    >>> import torch
+    >>> loss = create_loss("balanced_softmax", [90, 10])
+    >>> round(float(loss(torch.zeros(1, 2), torch.tensor([1]))), 4)  # -log(10 / 100)
+    2.3026
+    """
+    build = catalogue.LOSSES.get(name).load()
+    loss: Loss = build(LongTail.of(class_counts), **checked_settings(f"loss '{name}'", build, settings))
+    return loss

@@ -1,0 +1,33 @@
+"""Instance-balanced sampling: every image once an epoch, in an order that depends on the seed and the epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator for one epoch: the order is known from (seed, epoch) alone, so a resumed run finds it again.
+
+    The two numbers are spread over 64 bits by a multiplicative hash: seed 0, epoch 1 and seed 1, epoch 0 must not
+    share a stream, as they would with seed + epoch.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xC2B2AE3D27D4EB4F + 0x165667B19E3779F9) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+class InstanceSampler:
+    """Shuffled passes over the training set.
+
+    Args:
+        labels: (N,) int64 training labels (only their number matters here).
+        seed: the run's seed.
+    """
+
+    def __init__(self, labels: Tensor, seed: int) -> None:
+        self.labels = labels
+        self.seed = seed
+
+    def epoch(self, epoch: int) -> Tensor:
+        """(N,) indices of the images of this epoch, in order."""
+        return torch.randperm(len(self.labels), generator=epoch_generator(self.seed, epoch))

@@ -1,0 +1,129 @@
+"""Everything a recipe can name, one line each. Nothing here imports a component before it is used.
+
+A package of yours can add to these registries: call `LOSSES.add("mine", "my_package.losses:Mine", "what it does")` in
+a module named by the entry point group `imbalance_vlm.plugins`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from imbalance_vlm.registry import Registry
+
+DATASETS = Registry("dataset")
+ENCODERS = Registry("encoder")
+HEADS = Registry("head")
+LOSSES = Registry("loss")
+SAMPLERS = Registry("sampler")
+TUNINGS = Registry("tuning")
+OPTIMIZERS = Registry("optimizer")
+SCHEDULES = Registry("schedule")
+
+_PKG = "imbalance_vlm"
+
+# -- data ------------------------------------------------------------------------------------------------------------
+DATASETS.add("icons_lt", f"{_PKG}.data.icons_lt:icons_lt", "drawings of everyday concepts by many designers, embedded")
+DATASETS.add("folder", f"{_PKG}.data.folder:folder", "your images in class folders: train/ and test/, or one to split")
+
+# -- encoders --------------------------------------------------------------------------------------------------------
+ENCODERS.add(
+    "open_clip",
+    f"{_PKG}.encoders.open_clip:open_clip_encoder",
+    "any open_clip model, by name and tag, file or directory; mini-clip is embedded",
+    provides=frozenset({"text", "tokens"}),
+)
+ENCODERS.add(
+    "timm",
+    f"{_PKG}.encoders.timm:timm_encoder",
+    "any timm backbone, image only: `name: timm:MODEL`",
+    provides=frozenset({"tokens"}),
+)
+
+
+def _needs_of_init(settings: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"text"}) if settings.get("init") == "text" else frozenset()
+
+
+def _needs_of_decoder(settings: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"tokens"}) | _needs_of_init(settings)
+
+
+# -- heads -----------------------------------------------------------------------------------------------------------
+HEADS.add(
+    "text",
+    f"{_PKG}.heads.text:TextHead",
+    "zero-shot classifier: the text features of the class names",
+    paper="Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
+    needs=frozenset({"text"}),
+)
+HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs=_needs_of_init)
+HEADS.add(
+    "cosine",
+    f"{_PKG}.heads.cosine:CosineHead",
+    "scaled cosine to one direction a class, text-initialised by default",
+    paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
+    needs=_needs_of_init,
+)
+HEADS.add(
+    "decoder",
+    f"{_PKG}.heads.decoder:DecoderHead",
+    "transformer blocks over all image tokens, then a linear layer on the class token",
+    paper="Wang et al., Exploring Vision-Language Models for Imbalanced Learning, IJCV 2024",
+    needs=_needs_of_decoder,
+)
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+LOSSES.add("cross_entropy", f"{_PKG}.balancing.losses.cross_entropy:CrossEntropy", "softmax cross-entropy")
+LOSSES.add(
+    "focal",
+    f"{_PKG}.balancing.losses.focal:Focal",
+    "cross-entropy that fades for samples already right",
+    paper="Lin et al., Focal Loss for Dense Object Detection, ICCV 2017",
+)
+LOSSES.add(
+    "balanced_softmax",
+    f"{_PKG}.balancing.losses.balanced_softmax:BalancedSoftmax",
+    "softmax over logits shifted by the log class counts",
+    paper="Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, NeurIPS 2020",
+)
+LOSSES.add(
+    "logit_adjustment",
+    f"{_PKG}.balancing.losses.logit_adjustment:LogitAdjustment",
+    "softmax over logits shifted by tau times the log prior",
+    paper="Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021",
+)
+
+# -- samplers --------------------------------------------------------------------------------------------------------
+SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", "every image once an epoch, shuffled")
+
+# -- tuning ----------------------------------------------------------------------------------------------------------
+TUNINGS.add("zero_shot", f"{_PKG}.tuning.zero_shot:ZeroShot", "nothing is trained", needs=frozenset({"text"}))
+TUNINGS.add("linear_probe", f"{_PKG}.tuning.linear_probe:LinearProbe", "the head is trained, the towers are frozen")
+
+# -- optimizers and schedules ----------------------------------------------------------------------------------------
+OPTIMIZERS.add("sgd", f"{_PKG}.training.optimizers:sgd", "torch.optim.SGD with momentum")
+OPTIMIZERS.add("adamw", f"{_PKG}.training.optimizers:adamw", "torch.optim.AdamW")
+SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "the learning rate stays, after an optional warm-up")
+SCHEDULES.add("cosine", f"{_PKG}.training.schedules:cosine", "cosine decay to lr_min, after an optional warm-up")
+SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning rate drops at given epochs")
+
+REGISTRIES: dict[str, Registry] = {
+    "datasets": DATASETS,
+    "encoders": ENCODERS,
+    "tunings": TUNINGS,
+    "heads": HEADS,
+    "losses": LOSSES,
+    "samplers": SAMPLERS,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
+}
+
+
+@cache
+def load_plugins() -> None:
+    """Import the modules that other packages name under the entry point group `imbalance_vlm.plugins`, once."""
+    for point in entry_points(group="imbalance_vlm.plugins"):
+        point.load()

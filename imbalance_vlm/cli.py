@@ -1,0 +1,190 @@
+"""The command line. Commands import what they need when they run: `--help` and `ls` answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from imbalance_vlm import __version__, catalogue
+from imbalance_vlm.errors import InputError, did_you_mean
+
+EXIT_BAD_INPUT = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="imbalance-vlm", description="Long-tailed recognition with vision-language models: recipe in, table out."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", metavar="command", required=True)
+
+    def command(name: str, do: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(do=do)
+        return sub
+
+    add_run_arguments(command("run", do_run, "run a recipe or a study and print its table"))
+
+    sub = command("ls", do_ls, "list recipes and components")
+    sub.add_argument("kind", nargs="?", help=f"recipes, {', '.join(catalogue.REGISTRIES)}; all of them by default")
+
+    sub = command("show", do_show, "print a recipe with every default filled in, or a component with its settings")
+    sub.add_argument("name", help="a recipe, or the name of a component")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value")
+
+    sub = command("validate", do_validate, "check recipes without running them")
+    sub.add_argument("recipes", nargs="+", metavar="recipe")
+
+    sub = command("table", do_table, "make a table of finished runs")
+    sub.add_argument("places", nargs="*", type=Path, default=[Path("runs")], help="run folders, or folders above them")
+    sub.add_argument("--format", default="markdown", help="markdown (default), latex, csv; parquet needs --out")
+    sub.add_argument("--columns", help="comma-separated; all by default")
+    sub.add_argument("--sort", help="column to sort by, best first")
+    sub.add_argument("--out", type=Path, help="write to this file; the suffix .md, .tex, .csv or .parquet says how")
+
+    sub = command("cache", do_cache, "list or prune the feature cache")
+    sub.add_argument("action", choices=["ls", "prune", "path"])
+    sub.add_argument("--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove all)")
+    sub.add_argument("--older-than-days", type=float, help="prune: remove only what was unused for this long")
+
+    sub = command("bench", do_bench, "measure what this machine does")
+    sub.add_argument("what", choices=["features"], help="features: the cache against encoding at every epoch")
+    sub.add_argument("--epochs", type=int, default=50, help="epochs to compare (default 50)")
+    sub.add_argument("--live-epochs", type=int, default=1, help="epochs of re-encoding that are really run (default 1)")
+    return top
+
+
+def add_run_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", help="a YAML file, or the name of a packaged recipe (`imbalance-vlm ls recipes`)")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as training.epochs=5")
+    sub.add_argument("--runs", default="runs", help="folder for the run folders (default: runs)")
+    sub.add_argument("--force", action="store_true", help="run again what is finished")
+    sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when all went well, 2 for bad input, 130 after Ctrl-C."""
+    given = parser().parse_args(arguments)
+    try:
+        given.do(given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stderr.close()
+    return 0
+
+
+def do_run(given: argparse.Namespace) -> None:
+    from imbalance_vlm.progress import note
+
+    note(f"{given.recipe}: loading ...")
+    from imbalance_vlm.results.result import StudyResult
+    from imbalance_vlm.results.tables import markdown, select
+    from imbalance_vlm.runner import run
+
+    result = run(given.recipe, given.overrides, runs=given.runs, force=given.force, device=given.device)
+    shown = result.table
+    if not isinstance(result, StudyResult):
+        shown = select(shown, ["recipe", "dataset", "encoder", "tuning", "head", "balancing", *_MAIN])
+    print(markdown(shown), end="")
+    if isinstance(result, StudyResult) and (result.path / "plot.png").is_file():
+        note(f"plot: {result.path / 'plot.png'}")
+    note(f"results: {result.path}")
+
+
+_MAIN = ("overall", "many", "medium", "few")
+
+
+def do_ls(given: argparse.Namespace) -> None:
+    from imbalance_vlm.recipe.load import list_recipes
+
+    catalogue.load_plugins()
+    kinds = ["recipes", *catalogue.REGISTRIES]
+    if given.kind is not None and given.kind not in kinds:
+        raise InputError(f"unknown kind {given.kind!r}.{did_you_mean(given.kind, kinds)} Available: {', '.join(kinds)}")
+    for kind in [given.kind] if given.kind else kinds:
+        print(f"{kind}:")
+        if kind == "recipes":
+            for name in list_recipes():
+                print(f"  {name}")
+            continue
+        entries = list(catalogue.REGISTRIES[kind])
+        width = max(len(entry.name) for entry in entries)
+        for entry in entries:
+            status = f" [{entry.status}]" if entry.status else ""
+            paper = f" ({entry.paper})" if entry.paper else ""
+            print(f"  {entry.name.ljust(width)}  {entry.summary}{status}{paper}")
+
+
+def do_show(given: argparse.Namespace) -> None:
+    from imbalance_vlm.showing import show_component, show_recipe
+
+    catalogue.load_plugins()
+    found = [(kind, registry.get(given.name)) for kind, registry in catalogue.REGISTRIES.items() if given.name in registry]
+    print(show_component(found) if found else show_recipe(given.name, given.overrides), end="")
+
+
+def do_validate(given: argparse.Namespace) -> None:
+    from imbalance_vlm.recipe.study import plan
+
+    wrong = 0
+    for recipe in given.recipes:
+        try:
+            wanted = plan(recipe)
+        except InputError as error:
+            wrong += 1
+            print(f"{recipe}: {error}", file=sys.stderr)
+            continue
+        runs = f", {len(wanted.recipes)} runs" if wanted.is_study else ""
+        print(f"{recipe}: valid{runs}")
+    if wrong:
+        raise InputError(f"{wrong} of {len(given.recipes)} recipes are not valid")
+
+
+def do_table(given: argparse.Namespace) -> None:
+    from imbalance_vlm.results.result import find_results
+    from imbalance_vlm.results.tables import format_table, save_table, select, table
+
+    columns = given.columns.split(",") if given.columns else None
+    frame = select(table(find_results(given.places)), columns, given.sort)
+    if given.out:
+        save_table(frame, given.out)
+    else:
+        print(format_table(frame, given.format), end="")
+
+
+def do_cache(given: argparse.Namespace) -> None:
+    from imbalance_vlm.encoders.cache import FeatureCache
+
+    store = FeatureCache()
+    if given.action == "path":
+        print(store.root)
+        return
+    if given.action == "prune":
+        age = given.older_than_days * 86400 if given.older_than_days is not None else None
+        limit = given.max_gb * 1e9 if age is None or given.max_gb else float("inf")
+        removed = store.prune(limit, older_than=age)
+        print(f"removed {len(removed)} entries, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")
+        return
+    entries = list(store.entries())
+    for entry in entries:
+        state = "" if entry.complete else "  (unfinished)"
+        what = " | ".join(str(entry.meta.get(key, "?")) for key in ("split", "encoder", "kind", "shape"))
+        print(f"{entry.bytes / 1e6:9.1f} MB  {what}{state}")
+    print(f"{sum(entry.bytes for entry in entries) / 1e6:9.1f} MB in {len(entries)} entries of {store.root}")
+
+
+def do_bench(given: argparse.Namespace) -> None:
+    from imbalance_vlm.benchmarks import bench_features
+
+    print(bench_features(given.epochs, given.live_epochs), end="")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,179 @@
+"""What a dataset is: named classes and splits of (image, label) pairs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from imbalance_vlm.errors import InputError
+
+
+class Images(Protocol):
+    """A sequence of RGB pictures with a fingerprint of its content."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Image.Image: ...
+    def name(self, index: int) -> str: ...
+    def take(self, keep: NDArray[np.int64]) -> Images: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Pictures held in memory.
+
+    Args:
+        pixels: (N, H, W, 3) uint8.
+        prefix: what the names of the pictures begin with in listings.
+    """
+
+    pixels: NDArray[np.uint8]
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != np.uint8:
+            raise InputError(
+                f"`pixels` must be (N, H, W, 3) uint8, got {self.pixels.shape} {self.pixels.dtype}"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}{index}"
+
+    def take(self, keep: NDArray[np.int64]) -> ArrayImages:
+        return ArrayImages(self.pixels[keep], self.prefix)
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Pictures in files, decoded when asked for.
+
+    The fingerprint is made of each file's relative path, size and modification time: reading the names of a million
+    files takes seconds, reading their bytes hours.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str(self.root.resolve()).encode())
+        for path in self.paths:
+            status = (self.root / path).stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        with Image.open(self.root / self.paths[index]) as image:
+            return image.convert("RGB")
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def take(self, keep: NDArray[np.int64]) -> FileImages:
+        return FileImages(self.root, tuple(self.paths[i] for i in keep))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Pictures and their labels: `labels` is (N,) int64, in [0, C)."""
+
+    images: Images
+    labels: NDArray[np.int64]
+
+    def __init__(self, images: Images, labels: ArrayLike) -> None:
+        array = np.asarray(labels, dtype=np.int64)
+        if array.shape != (len(images),):
+            raise InputError(f"`labels` must hold one label for each of {len(images)} images, got {array.shape}")
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", array)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, keep: NDArray[np.int64]) -> Split:
+        return Split(self.images.take(keep), self.labels[keep])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.fingerprint.encode() + self.labels.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A classification dataset.
+
+    Args:
+        name: what the result tables call it.
+        class_names: (C,) names as a person would write them; they are also what the text tower reads.
+        splits: "train" and "test", and "val" where there is one.
+        templates: sentences with one `{}` for the class name; several are ensembled.
+        flips: whether a mirrored picture still shows its class ("arrow left" does not survive it).
+        skipped: paths of images left out because they could not be read.
+
+    Raises:
+        InputError: a missing split, no images, a label outside [0, C), or a class name used twice.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Split]
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    flips: bool = True
+    skipped: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        for required in ("train", "test"):
+            if required not in self.splits:
+                raise InputError(f"dataset '{self.name}' must have a '{required}' split, got {sorted(self.splits)}")
+        repeated = sorted({n for n in self.class_names if self.class_names.count(n) > 1}) if (
+            len(set(self.class_names)) < len(self.class_names)
+        ) else []
+        if repeated:
+            raise InputError(
+                f"class names of dataset '{self.name}' must differ, got {repeated[0]!r} more than once; "
+                "tell the classes apart by their names (the text tower sees nothing else)"
+            )
+        for split_name, split in self.splits.items():
+            if len(split) == 0:
+                raise InputError(f"split '{split_name}' of dataset '{self.name}' holds no images")
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.num_classes:
+                row = int(np.flatnonzero((split.labels < 0) | (split.labels >= self.num_classes))[0])
+                raise InputError(
+                    f"labels of split '{split_name}' of dataset '{self.name}' must lie in 0..{self.num_classes - 1} "
+                    f"({self.num_classes} classes), got {int(split.labels[row])} for image {split.images.name(row)!r}"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(C,) training images of each class."""
+        return np.bincount(self.splits["train"].labels, minlength=self.num_classes)
+
+    def with_templates(self, templates: tuple[str, ...]) -> Dataset:
+        return replace(self, templates=templates)

@@ -1,0 +1,67 @@
+"""What an encoder is, and the two kinds of feature space it offers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+KINDS = ("embedding", "class_token", "tokens")
+"""Image features: "embedding" (B, d), in the space the text features share; "class_token" (B, w), after the tower's
+final norm but before the projection; "tokens" (B, T, w), all tokens after the final norm, the class token first."""
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Encoder(Protocol):
+    """A frozen or tuned image tower, with a text tower or without.
+
+    `fingerprint` identifies the weights, `transform` turns a picture into the (3, H, W) tensor the tower was trained
+    on, `logit_scale` multiplies cosines (1 for towers without text).
+    """
+
+    name: str
+    pretrained: str
+    pretrain_pairs: int | None
+    precision: str
+    fingerprint: str
+    transform: Transform
+    provides: frozenset[str]
+    logit_scale: float
+    module: nn.Module
+
+    def width(self, kind: str) -> int: ...
+    def image_features(self, pixels: Tensor, kind: str) -> Tensor: ...
+    def text_features(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor: ...
+    def text_in(self, kind: str, text_features: Tensor) -> Tensor: ...
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder with their names."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.name.encode() + b"\0")
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's state, for weights that come from no file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """bf16 autocast when the recipe asks for it, else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,183 @@
+"""The feature cache: each picture goes through a frozen tower once, for all recipes.
+
+An entry is a folder named by the SHA-256 of all that its numbers depend on (weights, transform, pictures, precision,
+view, kind of feature). It holds `features.bin`, rows in C order, and `meta.json`. Rows are appended chunk by chunk to
+`features.partial`; a killed run goes on behind the last whole chunk, and the finished file is moved into place in one
+step. Reading maps the file, so a set larger than memory costs no more than the rows in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.progress import bar
+
+CHUNK = 1024
+"""Rows to a chunk: what a killed run may lose, and always the same batches, so that a resumed entry has the same bytes."""
+
+Encode = Callable[[int, int], NDArray[Any]]
+
+
+def cache_folder() -> Path:
+    """$IMBALANCE_VLM_CACHE, or imbalance_vlm under the user's cache folder."""
+    given = os.environ.get("IMBALANCE_VLM_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "imbalance_vlm"
+
+
+def cache_limit() -> int:
+    """Bytes the cache may take: $IMBALANCE_VLM_CACHE_GB (a number of 10^9 bytes), 50 by default."""
+    given = os.environ.get("IMBALANCE_VLM_CACHE_GB", "50")
+    try:
+        return int(float(given) * 1e9)
+    except ValueError:
+        raise InputError(f"$IMBALANCE_VLM_CACHE_GB must be a number of gigabytes, got {given!r}") from None
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One finished or unfinished entry, for listings."""
+
+    folder: Path
+    meta: Mapping[str, Any]
+    bytes: int
+    used: float
+    complete: bool
+
+
+class FeatureCache:
+    """Arrays on disk, by what they were made from.
+
+    Args:
+        root: its folder; made when first written to.
+        limit: bytes it may take; the entries unused for longest make room.
+    """
+
+    def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
+        self.root = (root or cache_folder()) / "features"
+        self.limit = cache_limit() if limit is None else limit
+
+    def get(self, made_from: Mapping[str, Any], shape: tuple[int, ...], dtype: str, encode: Encode) -> NDArray[Any]:
+        """The array made from `made_from`, read if it is there, else made by `encode(start, stop)` chunk by chunk.
+
+        Args:
+            made_from: everything the numbers depend on, as plain JSON values.
+            shape: of the whole array, rows first.
+            dtype: "float32" or "float16".
+            encode: gives rows [start, stop).
+
+        Returns:
+            A read-only memory map of `shape`.
+
+        Raises:
+            InputError: no space for it, on the disk or within the limit.
+        """
+        described = dict(made_from) | {"shape": list(shape), "dtype": dtype}
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+        folder = self.root / key
+        finished = folder / "features.bin"
+        if not finished.is_file():
+            with disk_errors(folder, _REMEDY):
+                folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(folder / "lock")):  # a second run waits for the first and then reads
+                if not finished.is_file():
+                    self._make(folder, described, shape, np.dtype(dtype), encode)
+        os.utime(folder)
+        return np.memmap(finished, dtype=dtype, mode="r", shape=shape)
+
+    def _make(
+        self, folder: Path, described: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any], encode: Encode
+    ) -> None:
+        rows, row_bytes = shape[0], int(np.prod(shape[1:])) * dtype.itemsize
+        partial = folder / "features.partial"
+        have = partial.stat().st_size if partial.is_file() else 0
+        start = have // row_bytes // CHUNK * CHUNK
+        self._make_room(rows * row_bytes, folder)
+        with disk_errors(folder, _REMEDY):
+            write_json(folder / "meta.json", described)
+            free = shutil.disk_usage(folder).free
+            if free < (rows - start) * row_bytes:
+                raise InputError(
+                    f"the feature cache {self.root} needs {rows * row_bytes / 1e6:.0f} MB for {rows} images, the disk has "
+                    f"{free / 1e6:.0f} MB left; {_REMEDY}"
+                )
+            with partial.open("r+b" if have else "wb") as stream, bar(
+                rows, f"encode {described.get('split', 'images')}", "img", start
+            ) as progress:
+                stream.truncate(start * row_bytes)
+                stream.seek(start * row_bytes)
+                for begin in range(start, rows, CHUNK):
+                    end = min(begin + CHUNK, rows)
+                    block = np.ascontiguousarray(encode(begin, end), dtype=dtype)
+                    if block.shape != (end - begin, *shape[1:]):
+                        raise ValueError(f"encode({begin}, {end}) must give {(end - begin, *shape[1:])}, got {block.shape}")
+                    stream.write(block.tobytes())
+                    stream.flush()
+                    progress.update(end - begin)
+                os.fsync(stream.fileno())
+        os.replace(partial, folder / "features.bin")
+
+    def _make_room(self, needed: int, keep: Path) -> None:
+        if needed > self.limit:
+            raise InputError(
+                f"one feature array of {needed / 1e9:.1f} GB exceeds the cache limit of {self.limit / 1e9:.1f} GB; "
+                "raise $IMBALANCE_VLM_CACHE_GB, or set encoder.cache to false to encode anew each epoch"
+            )
+        self.prune(self.limit - needed, keep, finished_only=True)
+
+    def entries(self) -> Iterator[CacheEntry]:
+        """All entries, the one used last first."""
+        found = []
+        for folder in self.root.glob("*/"):
+            try:
+                meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                meta = {}
+            size = sum(file.stat().st_size for file in folder.glob("features.*"))
+            complete = (folder / "features.bin").is_file()
+            found.append(CacheEntry(folder, meta, size, folder.stat().st_mtime, complete))
+        yield from sorted(found, key=lambda entry: -entry.used)
+
+    def prune(
+        self, limit: int, keep: Path | None = None, older_than: float | None = None, finished_only: bool = False
+    ) -> list[CacheEntry]:
+        """Remove the entries unused for longest until at most `limit` bytes remain; returns what was removed.
+
+        Args:
+            limit: bytes that may remain.
+            keep: an entry that stays in any case.
+            older_than: also remove all entries unused for this many seconds.
+            finished_only: leave entries alone that another run may be writing.
+        """
+        removed, total = [], 0
+        now = time.time()
+        for entry in self.entries():
+            if entry.folder == keep or (finished_only and not entry.complete):
+                continue
+            total += entry.bytes
+            if total > limit or (older_than is not None and now - entry.used > older_than):
+                shutil.rmtree(entry.folder, ignore_errors=True)
+                total -= entry.bytes
+                removed.append(entry)
+        return removed
+
+
+_REMEDY = (
+    "free some space (`imbalance-vlm cache prune`), put the cache elsewhere ($IMBALANCE_VLM_CACHE), "
+    "or set encoder.cache to false"
+)

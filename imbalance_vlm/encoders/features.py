@@ -1,0 +1,149 @@
+"""From a split to a source of features: through the cache where it pays, through the tower where it does not."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+
+from imbalance_vlm.data.dataset import Split
+from imbalance_vlm.data.loading import pixel_batches
+from imbalance_vlm.encoders.base import Encoder, Transform
+from imbalance_vlm.encoders.cache import FeatureCache
+from imbalance_vlm.progress import note
+from imbalance_vlm.training.sources import FeatureSource, ImageSource, Source
+from imbalance_vlm.types import NonNegative
+
+ENCODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class CroppedView:
+    """A random square-ish crop (and mirror image, where classes survive it) before the model's own transform.
+
+    The crop is drawn from the picture itself and the view's number: the same picture gives the same crop in every run,
+    on every worker, so a cached view means something.
+    """
+
+    base: Transform
+    view: int
+    min_scale: float
+    flips: bool
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        seed = zlib.crc32(picture.tobytes(), self.view)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            top, left, height, width = RandomResizedCrop.get_params(
+                picture,  # type: ignore[arg-type]
+                [self.min_scale, 1.0],
+                [3 / 4, 4 / 3],
+            )
+            mirrored = self.flips and bool(torch.rand(()) < 0.5)
+        side = min(picture.size)
+        picture = picture.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BICUBIC)
+        return self.base(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture)
+
+
+def view_transforms(encoder: Encoder, views: int, min_scale: float, flips: bool) -> list[Transform]:
+    """The model's own transform alone, or `views` random crops in its place."""
+    crops: list[Transform] = [CroppedView(encoder.transform, view, min_scale, flips) for view in range(views)]
+    return crops or [encoder.transform]
+
+
+def feature_source(
+    encoder: Encoder,
+    split: Split,
+    kind: str,
+    transforms: Sequence[Transform],
+    device: torch.device,
+    description: str,
+    *,
+    cache: bool = True,
+    token_limit_gb: NonNegative = 4.0,
+) -> Source:
+    """The features of a split.
+
+    Args:
+        encoder: the frozen tower.
+        split: pictures and labels.
+        kind: which features; see `imbalance_vlm.encoders.base.KINDS`.
+        transforms: one for each view.
+        device: where batches are wanted.
+        description: names the split in the progress bar and the cache's listing.
+        cache: false sends the pictures through the tower at every pass.
+        token_limit_gb: all image tokens take T times the room of a pooled feature; above this many GB (10^9 bytes) a
+            split's tokens are computed at every pass instead of kept.
+
+    Pooled features are kept in float32, tokens in float16.
+    """
+    shape = _shape(encoder, split, kind, transforms[0], device)
+    dtype = "float16" if kind == "tokens" else "float32"
+    size = len(transforms) * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if cache and kind == "tokens" and size > token_limit_gb * 1e9:
+        note(
+            f"{description}: {size / 1e9:.1f} GB of tokens exceed encoder.token_limit_gb {token_limit_gb:g}: "
+            "computed at every pass"
+        )
+        cache = False
+    if not cache:
+        return ImageSource(split, encoder, kind, transforms, device)
+    store = FeatureCache()
+    arrays = [
+        store.get(
+            _made_from(encoder, split, kind, transform, description),
+            shape,
+            dtype,
+            lambda start, stop, t=transform: _encode(encoder, split, kind, t, device, start, stop),  # type: ignore[misc]
+        )
+        for transform in transforms
+    ]
+    return FeatureSource(arrays, split.labels, device)
+
+
+def _shape(encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device) -> tuple[int, ...]:
+    if kind != "tokens":
+        return len(split), encoder.width(kind)
+    with torch.no_grad():
+        probe = encoder.image_features(transform(split.images[0])[None].to(device), kind)  # (1, T, w)
+    return len(split), probe.shape[1], probe.shape[2]
+
+
+def _made_from(encoder: Encoder, split: Split, kind: str, transform: Transform, description: str) -> dict[str, str]:
+    return {
+        "encoder": f"{encoder.name} {encoder.pretrained}",
+        "weights": encoder.fingerprint,
+        "precision": encoder.precision,
+        "transform": _describe(transform),
+        "images": split.images.fingerprint,
+        "split": description,
+        "kind": kind,
+    }
+
+
+def _describe(transform: Transform) -> str:
+    """A transform in words, without the memory addresses that the functions among its steps print."""
+    if isinstance(transform, CroppedView):
+        return f"view {transform.view}, scale {transform.min_scale}, flips {transform.flips}, {_describe(transform.base)}"
+    steps = getattr(transform, "transforms", [transform])
+    return "; ".join(getattr(step, "__name__", None) or repr(step) for step in steps)
+
+
+def _encode(
+    encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device, start: int, stop: int
+) -> NDArray[np.floating]:
+    rows = [list(chunk) for chunk in np.array_split(np.arange(start, stop), -(-(stop - start) // ENCODE_BATCH))]
+    parts = []
+    with torch.inference_mode():
+        for pixels in pixel_batches(split.images, transform, rows):
+            parts.append(encoder.image_features(pixels.to(device, non_blocking=True), kind).cpu())
+    return torch.cat(parts).numpy()
+
+

@@ -1,0 +1,62 @@
+"""Heads by name, and the directions they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbalance_vlm import catalogue
+from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.recipe.typecheck import checked_settings
+from imbalance_vlm.training.sources import Source
+
+
+def create_head(
+    name: str, width: int, num_classes: int, directions: Tensor | None = None, **settings: Any
+) -> nn.Module:
+    """A head by its recipe name.
+
+    Args:
+        name: one of `list_heads()`.
+        width: width of the features it reads.
+        num_classes: C.
+        directions: (C, width) unit rows to start from (text features or class means); None for a random start.
+        settings: the head's own, as in a recipe.
+    """
+    build = catalogue.HEADS.get(name).load()
+    if name != "text":  # its one argument comes from the encoder, not from a recipe
+        settings = checked_settings(f"head '{name}'", build, settings)
+    head: nn.Module = build(width, num_classes, directions, **settings)
+    return head
+
+
+def reads_tokens(name: str) -> bool:
+    """Whether the head reads all image tokens or pooled features."""
+    return getattr(catalogue.HEADS.get(name).load(), "reads", "pooled") == "tokens"
+
+
+def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(C, w) unit directions of the class names in the space of the image features of `kind`."""
+    return encoder.text_in(kind, encoder.text_features(class_names, templates))
+
+
+@torch.no_grad()
+def class_mean_directions(source: Source, num_classes: int, batch_size: int = 4096) -> Tensor:
+    """(C, w) unit directions of each class's mean unit feature (tokens: the class token); a class without images gets
+    the mean of all."""
+    total: Tensor | None = None
+    rows = torch.arange(len(source)).split(batch_size)
+    for features, labels in source.batches(rows):
+        unit = F.normalize(features[:, 0] if features.ndim == 3 else features, dim=-1)  # (B, w)
+        if total is None:
+            total = torch.zeros(num_classes, unit.shape[1], device=unit.device)
+        total.index_add_(0, labels, unit)
+    if total is None:
+        raise ValueError("no features to take means of")
+    empty = total.norm(dim=1) == 0
+    total[empty] = total.sum(0)
+    return F.normalize(total, dim=-1)

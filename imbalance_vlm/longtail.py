@@ -1,0 +1,114 @@
+"""What is known about a long tail: counts, prior, groups. Computed once and passed to everything that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imbalance_vlm.errors import InputError
+
+GROUPS = ("many", "medium", "few")
+
+
+@dataclass(frozen=True, eq=False)
+class LongTail:
+    """Class counts of a training set and everything that follows from them.
+
+    Args:
+        counts: (C,) training images of each class.
+        class_names: (C,) names, used in messages; the class index stands in for a missing name.
+        many: classes with more training images than this are "many" (> 100 in ImageNet-LT's protocol).
+        few: classes with fewer than this are "few" (< 20); those between, both ends included, are "medium".
+        allow_empty: accept classes without a training image. Such a class has prior 0 (log prior -inf): prior-based
+            losses leave it out of the softmax, so that it neither gets a gradient nor shifts the others' priors.
+
+    Raises:
+        InputError: counts that are not one row of non-negative whole numbers, or a class without images.
+
+    Source: the many/medium/few rule is that of Liu et al., "Large-Scale Long-Tailed Recognition in an Open World",
+    CVPR 2019.
+
+    >>> tail = LongTail([120, 30, 2])
+    >>> tail.groups["few"].tolist(), round(float(tail.imbalance), 1)
+    ([2], 60.0)
+    """
+
+    counts: NDArray[np.int64]
+    class_names: Sequence[str] = field(default=(), repr=False)
+    many: int = 100
+    few: int = 20
+    allow_empty: bool = False
+
+    def __init__(
+        self,
+        counts: ArrayLike,
+        class_names: Sequence[str] = (),
+        many: int = 100,
+        few: int = 20,
+        allow_empty: bool = False,
+    ) -> None:
+        array = np.asarray(counts)
+        whole = np.issubdtype(array.dtype, np.integer) or bool(np.all(np.mod(array, 1) == 0))
+        if array.ndim != 1 or array.size == 0 or not whole or array.min() < 0:
+            raise InputError(
+                "`counts` must be one row of whole numbers >= 0, one for each class, "
+                f"got shape {array.shape}, {array.dtype}{', lowest ' + str(array.min()) if array.size else ''}"
+            )
+        if class_names and len(class_names) != array.size:
+            raise InputError(f"`class_names` must name {array.size} classes, got {len(class_names)} names")
+        if few > many + 1:
+            raise InputError(f"`few` must not exceed `many` + 1, got few={few}, many={many}")
+        object.__setattr__(self, "counts", array.astype(np.int64))
+        object.__setattr__(self, "class_names", tuple(class_names))
+        object.__setattr__(self, "many", many)
+        object.__setattr__(self, "few", few)
+        object.__setattr__(self, "allow_empty", allow_empty)
+        empty = np.flatnonzero(self.counts == 0)
+        if empty.size and not allow_empty:
+            shown = ", ".join(f"{c} ({self.name_of(int(c))!r})" for c in empty[:5])
+            more = f" and {empty.size - 5} more" if empty.size > 5 else ""
+            raise InputError(
+                f"`counts` must be positive for every class, got 0 for class {shown}{more}; "
+                "add training images or pass allow_empty=true to leave the class out of every prior"
+            )
+        if self.counts.sum() == 0:
+            raise InputError("`counts` must hold at least one training image, got none")
+
+    @classmethod
+    def of(cls, counts: LongTail | ArrayLike) -> LongTail:
+        """`counts` itself when it is a LongTail already, else a LongTail made of it."""
+        return counts if isinstance(counts, LongTail) else cls(counts)
+
+    def name_of(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else str(label)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.counts.size)
+
+    @cached_property
+    def prior(self) -> NDArray[np.float64]:
+        """(C,) share of each class in the training set; sums to 1."""
+        return self.counts / self.counts.sum()
+
+    @cached_property
+    def log_prior(self) -> NDArray[np.float64]:
+        """(C,) log of `prior`; -inf for a class without images."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.prior)
+
+    @cached_property
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """Class indices of each group, by TRAIN count: many > `many`, few < `few`, medium between."""
+        many, few = self.counts > self.many, self.counts < self.few
+        masks = {"many": many, "medium": ~many & ~few, "few": few}
+        return {group: np.flatnonzero(masks[group]) for group in GROUPS}
+
+    @property
+    def imbalance(self) -> float:
+        """Largest over smallest non-zero count."""
+        return float(self.counts.max() / self.counts[self.counts > 0].min())

@@ -1,0 +1,225 @@
+"""From YAML files and `key.path=value` overrides to one nested mapping, with the origin of every key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.recipe.problems import Problem, RecipeError
+
+COMMAND_LINE = "command line"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice and reads 1e-3 as the number everybody means (YAML 1.2)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            try:
+                twice = key in seen
+            except TypeError:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word or a number", key_node.start_mark
+                ) from None
+            if twice:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+@dataclass
+class Loaded:
+    """A merged recipe: `tree` as written, `origins` the file that each key path comes from, and the command line's
+    `changes`, which also win over what a study's variants say."""
+
+    tree: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def origin(self, key: str) -> str:
+        """The file that the closest enclosing key comes from."""
+        parts = key.split(".")
+        for end in range(len(parts), 0, -1):
+            found = self.origins.get(".".join(parts[:end]))
+            if found:
+                return found
+        return self.source
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with the package: inside a wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package, such as "icons_lt/linear_probe"."""
+    root = recipes_folder()
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not any(part.startswith("_") for part in name.split("/")))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe, given as a path or as a name that `list_recipes` shows.
+
+    Raises:
+        InputError: neither a file nor a known name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    short = re.sub(r"^recipes/|\.ya?ml$", "", path.as_posix())
+    packaged = recipes_folder() / f"{short}.yaml"
+    if packaged.is_file():
+        return packaged
+    known = list_recipes()
+    raise InputError(
+        f"recipe {str(name)!r} must be a YAML file or the name of a packaged recipe, and is neither."
+        f"{did_you_mean(short, known)} `imbalance-vlm ls recipes` lists them"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError([Problem("", f"not valid YAML: {' '.join(str(error).split())}", str(path))]) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError([Problem("", f"must be a mapping of keys, got a {type(content).__name__}", str(path))])
+    return content
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mapping by mapping.
+
+    A component with another `name` replaces the one below it whole: its settings would mean nothing to the other.
+    A bare name stands for a component without settings.
+    """
+    merged = deepcopy(dict(base))
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping):
+            below = {"name": below}
+        if isinstance(below, Mapping) and isinstance(value, str) and "name" in below:
+            value = {"name": value}
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            replaces = "name" in value and "name" in below and value["name"] != below["name"]
+            merged[key] = deepcopy(dict(value)) if replaces else merge(below, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """`nested("a.b", 1)` is `{"a": {"b": 1}}`."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
+
+
+def undotted(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping in which `a.b: 1` is written out as `a: {b: 1}`."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        result = merge(result, nested(str(key), value))
+    return result
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterable[str]:
+    if prefix:
+        yield prefix
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
+    resolved = path.resolve()
+    if resolved in chain:
+        cycle = " -> ".join(str(step.name) for step in (*chain, resolved))
+        raise RecipeError([Problem("include", f"includes itself: {cycle}", str(path))])
+    tree = read_yaml(path)
+    includes = tree.pop("include", [])
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
+        raise RecipeError([Problem("include", f"must be a list of paths, got {includes!r}", str(path))])
+    merged, origins = {}, {}
+    for item in includes:
+        target = path.parent / item
+        if not target.is_file():
+            raise RecipeError([Problem("include", f"no file {item!r} beside the recipe", str(path))])
+        below = _load_file(target, (*chain, resolved))
+        below.tree.pop("name", None)  # a name belongs to one file
+        merged = merge(merged, below.tree)
+        origins.update(below.origins)
+    origins.update(dict.fromkeys(_leaves(tree), str(path)))
+    return Loaded(merge(merged, tree), origins, str(path))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """ "training.epochs=5" as ("training.epochs", 5): the value is YAML."""
+    key, sign, value = text.partition("=")
+    if not sign or not key or any(not part for part in key.split(".")):
+        raise RecipeError([Problem("", f"an override must look like key.path=value, got {text!r}", COMMAND_LINE)])
+    try:
+        return key, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError([Problem(key, f"not valid YAML: {value!r}", COMMAND_LINE)]) from error
+
+
+def load(
+    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] | None = None
+) -> Loaded:
+    """A recipe with its includes and overrides merged, unchecked.
+
+    Args:
+        recipe: a file, the name of a packaged recipe, or the mapping itself.
+        overrides: "key.path=value" strings, or a mapping whose keys may be dotted.
+    """
+    if isinstance(recipe, Mapping):
+        if "include" in recipe:
+            raise RecipeError([Problem("include", "only a recipe in a file can include others")])
+        loaded = Loaded(deepcopy(dict(recipe)), source="recipe")
+    else:
+        path = find_recipe(recipe)
+        loaded = _load_file(path, ())
+        loaded.tree.setdefault("name", default_name(path))
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides or ())
+    for key, value in pairs:
+        change = nested(key, value)
+        loaded.changes.append(change)
+        loaded.tree = merge(loaded.tree, change)
+        loaded.origins.update({key: COMMAND_LINE} | dict.fromkeys(_leaves(value, key), COMMAND_LINE))
+    return loaded
+
+
+def default_name(path: Path) -> str:
+    """The path under recipes/ without its suffix, or the bare file name elsewhere."""
+    try:
+        return path.resolve().relative_to(recipes_folder().resolve()).with_suffix("").as_posix()
+    except ValueError:
+        return path.stem

@@ -1,0 +1,199 @@
+"""The shape of a recipe, and its check: every problem found in one pass, every default filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imbalance_vlm import catalogue
+from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.recipe.load import Loaded
+from imbalance_vlm.recipe.problems import Problem, RecipeError
+from imbalance_vlm.recipe.typecheck import mistake
+from imbalance_vlm.registry import Entry, Registry, Setting, settings_of
+from imbalance_vlm.types import Natural
+
+REQUIRED = object()
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A plain value."""
+
+    annotation: Any
+    default: Any = REQUIRED
+
+
+@dataclass(frozen=True)
+class Component:
+    """Exactly one entry of a registry, with its settings: `{name: focal, gamma: 2}`, or just `focal`.
+
+    `shared` names a function whose settings every entry accepts beside its own.
+    """
+
+    registry: Registry
+    default: Any = REQUIRED
+    shared: str = ""
+    entry_of: Callable[[str], str] = str  # the registry's name for what the recipe calls it
+
+
+@dataclass(frozen=True)
+class Section:
+    """Named children, and beside them the settings of a function."""
+
+    children: Mapping[str, Leaf | Component | Section]
+    settings: str = ""
+    default: Any = None
+
+
+Node = Leaf | Component | Section
+
+
+def encoder_entry(model: str) -> str:
+    """Which adapter a model name belongs to: "timm:resnet50" is timm's, every other name is open_clip's."""
+    prefix = model.partition(":")[0] if ":" in model else ""
+    return prefix if prefix in catalogue.ENCODERS and prefix != "open_clip" else "open_clip"
+
+
+RECIPE = Section(
+    {
+        "name": Leaf(str),
+        "description": Leaf(str, ""),
+        "paper": Leaf(dict[str, Any] | None, None),
+        "seed": Leaf(Natural, 0),
+        "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:prepare"),
+        "encoder": Component(
+            catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source", entry_of=encoder_entry
+        ),
+        "tuning": Component(catalogue.TUNINGS),
+        "head": Component(catalogue.HEADS, default="linear"),
+        "balancing": Section(
+            {
+                "loss": Component(catalogue.LOSSES, default="cross_entropy"),
+                "sampler": Component(catalogue.SAMPLERS, default="instance"),
+            }
+        ),
+        "training": Section(
+            {
+                "optimizer": Component(catalogue.OPTIMIZERS, default="sgd"),
+                "schedule": Component(catalogue.SCHEDULES, default="cosine"),
+            },
+            settings="imbalance_vlm.training.loop:train",
+        ),
+        "evaluation": Section({}, settings="imbalance_vlm.evaluation.evaluate:evaluate"),
+    }
+)
+
+
+def entry_at(node: Component, name: str) -> Entry:
+    return node.registry.get(node.entry_of(name))
+
+
+def _settings(target: str) -> dict[str, Setting]:
+    return settings_of(Entry("", target, "").load()) if target else {}
+
+
+def check(loaded: Loaded) -> dict[str, Any]:
+    """The recipe with every default filled in.
+
+    Raises:
+        RecipeError: all problems at once, each with its file and key.
+    """
+    from imbalance_vlm.recipe.compatibility import conflicts
+
+    catalogue.load_plugins()
+    problems: list[Problem] = []
+
+    def report(key: str, message: str) -> None:
+        problems.append(Problem(key, message, loaded.origin(key)))
+
+    resolved = _section(RECIPE, loaded.tree, "", report)
+    if not problems:  # components that are not known yet cannot be set against one another
+        for key, message in conflicts(resolved):
+            report(key, message)
+    if problems:
+        raise RecipeError(problems)
+    return resolved
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _unknown(keys: Mapping[str, Any], known: list[str], path: str, report: Report) -> None:
+    for key in keys:
+        if key not in known:
+            report(_join(path, str(key)), f"unknown key.{did_you_mean(key, known)} Allowed: {', '.join(known)}")
+
+
+def _section(node: Section, value: Any, path: str, report: Report) -> dict[str, Any]:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        report(path, f"must be a mapping of keys, got {value!r}")
+        return {}
+    settings = _settings(node.settings)
+    _unknown(value, [*node.children, *settings], path, report)
+    resolved = {}
+    for key, child in node.children.items():
+        resolved[key] = _child(child, value, key, path, report)
+    return resolved | _bind(settings, value, path, report)
+
+
+def _child(node: Node, value: Mapping[str, Any], key: str, path: str, report: Report) -> Any:
+    here = _join(path, key)
+    if key not in value:
+        if not isinstance(node, Section) and node.default is REQUIRED:
+            report(here, f"missing; {_expectation(node)}")
+            return None
+        value = {key: node.default}
+    if isinstance(node, Section):
+        return _section(node, value[key], here, report)
+    if isinstance(node, Component):
+        return _component(node, value[key], here, report)
+    wrong = mistake(node.annotation, value[key])
+    if wrong:
+        report(here, wrong)
+    return value[key]
+
+
+def _expectation(node: Leaf | Component) -> str:
+    if isinstance(node, Component):
+        return f"name one {node.registry.kind}, such as {node.registry.names()[0]}"
+    return "give a value"
+
+
+def _component(node: Component, value: Any, path: str, report: Report) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        report(path, f"must be the name of a {node.registry.kind}, or a mapping with `name`, got {value!r}")
+        return {}
+    try:
+        entry = entry_at(node, value["name"])
+    except InputError as error:
+        report(_join(path, "name"), str(error))
+        return {}
+    settings = entry.settings() | _settings(node.shared)
+    given = {key: item for key, item in value.items() if key != "name"}
+    _unknown(given, list(settings), path, report)
+    return {"name": value["name"]} | _bind(settings, given, path, report)
+
+
+def _bind(settings: Mapping[str, Setting], given: Mapping[str, Any], path: str, report: Report) -> dict[str, Any]:
+    """The settings with their values or defaults; wrong and missing ones are reported."""
+    bound = {}
+    for name, setting in settings.items():
+        here = _join(path, name)
+        if name not in given:
+            if setting.required:
+                report(here, "missing; give a value")
+            bound[name] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+            continue
+        wrong = mistake(setting.annotation, given[name])
+        if wrong:
+            report(here, wrong)
+        bound[name] = given[name]
+    return bound

@@ -1,0 +1,131 @@
+"""Studies: one recipe, many overrides.
+
+    grid:
+      variants: {name: {overrides}, ...}     named sets of overrides
+      axes: {key.path: [values], ...}        every combination of the values
+      seeds: [0, 1, 2]
+    table: {columns: [...], sort: overall}
+    plot: {x: ..., y: [...], by: ..., log_x: true}
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from imbalance_vlm.errors import did_you_mean
+from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
+from imbalance_vlm.recipe.problems import Problem, RecipeError
+from imbalance_vlm.recipe.schema import check
+from imbalance_vlm.recipe.typecheck import mistake
+from imbalance_vlm.types import Natural
+
+STUDY_KEYS = ("grid", "table", "plot")
+_GRID: dict[str, Any] = {"variants": dict[str, dict[str, Any] | None], "axes": dict[str, list[Any]], "seeds": list[Natural]}
+_TABLE: dict[str, Any] = {"columns": list[str] | None, "sort": str | None}
+_PLOT: dict[str, Any] = {
+    "x": str,
+    "y": list[str],
+    "by": str | None,
+    "log_x": bool,
+    "title": str,
+    "x_label": str,
+    "y_label": str,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe asks for: its name, the complete recipes to run in order, and how to show the results."""
+
+    name: str
+    recipes: list[dict[str, Any]]
+    is_study: bool = False
+    table: Mapping[str, Any] = field(default_factory=dict)
+    plot: Mapping[str, Any] | None = None
+
+
+def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
+    """Load, expand and check a recipe or a study.
+
+    Raises:
+        RecipeError: every problem of every run it would make, at once, before any of them starts.
+    """
+    loaded = load(recipe, overrides)
+    study = {key: loaded.tree.pop(key) for key in STUDY_KEYS if key in loaded.tree}
+    problems = _study_problems(study, loaded)
+    if problems:
+        problems += _problems_of([loaded]) if "grid" not in study else []
+        raise RecipeError(problems)
+    if "grid" not in study:
+        return Plan(_name(loaded), [check(loaded)], table=study.get("table") or {}, plot=study.get("plot"))
+    runs = list(_expand(loaded, study["grid"] or {}))
+    problems = _problems_of(runs)
+    if problems:
+        raise RecipeError(problems)
+    return Plan(_name(loaded), [check(run) for run in runs], True, study.get("table") or {}, study.get("plot"))
+
+
+def _name(loaded: Loaded) -> str:
+    return str(loaded.tree.get("name", "unnamed"))
+
+
+def _problems_of(runs: list[Loaded]) -> list[Problem]:
+    problems: list[Problem] = []
+    for run in runs:
+        try:
+            check(run)
+        except RecipeError as error:
+            problems += error.problems
+    return problems
+
+
+def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
+    problems = []
+    shapes = {"grid": _GRID, "table": _TABLE, "plot": _PLOT}
+    for section, value in study.items():
+        known = shapes[section]
+        if not isinstance(value, Mapping):
+            problems.append(Problem(section, f"must be a mapping of keys, got {value!r}", loaded.origin(section)))
+            continue
+        for key, item in value.items():
+            where = f"{section}.{key}"
+            if key not in known:
+                said = f"unknown key.{did_you_mean(key, known)} Allowed: {', '.join(known)}"
+                problems.append(Problem(where, said, loaded.origin(where)))
+            elif wrong := mistake(known[key], item):
+                problems.append(Problem(where, wrong, loaded.origin(where)))
+            elif not item and section == "grid":
+                problems.append(Problem(where, "must not be empty", loaded.origin(where)))
+        if section == "plot":
+            problems += [Problem(f"plot.{key}", "missing; give a value") for key in ("x", "y") if key not in value]
+    return problems
+
+
+def _expand(loaded: Loaded, grid: Mapping[str, Any]) -> Iterator[Loaded]:
+    """Variants, then axes, then seeds; a run is named after the choices that made it."""
+    variants = grid.get("variants") or {"": {}}
+    axes = grid.get("axes") or {}
+    seeds = grid.get("seeds") or [loaded.tree.get("seed", 0)]
+    for (variant, overrides), values in itertools.product(variants.items(), itertools.product(*axes.values())):
+        chosen = dict(zip(axes, values, strict=True))
+        tree = merge(loaded.tree, undotted(overrides or {}))
+        for change in (*loaded.changes, *(nested(key, value) for key, value in chosen.items())):
+            tree = merge(tree, {key: value for key, value in change.items() if key not in STUDY_KEYS})
+        label = "/".join([variant, *(_label(value) for value in values)]).strip("/")
+        tree["name"] = f"{_name(loaded)}/{label}" if label else _name(loaded)
+        origins = dict(loaded.origins)
+        source = loaded.origin("grid")
+        for key in (*undotted(overrides or {}), *chosen):
+            origins[key] = f"{source} (grid, {label})"
+        for seed in seeds:
+            yield replace(loaded, tree=tree | {"seed": seed}, origins=origins)
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("name", "-".join(f"{k}={v}" for k, v in value.items())))
+    return str(value).replace("/", "-")

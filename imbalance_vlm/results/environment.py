@@ -1,0 +1,77 @@
+"""Where a number came from and what it cost."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("imbalance_vlm", "torch", "torchvision", "timm", "open_clip_torch", "numpy", "pandas", "scikit-learn")
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package is imported from, with "-dirty" when it differs; None elsewhere."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Packages, commit and hardware of this process."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "commit": _commit(),
+        "system": platform.system(),
+        "device": device.type,
+        "hardware": name,
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB (10^6 bytes): of the GPU where one is used, else of the whole process so far."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def cost(trainable: int, encode_seconds: float, train_seconds: float, images_per_second: float) -> dict[str, Any]:
+    """What a run took; `encode_seconds` is what this run waited for features, next to nothing once they are cached."""
+    return {
+        "trainable_parameters": trainable,
+        "encode_seconds": round(encode_seconds, 3),
+        "train_seconds": round(train_seconds, 3),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "images_per_second": round(images_per_second, 1),
+    }

@@ -1,0 +1,86 @@
+"""The run folder: where it is, and the order in which it is filled.
+
+result.json is written last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from imbalance_vlm import __version__
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.prepare import dataset_identity
+from imbalance_vlm.encoders.factory import encoder_identity
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.evaluation.metrics import Predictions
+from imbalance_vlm.files import write_atomically, write_json, write_text
+from imbalance_vlm.results.result import SCHEMA_VERSION, RunResult, read_result
+from imbalance_vlm.training.checkpoints import save_weights
+
+_NO_INFLUENCE = ("name", "description", "paper")
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that the numbers depend on: the recipe, its data, its weights, and our version."""
+    core = {key: value for key, value in recipe.items() if key not in _NO_INFLUENCE}
+    parts = [
+        json.dumps(core, sort_keys=True, default=str),
+        dataset_identity(recipe["data"]),
+        encoder_identity(recipe["encoder"]),
+        __version__,
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def run_folder(root: Path, recipe: Mapping[str, Any]) -> Path:
+    """`root/<recipe name>/seed<seed>-<hash>`: a recipe that differs in anything has another folder."""
+    return root / recipe["name"] / f"seed{recipe['seed']}-{recipe_hash(recipe)[:10]}"
+
+
+def write_run(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    record: Mapping[str, Any],
+    head: nn.Module,
+    data: Dataset,
+    predictions: Predictions,
+) -> RunResult:
+    """Write everything a run leaves, result.json last."""
+    digest = recipe_hash(recipe)
+    write_text(folder / "recipe.resolved.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
+    if any(True for _ in head.state_dict()):
+        save_weights(folder / "head.safetensors", head, {"recipe": recipe["name"], "recipe_hash": digest})
+    write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
+    write_json(folder / "result.json", {"schema": SCHEMA_VERSION, "recipe_hash": digest} | dict(record))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    written = read_result(folder)
+    if written is None:
+        raise InputError(f"{folder} was removed while the run was writing to it")
+    return written
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write_predictions(path: Path, data: Dataset, predictions: Predictions) -> None:
+    images = data.splits["test"].images
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "label", "predicted", "confidence"])
+        rows = zip(predictions.labels, predictions.predicted, predictions.confidence, strict=True)
+        for row, (label, predicted, confidence) in enumerate(rows):
+            names = data.class_names[label], data.class_names[predicted]
+            writer.writerow([images.name(row), *names, f"{confidence:.4f}"])

@@ -1,0 +1,62 @@
+"""Pictures of tables. matplotlib comes with the extra `plot` and is imported here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import write_atomically
+
+
+def plot(
+    frame: pd.DataFrame,
+    path: Path,
+    *,
+    x: str,
+    y: list[str],
+    by: str | None = None,
+    log_x: bool = False,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "accuracy (%)",
+) -> None:
+    """Lines of columns `y` against column `x`, one panel for each value of `by`; error bars where the table has them.
+
+    Raises:
+        InputError: matplotlib is not installed, or a column the table has not.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter
+    except ImportError as error:
+        raise InputError("plots need matplotlib: pip install 'imbalance_vlm[plot]'") from error
+    for column in [x, *y, *([by] if by else [])]:
+        if column not in frame.columns:
+            raise InputError(f"unknown plot column {column!r}; available: {', '.join(map(str, frame.columns))}")
+    panels: Sequence[tuple[str, pd.DataFrame]] = (
+        [(str(value), group) for value, group in frame.groupby(by, sort=False)] if by else [("", frame)]
+    )
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (name, group) in zip(axes, panels, strict=True):
+        ordered = group.sort_values(x)
+        for column in y:
+            deviation = f"{column}_std"
+            error = ordered[deviation] if deviation in ordered.columns else None
+            axis.errorbar(ordered[x], ordered[column], yerr=error, marker="o", capsize=3, label=column)
+        if log_x:
+            axis.set_xscale("log")
+            axis.set_xticks(sorted(set(ordered[x])))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.minorticks_off()
+        axis.set_title(name)
+        axis.set_xlabel(x_label or x)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(y_label)
+    axes[0].legend()
+    if title:
+        figure.suptitle(title)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))

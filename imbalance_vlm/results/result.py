@@ -1,0 +1,81 @@
+"""What a run leaves behind, and how it is found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imbalance_vlm.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """One finished run: its folder and the content of its result.json."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Score name to value; percent but for NLL (nats). A missing number is NaN."""
+        return {key: float("nan") if value is None else value for key, value in self.record["scores"].items()}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row."""
+        from imbalance_vlm.results.tables import table
+
+        return table([self])
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """The runs of a study, in the order of its grid, and the table made of them."""
+
+    path: Path
+    runs: list[RunResult]
+    table: pd.DataFrame
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Recipe name of each row to its mean scores."""
+        return {row["recipe"]: row.to_dict() for _, row in self.table.iterrows()}
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """The finished run in `folder`, or None."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no result file: {error}; remove it, or run with --force") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA_VERSION:
+        raise InputError(f"{path} must be a result of schema {SCHEMA_VERSION}; run again with --force")
+    return RunResult(folder, record)
+
+
+def find_results(places: list[Path]) -> list[RunResult]:
+    """All finished runs below the given folders, sorted by path.
+
+    Raises:
+        InputError: a place that does not exist, or none with a result.
+    """
+    found = []
+    for place in places:
+        if not place.exists():
+            raise InputError(f"no such run or folder: {place}")
+        files = [place] if place.is_file() else sorted(place.rglob("result.json"))
+        found += [result for file in files if (result := read_result(file.parent))]
+    if not found:
+        raise InputError(f"no result.json below {', '.join(map(str, places))}; run a recipe first")
+    return found

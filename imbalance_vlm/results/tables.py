@@ -1,0 +1,148 @@
+"""Tables are functions of result files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from imbalance_vlm.errors import InputError, did_you_mean, one_of
+from imbalance_vlm.files import write_atomically
+from imbalance_vlm.results.result import RunResult
+
+IDENTITY = ("recipe", "dataset", "encoder", "pretrained", "pretrain_pairs", "tuning", "head", "balancing")
+MAIN = ("overall", "many", "medium", "few")
+COST = ("trainable_parameters", "encode_seconds", "train_seconds", "peak_memory_mb", "images_per_second")
+
+
+def rows(results: Sequence[RunResult]) -> pd.DataFrame:
+    """One row a run, in the order of DESIGN's columns: what it was, the seed, scores, cost."""
+    return pd.DataFrame([_row(result) for result in results])
+
+
+def _row(result: RunResult) -> dict[str, Any]:
+    record = result.record
+    identity = {key: record["identity"].get(key) for key in IDENTITY}
+    return identity | {"seed": record["seed"]} | result.scores | {key: record["cost"].get(key) for key in COST}
+
+
+def table(results: Sequence[RunResult]) -> pd.DataFrame:
+    """One row a configuration: the mean over its seeds, and beside each main score its sample standard deviation.
+
+    Columns: what it was, `seeds`, `n`, the scores as means, `<score>_std` (n - 1 in the denominator; NaN for one seed)
+    for overall, many, medium and few, then the other scores and the cost.
+    """
+    single = rows(results)
+    numbers = [column for column in single.columns if column not in (*IDENTITY, "seed")]
+    grouped = single.groupby(list(IDENTITY), sort=False, dropna=False)
+    mean = grouped[numbers].mean()
+    if grouped.size().max() > 1:
+        deviation = grouped[list(MAIN)].std(ddof=1)
+        for score in MAIN:
+            mean.insert(int(mean.columns.get_loc(score)) + 1, f"{score}_std", deviation[score])  # type: ignore[arg-type]
+    mean.insert(0, "seeds", grouped["seed"].agg(lambda seeds: ",".join(map(str, sorted(seeds)))))
+    mean.insert(1, "n", grouped.size())
+    return mean.reset_index()
+
+
+def text(value: Any, column: str = "") -> str:
+    """A cell as people read it."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if column in ("pretrain_pairs", "trainable_parameters", "n"):
+        return f"{int(value):,}"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.3f}" if column.startswith("nll") else f"{value:.1f}"
+    return str(value)
+
+
+def cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text, with `mean ± std` in one cell where both are there."""
+    shown = {}
+    for column in frame.columns:
+        if str(column).endswith("_std") and str(column)[:-4] in frame.columns:
+            continue
+        values = [text(value, str(column)) for value in frame[column]]
+        if f"{column}_std" in frame.columns:
+            spread = [text(value) for value in frame[f"{column}_std"]]
+            values = [v if s == "-" else f"{v} ± {s}" for v, s in zip(values, spread, strict=True)]
+        shown[column] = values
+    return pd.DataFrame(shown)
+
+
+def select(frame: pd.DataFrame, columns: Sequence[str] | None, sort: str | None = None) -> pd.DataFrame:
+    """The columns asked for (with their deviations), sorted from best to worst by one of them.
+
+    Raises:
+        InputError: a column that the table has not.
+    """
+    for column in [*(columns or []), *([sort] if sort else [])]:
+        if column not in frame.columns:
+            raise InputError(
+                f"unknown table column {column!r}.{did_you_mean(column, map(str, frame.columns))} "
+                f"Available: {', '.join(map(str, frame.columns))}"
+            )
+    if sort:
+        frame = frame.sort_values(sort, ascending=False, kind="stable")
+    if columns:
+        wanted = [name for column in columns for name in (column, f"{column}_std") if name in frame.columns]
+        frame = frame[wanted]
+    return frame.reset_index(drop=True)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    shown = cells(frame)
+    numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in shown.columns]
+    escaped = [[str(value).replace("|", "\\|") for value in row] for row in [list(shown.columns), *shown.to_numpy()]]
+    widths = [max(len(row[i]) for row in escaped) for i in range(len(shown.columns))]
+    lines = [
+        "| " + " | ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(row, widths, numeric, strict=True)) + " |"
+        for row in escaped
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numeric, strict=True)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+_LATEX = str.maketrans(
+    {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "~": r"\~{}"}
+)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A booktabs table."""
+    shown = cells(frame)
+    alignment = "".join("r" if pd.api.types.is_numeric_dtype(frame[column]) else "l" for column in shown.columns)
+    body = [" & ".join(str(value).translate(_LATEX) for value in row) + r" \\" for row in shown.to_numpy()]
+    head = " & ".join(str(column).translate(_LATEX) for column in shown.columns) + r" \\"
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+    )
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "md": markdown,
+    "tex": latex,
+    "csv": lambda frame: frame.to_csv(index=False),
+}
+_ALIASES = {"markdown": "md", "latex": "tex"}
+
+
+def format_table(frame: pd.DataFrame, style: str) -> str:
+    """The table as text in one of the styles markdown, latex, csv."""
+    short = _ALIASES.get(style, style)
+    if short not in FORMATS:
+        raise InputError(f"`format` must be {one_of([*FORMATS, 'parquet'])}, got {style!r}")
+    return FORMATS[short](frame)
+
+
+def save_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write the table; the suffix says how: .md, .tex, .csv or .parquet (which needs pyarrow)."""
+    suffix = path.suffix.lstrip(".")
+    if suffix == "parquet":
+        write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        return
+    content = format_table(frame, suffix)
+    write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))

@@ -1,0 +1,109 @@
+"""`run`: a recipe or a study, by file, name or mapping. Finished runs are read, not run again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.progress import bar
+from imbalance_vlm.recipe.study import Plan, plan
+from imbalance_vlm.results.folder import run_folder
+from imbalance_vlm.results.result import RunResult, StudyResult, read_result
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] | Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path = "runs",
+    force: bool = False,
+    device: str = "auto",
+) -> RunResult | StudyResult:
+    """Run a recipe or a study and return what came out.
+
+    Args:
+        recipe: a YAML file, the name of a packaged recipe, or a mapping.
+        overrides: "key.path=value" strings, or a mapping with dotted keys.
+        runs: folder that takes the run folders.
+        force: run again what is finished already.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+
+    Returns:
+        A RunResult for a recipe, a StudyResult for a recipe with a `grid`.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, before any work.
+        InputError: data or weights that are missing or do not fit.
+    """
+    wanted = plan(recipe, overrides)
+    root = Path(runs)
+    results = [_run_or_read(one, root, force, device) for one in _announced(wanted)]
+    if not wanted.is_study:
+        return results[0]
+    return _report(wanted, results, root / wanted.name)
+
+
+def _announced(wanted: Plan) -> Iterable[dict[str, Any]]:
+    """The recipes of a plan, with a bar over those of a study."""
+    if not wanted.is_study:
+        yield from wanted.recipes
+        return
+    with bar(len(wanted.recipes), wanted.name, "run") as progress:
+        for one in wanted.recipes:
+            progress.set_postfix_str(f"{one['name'].removeprefix(wanted.name + '/')}, seed {one['seed']}")
+            yield one
+            progress.update()
+
+
+def _run_or_read(recipe: dict[str, Any], root: Path, force: bool, device: str) -> RunResult:
+    folder = run_folder(root, recipe)
+    if not force and (finished := read_result(folder)):
+        return finished
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+        if not force and (finished := read_result(folder)):  # another process was at it
+            return finished
+        if force:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        from imbalance_vlm.pipeline import run_one
+
+        return run_one(recipe, folder, _device(device))
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`device` must be auto, cpu or a GPU of this machine such as cuda, got {name!r}: {reason}") from error
+    return device
+
+
+def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult:
+    """Write the study's table (and plot) beside its runs."""
+    from imbalance_vlm.results.tables import save_table, select, table
+
+    full = table(results)
+    full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
+    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"))
+    save_table(full, folder / "table.csv")
+    save_table(shown, folder / "table.md")
+    write_json(folder / "study.json", {"name": wanted.name, "runs": [str(r.path.relative_to(folder)) for r in results]})
+    if wanted.plot:
+        from imbalance_vlm.results.plots import plot
+
+        plot(full, folder / "plot.png", **wanted.plot)
+    return StudyResult(folder, results, shown)

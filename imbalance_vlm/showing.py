@@ -1,0 +1,46 @@
+"""What `imbalance-vlm show` prints."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from imbalance_vlm.recipe.study import plan
+from imbalance_vlm.recipe.typecheck import describe
+from imbalance_vlm.registry import Entry
+from imbalance_vlm.results.folder import _plain
+
+
+def show_component(found: Sequence[tuple[str, Entry]]) -> str:
+    """Summary, source, settings and documentation of the components of one name."""
+    lines = []
+    for kind, entry in found:
+        lines.append(f"{entry.name} ({kind}): {entry.summary}")
+        if entry.paper:
+            lines.append(f"source: {entry.paper}")
+        if entry.status:
+            lines.append(f"status: {entry.status}, not verified against the authors' code")
+        settings = entry.settings()
+        lines.append("settings:" if settings else "settings: none")
+        for setting in settings.values():
+            default = "required" if setting.required else f"default {_word(setting.default)}"
+            lines.append(f"  {setting.name}: {describe(setting.annotation)} ({default})")
+        lines += ["", inspect.getdoc(entry.load()) or "", ""]
+    return "\n".join(lines)
+
+
+def _word(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _simple(value) else str(value)
+
+
+def _simple(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def show_recipe(name: str, overrides: Sequence[str]) -> str:
+    """The recipe as it would run: every default filled in; a study shows each of its runs."""
+    recipes = plan(name, overrides).recipes
+    return yaml.safe_dump_all([_plain(recipe) for recipe in recipes], sort_keys=False, allow_unicode=True)

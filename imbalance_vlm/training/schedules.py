@@ -1,0 +1,92 @@
+"""timm's learning-rate schedules, stepped by update: the rate is a function of the step, so resuming needs no state."""
+
+from __future__ import annotations
+
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from imbalance_vlm.types import NonNegative, Positive
+
+
+def cosine(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: NonNegative = 0.0,
+    warmup_lr: NonNegative = 1e-5,
+    lr_min: NonNegative = 0.0,
+) -> Scheduler:
+    """Half a cosine from the peak to `lr_min` over all steps.
+
+    Args:
+        optimizer: whose rate is set.
+        epochs: length of training.
+        steps_per_epoch: updates to an epoch.
+        warmup_epochs: linear warm-up before it, part of the epochs.
+        warmup_lr: where the warm-up starts.
+        lr_min: where the cosine ends.
+    """
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=epochs * steps_per_epoch,
+        lr_min=lr_min,
+        warmup_t=round(warmup_epochs * steps_per_epoch),
+        warmup_lr_init=warmup_lr,
+        t_in_epochs=False,
+    )
+
+
+def multistep(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    milestones: list[int],
+    factor: Positive = 0.1,
+    warmup_epochs: NonNegative = 0.0,
+    warmup_lr: NonNegative = 1e-5,
+) -> Scheduler:
+    """The rate is multiplied by `factor` at each epoch of `milestones`.
+
+    Args:
+        optimizer: whose rate is set.
+        epochs: length of training.
+        steps_per_epoch: updates to an epoch.
+        milestones: epochs, counted from 0, at whose beginning the rate drops.
+        factor: of each drop.
+        warmup_epochs: linear warm-up, part of the epochs.
+        warmup_lr: where the warm-up starts.
+    """
+    return MultiStepLRScheduler(
+        optimizer,
+        decay_t=[epoch * steps_per_epoch + 1 for epoch in sorted(milestones)],  # timm drops one step early
+        decay_rate=factor,
+        warmup_prefix=False,
+        warmup_t=round(warmup_epochs * steps_per_epoch),
+        warmup_lr_init=warmup_lr,
+        t_in_epochs=False,
+    )
+
+
+def constant(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: NonNegative = 0.0,
+    warmup_lr: NonNegative = 1e-5,
+) -> Scheduler:
+    """The rate stays at its peak.
+
+    Args:
+        optimizer: whose rate is set.
+        epochs: length of training.
+        steps_per_epoch: updates to an epoch.
+        warmup_epochs: linear warm-up before it.
+        warmup_lr: where the warm-up starts.
+    """
+    return multistep(
+        optimizer, epochs, steps_per_epoch, milestones=[], warmup_epochs=warmup_epochs, warmup_lr=warmup_lr
+    )

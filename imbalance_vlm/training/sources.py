@@ -1,0 +1,96 @@
+"""Where batches come from: features in memory, or pictures through the frozen tower. One interface for both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imbalance_vlm.data.dataset import Split
+from imbalance_vlm.data.loading import pixel_batches
+from imbalance_vlm.encoders.base import Encoder, Transform
+
+
+class Source(Protocol):
+    """Features and labels of one split, by row."""
+
+    def __len__(self) -> int: ...
+    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features (B, ...) float32, labels (B,)) on the device, for each tensor of rows."""
+
+
+class FeatureSource:
+    """Cached features: the whole set lives on the device where it fits, and a batch is an index select.
+
+    Args:
+        views: one array (N, ...) for each view; epoch e reads view e mod k.
+        labels: (N,) int64.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, views: Sequence[NDArray[np.floating]], labels: NDArray[np.int64], device: torch.device) -> None:
+        self.labels = torch.from_numpy(labels).to(device)
+        self.device = device
+        fits = sum(view.nbytes for view in views) <= free_memory(device) // 2
+        self.views = [torch.from_numpy(np.array(view)).to(device) if fits else view for view in views]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        view = self.views[epoch % len(self.views)]
+        for chosen in rows:
+            there = chosen.to(self.device)
+            if isinstance(view, Tensor):
+                features = view.index_select(0, there)
+            else:
+                features = torch.from_numpy(view[chosen.numpy()]).to(self.device)
+            yield features.float(), self.labels.index_select(0, there)
+
+
+class ImageSource:
+    """Pictures that go through the frozen tower at every pass: for tokens too large to keep, or to measure against.
+
+    Args:
+        split: pictures and labels.
+        encoder: gives the features.
+        kind: which features; see `imbalance_vlm.encoders.base.KINDS`.
+        transforms: one for each view; epoch e uses transform e mod k.
+        device: where the encoder is.
+    """
+
+    def __init__(
+        self, split: Split, encoder: Encoder, kind: str, transforms: Sequence[Transform], device: torch.device
+    ) -> None:
+        self.split = split
+        self.encoder = encoder
+        self.kind = kind
+        self.transforms = transforms
+        self.device = device
+        self.labels = torch.from_numpy(split.labels).to(device)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        transform = self.transforms[epoch % len(self.transforms)]
+        pixels = pixel_batches(self.split.images, transform, [chosen.tolist() for chosen in rows])
+        for chosen, batch in zip(rows, pixels, strict=True):
+            with torch.no_grad():
+                features = self.encoder.image_features(batch.to(self.device, non_blocking=True), self.kind)
+            yield features, self.labels.index_select(0, chosen.to(self.device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not every system says
+        return 4 << 30

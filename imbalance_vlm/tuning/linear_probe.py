@@ -1,0 +1,26 @@
+"""The head is trained on frozen features."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from imbalance_vlm.types import Natural, Positive
+
+
+class LinearProbe:
+    """Trains the head alone; the towers stay as they are, so their features are computed once.
+
+    Args:
+        views: 0 trains on the model's own view of each picture; k > 0 on k random crops of it (mirrored too, where the
+            dataset's classes survive that), epoch e on crop e mod k. Each view is encoded once.
+        min_scale: smallest share of the picture that a crop shows, at most 1.
+    """
+
+    trains = True
+
+    def __init__(self, *, views: Natural = 0, min_scale: Positive = 0.5) -> None:
+        self.views = views
+        self.min_scale = min_scale
+
+    def parameters(self, head: nn.Module) -> list[nn.Parameter]:
+        return [parameter for parameter in head.parameters() if parameter.requires_grad]

@@ -1,0 +1,97 @@
+"""A tiny model and a tiny folder of pictures: real formats, no downloads, a second to make."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+TINY_CLIP = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"},
+}
+"""open_clip's layout with an image tower of 4 + 1 tokens."""
+
+COLOURS = {"red_apple": (220, 30, 30), "green_leaf": (40, 190, 60), "blue_car": (30, 60, 220), "white_cup": (235, 235, 230)}
+COUNTS = dict(zip(COLOURS, (24, 12, 6, 3), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a cache and a working folder of its own."""
+    monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`local-dir:...` of an open_clip model with random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**TINY_CLIP["model_cfg"])
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> None:
+    """Noisy pictures of one colour a class, as PNG."""
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            noise = rng.normal(0, 40, (20, 20, 3))
+            pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ class folders: 24, 12, 6 and 3 training images, 5 test images each."""
+    root = tmp_path_factory.mktemp("pictures") / "colours"
+    write_pictures(root / "train", COUNTS)
+    write_pictures(root / "test", dict.fromkeys(COLOURS, 5), seed=1)
+    return root
+
+
+@pytest.fixture
+def recipe(pictures: Path, tiny_clip: str) -> dict[str, object]:
+    """A complete linear probe over the tiny pieces."""
+    return {
+        "name": "tiny",
+        "data": {"name": "folder", "root": str(pictures)},
+        "encoder": {"name": tiny_clip},
+        "tuning": "linear_probe",
+        "head": "linear",
+        "balancing": {"loss": "balanced_softmax"},
+        "training": {"epochs": 3, "batch_size": 16},
+        "evaluation": {"groups": {"many": 12, "few": 6}},
+    }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests, and those that need what this machine lacks, are skipped with their reason."""
+    reasons = {
+        "slow": None if os.environ.get("IMBALANCE_VLM_SLOW") else "takes minutes; set IMBALANCE_VLM_SLOW=1",
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "hub": None if os.environ.get("IMBALANCE_VLM_HUB") else "needs a model hub; set IMBALANCE_VLM_HUB=1",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
