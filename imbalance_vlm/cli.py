@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("cache", do_cache, "list or prune the feature cache")
     sub.add_argument("action", choices=["ls", "prune", "path"])
-    sub.add_argument("--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove all)")
+    sub.add_argument(
+        "--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove all)"
+    )
     sub.add_argument("--older-than-days", type=float, help="prune: remove only what was unused for this long")
 
     sub = command("bench", do_bench, "measure what this machine does")
@@ -126,7 +128,9 @@ def do_show(given: argparse.Namespace) -> None:
     from imbalance_vlm.showing import show_component, show_recipe
 
     catalogue.load_plugins()
-    found = [(kind, registry.get(given.name)) for kind, registry in catalogue.REGISTRIES.items() if given.name in registry]
+    found = [
+        (kind, registry.get(given.name)) for kind, registry in catalogue.REGISTRIES.items() if given.name in registry
+    ]
     print(show_component(found) if found else show_recipe(given.name, given.overrides), end="")
 
 
@@ -168,7 +172,7 @@ def do_cache(given: argparse.Namespace) -> None:
         return
     if given.action == "prune":
         age = given.older_than_days * 86400 if given.older_than_days is not None else None
-        limit = given.max_gb * 1e9 if age is None or given.max_gb else float("inf")
+        limit = int(given.max_gb * 1e9) if age is None or given.max_gb else sys.maxsize
         removed = store.prune(limit, older_than=age)
         print(f"removed {len(removed)} entries, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")
         return

@@ -26,6 +26,7 @@ from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, evaluate
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy, scores
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
 from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.registry import Registry
 from imbalance_vlm.results.environment import cost, environment
 from imbalance_vlm.results.folder import write_run
 from imbalance_vlm.results.result import RunResult
@@ -45,7 +46,9 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     features = Features(data, net, recipe, device, tuning.views, tuning.min_scale)
 
     head = make_head(recipe["head"], features).to(device)
-    criterion = create_loss(recipe["balancing"]["loss"]["name"], tail, **settings(recipe["balancing"]["loss"])).to(device)
+    criterion = create_loss(recipe["balancing"]["loss"]["name"], tail, **settings(recipe["balancing"]["loss"])).to(
+        device
+    )
     trained = fit(recipe, head, criterion, features, tuning, folder) if tuning.trains else Trained(0.0, 0.0, 0)
     predictions = evaluate(head, features.source("test"), **settings(recipe["evaluation"]))
 
@@ -56,7 +59,9 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     return write_run(folder, recipe, record, head, data, predictions)
 
 
-def fit(recipe: Recipe, head: nn.Module, criterion: nn.Module, features: Features, tuning: Any, folder: Path) -> Trained:
+def fit(
+    recipe: Recipe, head: nn.Module, criterion: nn.Module, features: Features, tuning: Any, folder: Path
+) -> Trained:
     """Train with the recipe's sampler, optimizer and schedule."""
     plan = recipe["training"]
     source = features.source("train")
@@ -155,7 +160,7 @@ def settings(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "name"}
 
 
-def component(registry: catalogue.Registry, section: Mapping[str, Any]) -> Any:
+def component(registry: Registry, section: Mapping[str, Any]) -> Any:
     """The component's constructor with the recipe's settings bound."""
     build = registry.get(section["name"]).load()
     return lambda *positional: build(*positional, **settings(section))

@@ -11,7 +11,13 @@ def bar(total: int, what: str, unit: str = "it", start: int = 0) -> Any:
     from tqdm import tqdm
 
     return tqdm(
-        total=total, desc=what, unit=unit, initial=start, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True
+        total=total,
+        desc=what,
+        unit=unit,
+        initial=start,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
     )
 
 

@@ -69,7 +69,7 @@ def settings_of(build: Callable[..., Any]) -> dict[str, Setting]:
     The convention of the whole package: positional parameters come from the pipeline (counts, widths, data),
     keyword-only ones belong to the recipe.
     """
-    target = build.__init__ if inspect.isclass(build) else build  # type: ignore[misc]
+    target = build.__init__ if inspect.isclass(build) else build
     hints = get_type_hints(target, include_extras=True)
     return {
         name: Setting(name, hints.get(name, Any), parameter.default)
@@ -101,7 +101,8 @@ class Registry:
     def get(self, name: str) -> Entry:
         if name not in self._entries:
             raise InputError(
-                f"unknown {self.kind} {name!r}.{did_you_mean(name, self._entries)} Available: {', '.join(self._entries)}"
+                f"unknown {self.kind} {name!r}.{did_you_mean(name, self._entries)} "
+                f"Available: {', '.join(self._entries)}"
             )
         return self._entries[name]
 

@@ -88,7 +88,9 @@ def _device(name: str) -> Any:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"`device` must be auto, cpu or a GPU of this machine such as cuda, got {name!r}: {reason}") from error
+        raise InputError(
+            f"`device` must be auto, cpu or a GPU of this machine such as cuda, got {name!r}: {reason}"
+        ) from error
     return device
 
 

@@ -11,7 +11,7 @@ import yaml
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.recipe.typecheck import describe
 from imbalance_vlm.registry import Entry
-from imbalance_vlm.results.folder import _plain
+from imbalance_vlm.results.folder import plain
 
 
 def show_component(found: Sequence[tuple[str, Entry]]) -> str:
@@ -43,4 +43,4 @@ def _simple(value: Any) -> bool:
 def show_recipe(name: str, overrides: Sequence[str]) -> str:
     """The recipe as it would run: every default filled in; a study shows each of its runs."""
     recipes = plan(name, overrides).recipes
-    return yaml.safe_dump_all([_plain(recipe) for recipe in recipes], sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump_all([plain(recipe) for recipe in recipes], sort_keys=False, allow_unicode=True)

@@ -19,8 +19,8 @@ from imbalance_vlm.errors import InputError
 class Images(Protocol):
     """A sequence of RGB pictures with a fingerprint of its content."""
 
-    fingerprint: str
-
+    @property
+    def fingerprint(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Image.Image: ...
     def name(self, index: int) -> str: ...
@@ -41,13 +41,11 @@ class ArrayImages:
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != np.uint8:
-            raise InputError(
-                f"`pixels` must be (N, H, W, 3) uint8, got {self.pixels.shape} {self.pixels.dtype}"
-            )
+            raise InputError(f"`pixels` must be (N, H, W, 3) uint8, got {self.pixels.shape} {self.pixels.dtype}")
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -147,9 +145,11 @@ class Dataset:
         for required in ("train", "test"):
             if required not in self.splits:
                 raise InputError(f"dataset '{self.name}' must have a '{required}' split, got {sorted(self.splits)}")
-        repeated = sorted({n for n in self.class_names if self.class_names.count(n) > 1}) if (
-            len(set(self.class_names)) < len(self.class_names)
-        ) else []
+        repeated = (
+            sorted({n for n in self.class_names if self.class_names.count(n) > 1})
+            if (len(set(self.class_names)) < len(self.class_names))
+            else []
+        )
         if repeated:
             raise InputError(
                 f"class names of dataset '{self.name}' must differ, got {repeated[0]!r} more than once; "

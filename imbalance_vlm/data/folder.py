@@ -1,7 +1,7 @@
 """Your own images: one folder a class.
 
-    root/train/<class>/...  root/test/<class>/...  [root/val/<class>/...]     a split that exists is used
-    root/<class>/...                                                         or one is drawn, by seed and class
+root/train/<class>/...  root/test/<class>/...  [root/val/<class>/...]     a split that exists is used
+root/<class>/...                                                         or one is drawn, by seed and class
 """
 
 from __future__ import annotations
@@ -91,12 +91,11 @@ def _scan(root: Path) -> list[tuple[str, str, str]]:
     for split in SPLITS if has_splits else ("",):
         base = root / split
         for class_folder in _folders(base) if base.is_dir() else ():
-            for path in _images(base / class_folder):
-                found.append((split, class_folder, path.relative_to(root).as_posix()))
+            found += [(split, class_folder, path.relative_to(root).as_posix()) for path in _images(base / class_folder)]
     if not found:
         raise InputError(
-            f"`root` {root} must hold class folders with images ({', '.join(sorted(SUFFIXES))}), or train/ and test/ with "
-            f"such folders; found none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
+            f"`root` {root} must hold class folders with images ({', '.join(sorted(SUFFIXES))}), or train/ and test/ "
+            f"with such folders; found none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
         )
     return sorted(found)
 
@@ -132,7 +131,8 @@ def draw_splits(everything: Split, test_fraction: float, val_fraction: float, se
 
 def _readable(splits: dict[str, Split], on_error: str) -> tuple[dict[str, Split], list[str]]:
     """The splits without the images that cannot be read, and the paths of those."""
-    kept, bad = {}, {}
+    kept: dict[str, Split] = {}
+    bad: dict[str, str] = {}
     for name, split in splits.items():
         wrong = unreadable(split.images)
         bad |= {split.images.name(row): reason for row, reason in wrong.items()}

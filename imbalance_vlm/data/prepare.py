@@ -13,9 +13,7 @@ from imbalance_vlm.errors import InputError
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 
 
-def prepare(
-    dataset: Dataset, *, templates: str | list[str] = "dataset", allow_empty: bool = False
-) -> Dataset:
+def prepare(dataset: Dataset, *, templates: str | list[str] = "dataset", allow_empty: bool = False) -> Dataset:
     """A dataset with the templates of the recipe.
 
     Args:

@@ -27,7 +27,7 @@ from imbalance_vlm.files import disk_errors, write_json
 from imbalance_vlm.progress import bar
 
 CHUNK = 1024
-"""Rows to a chunk: what a killed run may lose, and always the same batches, so that a resumed entry has the same bytes."""
+"""Rows to a chunk: what a killed run may lose; always the same batches, so a resumed entry has the same bytes."""
 
 Encode = Callable[[int, int], NDArray[Any]]
 
@@ -113,19 +113,22 @@ class FeatureCache:
             free = shutil.disk_usage(folder).free
             if free < (rows - start) * row_bytes:
                 raise InputError(
-                    f"the feature cache {self.root} needs {rows * row_bytes / 1e6:.0f} MB for {rows} images, the disk has "
-                    f"{free / 1e6:.0f} MB left; {_REMEDY}"
+                    f"the feature cache {self.root} needs {rows * row_bytes / 1e6:.0f} MB for {rows} images, the disk "
+                    f"has {free / 1e6:.0f} MB left; {_REMEDY}"
                 )
-            with partial.open("r+b" if have else "wb") as stream, bar(
-                rows, f"encode {described.get('split', 'images')}", "img", start
-            ) as progress:
+            with (
+                partial.open("r+b" if have else "wb") as stream,
+                bar(rows, f"encode {described.get('split', 'images')}", "img", start) as progress,
+            ):
                 stream.truncate(start * row_bytes)
                 stream.seek(start * row_bytes)
                 for begin in range(start, rows, CHUNK):
                     end = min(begin + CHUNK, rows)
                     block = np.ascontiguousarray(encode(begin, end), dtype=dtype)
                     if block.shape != (end - begin, *shape[1:]):
-                        raise ValueError(f"encode({begin}, {end}) must give {(end - begin, *shape[1:])}, got {block.shape}")
+                        raise ValueError(
+                            f"encode({begin}, {end}) must give {(end - begin, *shape[1:])}, got {block.shape}"
+                        )
                     stream.write(block.tobytes())
                     stream.flush()
                     progress.update(end - begin)

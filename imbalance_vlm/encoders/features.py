@@ -42,7 +42,7 @@ class CroppedView:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             top, left, height, width = RandomResizedCrop.get_params(
-                picture,  # type: ignore[arg-type]
+                picture,
                 [self.min_scale, 1.0],
                 [3 / 4, 4 / 3],
             )
@@ -131,7 +131,9 @@ def _made_from(encoder: Encoder, split: Split, kind: str, transform: Transform, 
 def _describe(transform: Transform) -> str:
     """A transform in words, without the memory addresses that the functions among its steps print."""
     if isinstance(transform, CroppedView):
-        return f"view {transform.view}, scale {transform.min_scale}, flips {transform.flips}, {_describe(transform.base)}"
+        return (
+            f"view {transform.view}, scale {transform.min_scale}, flips {transform.flips}, {_describe(transform.base)}"
+        )
     steps = getattr(transform, "transforms", [transform])
     return "; ".join(getattr(step, "__name__", None) or repr(step) for step in steps)
 
@@ -140,10 +142,9 @@ def _encode(
     encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device, start: int, stop: int
 ) -> NDArray[np.floating]:
     rows = [list(chunk) for chunk in np.array_split(np.arange(start, stop), -(-(stop - start) // ENCODE_BATCH))]
-    parts = []
     with torch.inference_mode():
-        for pixels in pixel_batches(split.images, transform, rows):
-            parts.append(encoder.image_features(pixels.to(device, non_blocking=True), kind).cpu())
+        parts = [
+            encoder.image_features(pixels.to(device, non_blocking=True), kind).cpu()
+            for pixels in pixel_batches(split.images, transform, rows)
+        ]
     return torch.cat(parts).numpy()
-
-

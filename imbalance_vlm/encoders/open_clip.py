@@ -72,7 +72,7 @@ class OpenClipEncoder(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        return float(self.module.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
+        return float(self.module.logit_scale.detach().exp())  # type: ignore[operator]
 
     def width(self, kind: str) -> int:
         """Width of the image features of this kind."""
@@ -94,7 +94,7 @@ class OpenClipEncoder(nn.Module):
         """
         with autocast(self.device, self.precision):
             if kind == "embedding":
-                return self.module.encode_image(pixels).float()  # type: ignore[operator, union-attr]
+                return self.module.encode_image(pixels).float()  # type: ignore[operator]
             tokens = self._tokens(pixels)  # (B, T, w)
         return tokens[:, 0].float() if kind == "class_token" else tokens.float()
 
@@ -127,7 +127,7 @@ class OpenClipEncoder(nn.Module):
             for start in range(0, len(sentences), batch_size):
                 ids = self.tokenizer(sentences[start : start + batch_size]).to(self.device)
                 with torch.no_grad(), autocast(self.device, self.precision):
-                    parts.append(self.module.encode_text(ids).float())  # type: ignore[operator, union-attr]
+                    parts.append(self.module.encode_text(ids).float())  # type: ignore[operator]
             total = total + F.normalize(torch.cat(parts), dim=-1)
         return F.normalize(total, dim=-1)
 

@@ -51,10 +51,10 @@ class TimmEncoder(nn.Module):
     def image_features(self, pixels: Tensor, kind: str) -> Tensor:
         """Pooled features (B, w), or tokens (B, T, w) with the class token, or the mean in its place, first."""
         with autocast(self.device, self.precision):
-            features = self.module.forward_features(pixels)  # type: ignore[operator, union-attr]
+            features = self.module.forward_features(pixels)  # type: ignore[operator]
             if kind == "tokens":
                 return self._as_tokens(features).float()
-            return self.module.forward_head(features, pre_logits=True).float()  # type: ignore[operator, union-attr]
+            return self.module.forward_head(features, pre_logits=True).float()  # type: ignore[operator]
 
     def _as_tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 4:  # a feature map, (B, C, H, W), or (B, H, W, C) in hierarchical transformers
@@ -107,7 +107,9 @@ def timm_encoder(
         if path:
             _load(net, path, name)
     except RuntimeError as error:
-        raise InputError(f"the weights of 'timm:{name}' could not be had: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(
+            f"the weights of 'timm:{name}' could not be had: {' '.join(str(error).split())[:300]}"
+        ) from error
     transform = create_transform(**resolve_model_data_config(net), is_training=False)
     return TimmEncoder(
         net,

@@ -26,9 +26,7 @@ class TextHead(nn.Module):
     reads = "pooled"
     init = "text"
 
-    def __init__(
-        self, width: int, num_classes: int, directions: Tensor | None = None, scale: float = 100.0
-    ) -> None:
+    def __init__(self, width: int, num_classes: int, directions: Tensor | None = None, scale: float = 100.0) -> None:
         super().__init__()
         if directions is None or directions.shape != (num_classes, width):
             came = None if directions is None else tuple(directions.shape)

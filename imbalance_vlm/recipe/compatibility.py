@@ -35,9 +35,8 @@ def _encoder_provides(recipe: Recipe) -> Iterator[Conflict]:
         section = recipe[key]
         for capability in sorted(registry.get(section["name"]).needed(_settings(section)) - provided):
             detail = " with init 'text'" if section.get("init") == "text" else ""
-            yield key, (
-                f"{registry.kind} '{section['name']}'{detail} needs {_REMEDIES[capability]}; encoder '{model}' has none"
-            )
+            asked = f"{registry.kind} '{section['name']}'{detail}"
+            yield key, f"{asked} needs {_REMEDIES[capability]}; encoder '{model}' has none"
 
 
 def _something_to_train(recipe: Recipe) -> Iterator[Conflict]:
@@ -46,9 +45,12 @@ def _something_to_train(recipe: Recipe) -> Iterator[Conflict]:
     if tuning == "zero_shot" and head != "text":
         yield "head", f"tuning 'zero_shot' trains nothing, so the head must be 'text', got '{head}'"
     if tuning == "linear_probe" and head == "text":
-        yield "head", (
-            "head 'text' has nothing to train; for a trained classifier that starts from the text features "
-            "use {name: cosine, init: text}"
+        yield (
+            "head",
+            (
+                "head 'text' has nothing to train; for a trained classifier that starts from the text features "
+                "use {name: cosine, init: text}"
+            ),
         )
 
 

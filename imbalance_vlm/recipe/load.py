@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             try:
                 twice = key in seen
             except TypeError:
@@ -138,7 +138,7 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     """`nested("a.b", 1)` is `{"a": {"b": 1}}`."""
     for part in reversed(dotted.split(".")):
         value = {part: value}
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def undotted(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,8 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
         raise RecipeError([Problem("include", f"must be a list of paths, got {includes!r}", str(path))])
-    merged, origins = {}, {}
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for item in includes:
         target = path.parent / item
         if not target.is_file():
@@ -191,9 +192,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise RecipeError([Problem(key, f"not valid YAML: {value!r}", COMMAND_LINE)]) from error
 
 
-def load(
-    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] | None = None
-) -> Loaded:
+def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] | None = None) -> Loaded:
     """A recipe with its includes and overrides merged, unchecked.
 
     Args:

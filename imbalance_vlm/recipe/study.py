@@ -1,11 +1,11 @@
 """Studies: one recipe, many overrides.
 
-    grid:
-      variants: {name: {overrides}, ...}     named sets of overrides
-      axes: {key.path: [values], ...}        every combination of the values
-      seeds: [0, 1, 2]
-    table: {columns: [...], sort: overall}
-    plot: {x: ..., y: [...], by: ..., log_x: true}
+grid:
+  variants: {name: {overrides}, ...}     named sets of overrides
+  axes: {key.path: [values], ...}        every combination of the values
+  seeds: [0, 1, 2]
+table: {columns: [...], sort: overall}
+plot: {x: ..., y: [...], by: ..., log_x: true}
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from imbalance_vlm.recipe.typecheck import mistake
 from imbalance_vlm.types import Natural
 
 STUDY_KEYS = ("grid", "table", "plot")
-_GRID: dict[str, Any] = {"variants": dict[str, dict[str, Any] | None], "axes": dict[str, list[Any]], "seeds": list[Natural]}
+_GRID: dict[str, Any] = {
+    "variants": dict[str, dict[str, Any] | None],
+    "axes": dict[str, list[Any]],
+    "seeds": list[Natural],
+}
 _TABLE: dict[str, Any] = {"columns": list[str] | None, "sort": str | None}
 _PLOT: dict[str, Any] = {
     "x": str,

@@ -44,7 +44,11 @@ def mistake(annotation: Any, value: Any) -> str | None:
         return None
     shown = "null" if value is None else repr(value)
     hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""
-    return f"must be {describe(annotation)}, got {shown}.{hint}" if hint else f"must be {describe(annotation)}, got {shown}"
+    return (
+        f"must be {describe(annotation)}, got {shown}.{hint}"
+        if hint
+        else f"must be {describe(annotation)}, got {shown}"
+    )
 
 
 def fits(annotation: Any, value: Any) -> bool:

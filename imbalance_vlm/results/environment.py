@@ -24,8 +24,8 @@ def _commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        described = subprocess.run(  # noqa: S603
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
             capture_output=True,
             text=True,
             timeout=5,

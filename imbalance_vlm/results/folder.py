@@ -55,7 +55,7 @@ def write_run(
 ) -> RunResult:
     """Write everything a run leaves, result.json last."""
     digest = recipe_hash(recipe)
-    write_text(folder / "recipe.resolved.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
+    write_text(folder / "recipe.resolved.yaml", yaml.safe_dump(plain(recipe), sort_keys=False))
     if any(True for _ in head.state_dict()):
         save_weights(folder / "head.safetensors", head, {"recipe": recipe["name"], "recipe_hash": digest})
     write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
@@ -67,11 +67,12 @@ def write_run(
     return written
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Mappings, lists and strings alone, as YAML writes them."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

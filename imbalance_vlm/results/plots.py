@@ -45,8 +45,8 @@ def plot(
         ordered = group.sort_values(x)
         for column in y:
             deviation = f"{column}_std"
-            error = ordered[deviation] if deviation in ordered.columns else None
-            axis.errorbar(ordered[x], ordered[column], yerr=error, marker="o", capsize=3, label=column)
+            spread = ordered[deviation] if deviation in ordered.columns else None
+            axis.errorbar(ordered[x], ordered[column], yerr=spread, marker="o", capsize=3, label=column)
         if log_x:
             axis.set_xscale("log")
             axis.set_xticks(sorted(set(ordered[x])))

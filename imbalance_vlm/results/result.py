@@ -47,7 +47,7 @@ class StudyResult:
     @property
     def scores(self) -> dict[str, dict[str, float]]:
         """Recipe name of each row to its mean scores."""
-        return {row["recipe"]: row.to_dict() for _, row in self.table.iterrows()}
+        return {str(row["recipe"]): {str(key): value for key, value in row.items()} for _, row in self.table.iterrows()}
 
 
 def read_result(folder: Path) -> RunResult | None:

@@ -118,7 +118,16 @@ def latex(frame: pd.DataFrame) -> str:
     body = [" & ".join(str(value).translate(_LATEX) for value in row) + r" \\" for row in shown.to_numpy()]
     head = " & ".join(str(column).translate(_LATEX) for column in shown.columns) + r" \\"
     return "\n".join(
-        [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+        [
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
     )
 
 

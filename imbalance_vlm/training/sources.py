@@ -19,6 +19,8 @@ from imbalance_vlm.encoders.base import Encoder, Transform
 class Source(Protocol):
     """Features and labels of one split, by row."""
 
+    labels: Tensor
+
     def __len__(self) -> int: ...
     def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(features (B, ...) float32, labels (B,)) on the device, for each tensor of rows."""

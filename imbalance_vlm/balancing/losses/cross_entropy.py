@@ -1,6 +1,6 @@
 """Softmax cross-entropy, the baseline of every table.
 
-    L = -log softmax(z)_y
+L = -log softmax(z)_y
 """
 
 from __future__ import annotations
