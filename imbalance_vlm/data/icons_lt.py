@@ -1,0 +1,65 @@
+"""Icons-LT, the embedded long-tailed dataset: drawings of everyday concepts by many designers.
+
+A concept is a class; as some concepts are drawn by nearly every designer and others by a few, the tail is natural. Images
+are 32 x 32 RGB on white with 16 levels a channel. 10 test and 3 validation images a class; the rest train. No test image
+has a near-duplicate in the rest or in the corpus that mini-clip was pre-trained on. `tools/build_icons.py` builds it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "icons_lt"
+TEMPLATES = ("{}", "an icon of {}", "a {} icon", "a {} symbol", "a drawing of {}")
+SIZE = 32
+
+
+def icons_lt() -> Dataset:
+    """Icons-LT with its splits "train", "val" and "test"; classes are in alphabetical order."""
+    index = json.loads((ASSETS / "classes.json").read_text(encoding="utf-8"))
+    pixels = _drawings(index["grey"], index["colour"])
+    splits = {
+        split: Split(
+            ArrayImages(pixels[np.array(index["places"][split])], prefix=f"icons_lt/{split}/"),
+            np.repeat(np.arange(len(index["names"])), index["counts"][split]),
+        )
+        for split in ("train", "val", "test")
+    }
+    return Dataset("icons_lt", tuple(index["names"]), splits, templates=TEMPLATES, flips=False)
+
+
+def identity() -> str:
+    """Identity of the shipped files, without unpacking them."""
+    return "".join(f"{path.name} {zlib.crc32(path.read_bytes())};" for path in sorted(ASSETS.glob("*.*")))
+
+
+icons_lt.identity = identity  # type: ignore[attr-defined]
+
+
+def corpus_hashes() -> NDArray[np.uint64]:
+    """(M, 2) perceptual hashes of the pre-training corpus, to check that it shares no drawing with the test set."""
+    planes = np.frombuffer(zlib.decompress((ASSETS / "corpus.bin").read_bytes()), np.uint8).reshape(16, -1)
+    return np.ascontiguousarray(planes.T).view("<u8").astype(np.uint64)
+
+
+def _drawings(grey: int, colour: int) -> NDArray[np.uint8]:
+    """(N, 32, 32, 3): the grey drawings, then the coloured ones."""
+    pixels = np.empty((grey + colour, SIZE, SIZE, 3), np.uint8)
+    pixels[:grey] = _levels("grey.bin").reshape(grey, SIZE, SIZE, 1)
+    pixels[grey:] = _levels("colour.bin").reshape(colour, SIZE, SIZE, 3)
+    return pixels
+
+
+def _levels(name: str) -> NDArray[np.uint8]:
+    packed = np.frombuffer(zlib.decompress((ASSETS / name).read_bytes()), np.uint8)
+    levels = np.empty((len(packed), 2), np.uint8)
+    levels[:, 0] = (packed >> 4) * np.uint8(17)
+    levels[:, 1] = (packed & 15) * np.uint8(17)
+    return levels.ravel()
