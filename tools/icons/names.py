@@ -174,8 +174,8 @@ ORDINARY = frozenset(
     coffee compass cube diamond disc docs drive drone eagle echo element email envelope
     eye feather file fire flask flow folder fork forge fox gear ghost gift git globe
     go grid hashtag helm heart home house hub image infinity ink iris item jar key kite lamp leaf
-    lens letter lion link list lock love mail map mask meteor meteorite moon mountain music node     nova octopus orange origin palette panda paper pen pencil people phoenix photo pi pin pixel plane plus podcast
-    pointer polygon printer puzzle r rabbit radar ring robot rocket rss     safari sailboat sales scissors scratch screen search send server shell shield signal slash slides
+    lens letter lion link list lock love mail map mask meteor meteorite moon mountain music node nova octopus orange origin palette panda paper pen pencil people phoenix photo pi pin pixel plane plus podcast
+    pointer polygon printer puzzle r rabbit radar ring robot rocket rss safari sailboat sales scissors scratch screen search send server shell shield signal slash slides
     snake snowflake spark sparkle spinner spring square stack star strawberry sun swarm table
     target tent ticket tower tree triangle trophy umbrella valve vector video wave web wheel wire
     wolf world x
