@@ -25,7 +25,8 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
     except OSError as error:
         if error.errno in FULL:
             raise InputError(f"no space left on the disk while writing {path}; {remedy}") from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        in_the_way = isinstance(error, (NotADirectoryError, FileExistsError))  # a file where a folder should be
+        if in_the_way or isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise InputError(f"{path} cannot be written: {error.strerror}; {remedy}") from error
         raise
 

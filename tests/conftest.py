@@ -21,7 +21,12 @@ TINY_CLIP = {
 }
 """open_clip's layout with an image tower of 4 + 1 tokens."""
 
-COLOURS = {"red_apple": (220, 30, 30), "green_leaf": (40, 190, 60), "blue_car": (30, 60, 220), "white_cup": (235, 235, 230)}
+COLOURS = {
+    "red_apple": (220, 30, 30),
+    "green_leaf": (40, 190, 60),
+    "blue_car": (30, 60, 220),
+    "white_cup": (235, 235, 230),
+}
 COUNTS = dict(zip(COLOURS, (24, 12, 6, 3), strict=True))
 
 

@@ -101,7 +101,10 @@ class Split:
     labels: NDArray[np.int64]
 
     def __init__(self, images: Images, labels: ArrayLike) -> None:
-        array = np.asarray(labels, dtype=np.int64)
+        given = np.asarray(labels)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise InputError(f"`labels` must be whole numbers, got {given.dtype}")
+        array = given.astype(np.int64)
         if array.shape != (len(images),):
             raise InputError(f"`labels` must hold one label for each of {len(images)} images, got {array.shape}")
         object.__setattr__(self, "images", images)

@@ -43,5 +43,6 @@ def pixel_batches(images: Images, transform: Transform, batches: Sequence[Sequen
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own: the global one must not move when features are not cached yet
     )
     yield from loader

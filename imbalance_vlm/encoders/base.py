@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,20 @@ def weights_fingerprint(module: nn.Module) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def fixed_start() -> Iterator[None]:
+    """Random weights are the same in every run, and making a model leaves torch's global generator where it was.
+
+    The runs of a study share an encoder, so nothing that follows may depend on which of them made it.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)  # not torch.manual_seed, which moves the GPUs' generators too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def autocast(device: torch.device, precision: str) -> Any:

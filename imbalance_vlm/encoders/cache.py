@@ -44,9 +44,12 @@ def cache_limit() -> int:
     """Bytes the cache may take: $IMBALANCE_VLM_CACHE_GB (a number of 10^9 bytes), 50 by default."""
     given = os.environ.get("IMBALANCE_VLM_CACHE_GB", "50")
     try:
-        return int(float(given) * 1e9)
-    except ValueError:
-        raise InputError(f"$IMBALANCE_VLM_CACHE_GB must be a number of gigabytes, got {given!r}") from None
+        limit = int(float(given) * 1e9)
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:
+        raise InputError(f"$IMBALANCE_VLM_CACHE_GB must be a number of gigabytes, got {given!r}")
+    return limit
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class FeatureCache:
         folder = self.root / key
         finished = folder / "features.bin"
         if not finished.is_file():
+            self._check_limit(int(np.prod(shape)) * np.dtype(dtype).itemsize)
             with disk_errors(folder, _REMEDY):
                 folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(folder / "lock")):  # a second run waits for the first and then reads
@@ -107,7 +111,7 @@ class FeatureCache:
         partial = folder / "features.partial"
         have = partial.stat().st_size if partial.is_file() else 0
         start = have // row_bytes // CHUNK * CHUNK
-        self._make_room(rows * row_bytes, folder)
+        self.prune(self.limit - rows * row_bytes, folder, finished_only=True)
         with disk_errors(folder, _REMEDY):
             write_json(folder / "meta.json", described)
             free = shutil.disk_usage(folder).free
@@ -135,13 +139,12 @@ class FeatureCache:
                 os.fsync(stream.fileno())
         os.replace(partial, folder / "features.bin")
 
-    def _make_room(self, needed: int, keep: Path) -> None:
+    def _check_limit(self, needed: int) -> None:
         if needed > self.limit:
             raise InputError(
                 f"one feature array of {needed / 1e9:.1f} GB exceeds the cache limit of {self.limit / 1e9:.1f} GB; "
                 "raise $IMBALANCE_VLM_CACHE_GB, or set encoder.cache to false to encode anew each epoch"
             )
-        self.prune(self.limit - needed, keep, finished_only=True)
 
     def entries(self) -> Iterator[CacheEntry]:
         """All entries, the one used last first."""

@@ -40,7 +40,7 @@ class CroppedView:
     def __call__(self, picture: Image.Image) -> Tensor:
         seed = zlib.crc32(picture.tobytes(), self.view)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' generators too
             top, left, height, width = RandomResizedCrop.get_params(
                 picture,
                 [self.min_scale, 1.0],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.encoders.base import Transform, autocast, file_fingerprint, weights_fingerprint
+from imbalance_vlm.encoders.base import Transform, autocast, file_fingerprint, fixed_start, weights_fingerprint
 from imbalance_vlm.errors import InputError, did_you_mean
 
 MINI_CLIP = Path(__file__).resolve().parents[1] / "assets" / "mini_clip"
@@ -169,12 +169,17 @@ def open_clip_encoder(
     quiet = logging.getLogger()
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # open_clip logs to the root logger
+    file_or_tag = str(local) if local.is_file() else pretrained
     try:
-        net, _, transform = open_clip.create_model_and_transforms(
-            source, pretrained=None if pretrained == "random" or local.is_dir() else pretrained, weights_only=True
-        )
+        with fixed_start():
+            net, _, transform = open_clip.create_model_and_transforms(
+                source,
+                pretrained=None if pretrained == "random" or local.is_dir() else file_or_tag,
+                load_weights=pretrained != "random",
+                weights_only=True,
+            )
         tokenizer = open_clip.get_tokenizer(source, **_tokenizer_settings(local))
-    except RuntimeError as error:
+    except Exception as error:  # a damaged file raises one of a dozen types
         raise _loading_error(model, pretrained, error) from error
     finally:
         quiet.setLevel(level)
@@ -217,6 +222,9 @@ def _source(model: str, pretrained: str | None) -> tuple[str, Path]:
         folder = Path(model.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(f"encoder '{model}' must be a folder with open_clip_config.json, and there is none")
+        weights = [file for suffix in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{suffix}")]
+        if not weights and pretrained != "random":
+            raise InputError(f"encoder '{model}' must be a folder with weights (*.safetensors), and holds none")
         return model, folder
     if model.startswith("hf-hub:"):
         return model, Path("/nonexistent")
@@ -264,7 +272,7 @@ def _known_pairs(pretrained: str | None) -> int | None:
     return PRETRAIN_PAIRS[max(matches, key=len)] if matches else None
 
 
-def _loading_error(model: str, pretrained: str | None, error: RuntimeError) -> InputError:
+def _loading_error(model: str, pretrained: str | None, error: Exception) -> InputError:
     text = " ".join(str(error).split())
     if "state_dict" in text or "size mismatch" in text:
         first = text[text.find("\t") + 1 :][:300]

@@ -9,7 +9,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.encoders.base import Transform, autocast, file_fingerprint, weights_fingerprint
+from imbalance_vlm.encoders.base import Transform, autocast, file_fingerprint, fixed_start, weights_fingerprint
 from imbalance_vlm.errors import InputError, did_you_mean
 
 
@@ -103,12 +103,16 @@ def timm_encoder(
         raise InputError(f"unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}")
     path = checkpoint_path(pretrained)
     try:
-        net = timm.create_model(name, pretrained=pretrained is True, num_classes=0)
+        with fixed_start():
+            net = timm.create_model(name, pretrained=pretrained is True, num_classes=0)
         if path:
             _load(net, path, name)
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file raises one of a dozen types
         raise InputError(
-            f"the weights of 'timm:{name}' could not be had: {' '.join(str(error).split())[:300]}"
+            f"the weights {str(path or pretrained)!r} of 'timm:{name}' could not be had: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from error
     transform = create_transform(**resolve_model_data_config(net), is_training=False)
     return TimmEncoder(

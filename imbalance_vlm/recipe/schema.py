@@ -110,6 +110,9 @@ def check(loaded: Loaded) -> dict[str, Any]:
         problems.append(Problem(key, message, loaded.origin(key)))
 
     resolved = _section(RECIPE, loaded.tree, "", report)
+    name = resolved["name"]
+    if isinstance(name, str) and {"", ".", ".."} & set(name.split("/")):  # it is a path below the runs folder
+        report("name", f"must be a word or words joined by single slashes, such as icons_lt/mine, got {name!r}")
     if not problems:  # components that are not known yet cannot be set against one another
         for key, message in conflicts(resolved):
             report(key, message)

@@ -104,6 +104,11 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
                 problems.append(Problem(where, wrong, loaded.origin(where)))
             elif not item and section == "grid":
                 problems.append(Problem(where, "must not be empty", loaded.origin(where)))
+            elif key == "axes":
+                empty = [f"{where}.{axis}" for axis, values in item.items() if not values]
+                problems += [Problem(axis, "must not be empty", loaded.origin(where)) for axis in empty]
+            elif key == "seeds" and len(set(item)) < len(item):
+                problems.append(Problem(where, f"must differ from one another, got {item}", loaded.origin(where)))
         if section == "plot":
             problems += [Problem(f"plot.{key}", "missing; give a value") for key in ("x", "y") if key not in value]
     return problems
@@ -131,5 +136,6 @@ def _expand(loaded: Loaded, grid: Mapping[str, Any]) -> Iterator[Loaded]:
 
 def _label(value: Any) -> str:
     if isinstance(value, Mapping):
-        return str(value.get("name", "-".join(f"{k}={v}" for k, v in value.items())))
+        words = [str(v) if k == "name" else f"{k}={v}" for k, v in value.items()]
+        return "-".join(words).replace("/", "-")
     return str(value).replace("/", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def fits(annotation: Any, value: Any) -> bool:
             fits(arguments[0], key) and fits(arguments[1], item) for key, item in value.items()
         )
     if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation is Path:

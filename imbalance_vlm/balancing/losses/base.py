@@ -50,6 +50,8 @@ class Loss(nn.Module):
         num_classes = len(self.counts)
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise InputError(f"`logits` must be (N, {num_classes}), got {tuple(logits.shape)}")
+        if not logits.is_floating_point():
+            raise InputError(f"`logits` must be floating-point numbers, got {logits.dtype}")
         if targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
             raise InputError(
                 f"`targets` must be ({len(logits)},) int64 class indices, got {tuple(targets.shape)} {targets.dtype}"

@@ -1,0 +1,262 @@
+"""The feature cache: what happens to an entry when things go wrong in the middle."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from imbalance_vlm import InputError
+from imbalance_vlm.encoders import cache
+from imbalance_vlm.encoders.cache import FeatureCache
+
+ROWS, WIDTH = 10, 3
+VALUES = np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
+KEY = {"weights": "w", "split": "train"}
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CHUNK", 4)
+
+
+class Encoder:
+    """Gives rows of VALUES, remembers which, and stops where it is told to."""
+
+    def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.fail_at, self.error = fail_at, error or KeyboardInterrupt()
+
+    def __call__(self, start: int, stop: int) -> NDArray[Any]:
+        if start == self.fail_at:
+            raise self.error
+        self.asked.append((start, stop))
+        return VALUES[start:stop]
+
+
+def get(encode: Callable[[int, int], Any], key: dict[str, Any] = KEY, **limits: int) -> NDArray[Any]:
+    return FeatureCache(**limits).get(key, VALUES.shape, "float32", encode)  # type: ignore[arg-type]
+
+
+def files(name: str) -> list[Path]:
+    return sorted(FeatureCache().root.glob(f"*/{name}"))
+
+
+def test_what_was_encoded_is_read_the_second_time() -> None:
+    first, second = Encoder(), Encoder()
+    assert np.array_equal(get(first), VALUES)
+    assert np.array_equal(get(second), VALUES)
+    assert first.asked == [(0, 4), (4, 8), (8, 10)]
+    assert second.asked == []
+
+
+def test_what_is_read_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        get(Encoder())[0] = 1
+
+
+@pytest.mark.parametrize("change", [{"weights": "v"}, {"split": "test"}, {"more": 1}])
+def test_another_key_is_another_entry(change: dict[str, Any]) -> None:
+    get(Encoder())
+    second = Encoder()
+    get(second, KEY | change)
+    assert second.asked
+
+
+@pytest.mark.parametrize("torn_bytes", [0, 5])
+def test_an_interrupted_entry_goes_on_and_has_the_same_bytes(torn_bytes: int) -> None:
+    """The interruption comes in the second chunk; half a row may lie behind the first."""
+    with pytest.raises(KeyboardInterrupt):
+        get(Encoder(fail_at=4))
+    assert not files("features.bin")
+    (partial,) = files("features.partial")
+    with partial.open("ab") as stream:
+        stream.write(b"\xff" * torn_bytes)
+    resumed = Encoder()
+    get(resumed)
+    assert resumed.asked == [(4, 8), (8, 10)]
+    (finished,) = files("features.bin")
+    assert finished.read_bytes() == VALUES.tobytes()
+    assert not files("features.partial")
+
+
+def test_an_interruption_before_the_last_step_only_moves_the_file() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        get(Encoder(fail_at=8))
+    (partial,) = files("features.partial")
+    partial.write_bytes(VALUES.tobytes() + b"\xff" * 7)  # longer than it can be
+    get(Encoder())
+    assert files("features.bin")[0].read_bytes() == VALUES.tobytes()
+
+
+@pytest.fixture
+def other() -> dict[str, Any]:
+    """An entry that is there already."""
+    key = {"weights": "other"}
+    get(Encoder(), key)
+    return key
+
+
+def assert_untouched(other: dict[str, Any]) -> None:
+    encode = Encoder()
+    assert np.array_equal(get(encode, other), VALUES)
+    assert encode.asked == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_one_clear_error(
+    other: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real_open = Path.open
+
+    class Full:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stream, name)
+
+        def write(self, block: bytes) -> int:
+            raise OSError(number, os.strerror(number))
+
+    def full_open(path: Path, *args: Any, **kwargs: Any) -> Any:
+        stream = real_open(path, *args, **kwargs)
+        return Full(stream) if path.name == "features.partial" else stream
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full_open)
+        with pytest.raises(InputError, match=r"no space left on the disk.*cache prune.*encoder.cache to false"):
+            get(Encoder())
+    assert len(files("features.bin")) == 1
+    assert_untouched(other)
+    assert np.array_equal(get(Encoder()), VALUES), "it works again when there is space"
+
+
+def test_too_little_space_is_found_before_encoding(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    encode = Encoder()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
+        with pytest.raises(InputError, match=r"needs .* MB for 10 images, the disk has .* left"):
+            get(encode)
+    assert encode.asked == []
+    assert len(files("features.bin")) == 1
+    assert_untouched(other)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot be written"):
+        get(Encoder())
+
+
+def test_two_threads_compute_once() -> None:
+    asked: list[tuple[int, int]] = []
+    found: list[NDArray[Any]] = []
+    both = threading.Barrier(2)
+
+    def slow(start: int, stop: int) -> NDArray[Any]:
+        time.sleep(0.05)
+        asked.append((start, stop))
+        return VALUES[start:stop]
+
+    def work() -> None:
+        both.wait()
+        found.append(get(slow))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked == [(0, 4), (4, 8), (8, 10)]
+    assert all(np.array_equal(values, VALUES) for values in found)
+    assert len(found) == 2
+
+
+def fill(*names: str) -> None:
+    """Entries, the first one used longest ago."""
+    for age, name in enumerate(reversed(names)):
+        get(Encoder(), {"split": name})
+        (folder,) = [entry.folder for entry in FeatureCache().entries() if entry.meta["split"] == name]
+        os.utime(folder, (time.time() - 1000 * age - 1000,) * 2)
+
+
+def left() -> set[str]:
+    return {entry.meta["split"] for entry in FeatureCache().entries()}
+
+
+def test_the_entry_unused_for_longest_makes_room() -> None:
+    fill("old", "middle", "new")
+    get(Encoder(), {"split": "more"}, limit=3 * VALUES.nbytes)
+    assert left() == {"middle", "new", "more"}
+
+
+def test_reading_counts_as_use() -> None:
+    fill("old", "middle", "new")
+    get(Encoder(), {"split": "old"})
+    get(Encoder(), {"split": "more"}, limit=3 * VALUES.nbytes)
+    assert left() == {"old", "new", "more"}
+
+
+def test_an_entry_above_the_limit_is_refused_and_nothing_is_removed() -> None:
+    fill("a", "b")
+    with pytest.raises(InputError, match="exceeds the cache limit.*IMBALANCE_VLM_CACHE_GB"):
+        get(Encoder(), limit=VALUES.nbytes - 1)
+    assert {"a", "b"} <= left()
+
+
+def test_prune_to_a_size_by_age_and_entirely() -> None:
+    fill("a", "b", "c")
+    store = FeatureCache()
+    assert [entry.meta["split"] for entry in store.prune(10**9, older_than=2500)] == ["a"]
+    assert [entry.meta["split"] for entry in store.prune(VALUES.nbytes)] == ["b"]
+    store.prune(0)
+    assert left() == set()
+
+
+def test_prune_leaves_what_another_run_is_writing_unless_asked() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        get(Encoder(fail_at=4), {"split": "unfinished"})
+    fill("done")
+    FeatureCache().prune(0, finished_only=True)
+    assert left() == {"unfinished"}
+    FeatureCache().prune(0)
+    assert left() == set()
+
+
+def test_an_entry_without_readable_meta_is_listed_and_pruned() -> None:
+    fill("a")
+    (meta,) = files("meta.json")
+    meta.write_text("{")
+    (entry,) = FeatureCache().entries()
+    assert entry.meta == {}
+    assert FeatureCache().prune(0)
+
+
+def test_the_limit_in_the_environment_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMBALANCE_VLM_CACHE_GB", "0.5")
+    assert FeatureCache().limit == 500_000_000
+    for wrong in ("much", "-1", "nan", "inf"):
+        monkeypatch.setenv("IMBALANCE_VLM_CACHE_GB", wrong)
+        with pytest.raises(InputError, match="must be a number of gigabytes"):
+            FeatureCache()

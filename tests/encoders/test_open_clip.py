@@ -1,0 +1,240 @@
+"""The open_clip adapter against plain open_clip."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm import InputError, run
+from imbalance_vlm.encoders.factory import create_encoder
+from imbalance_vlm.encoders.open_clip import OpenClipEncoder
+from tests.conftest import TINY_CLIP
+
+NAMES = ("red apple", "blue car", "cat")
+TEMPLATES = ("a photo of a {}.", "the {}", "{}")
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_clip: str) -> Any:
+    """open_clip's own model, preprocessing and tokenizer."""
+    model, _, preprocess = open_clip.create_model_and_transforms(tiny_clip)
+    return model.eval(), preprocess, open_clip.get_tokenizer(tiny_clip)
+
+
+@pytest.fixture
+def encoder(tiny_clip: str) -> OpenClipEncoder:
+    return create_encoder(tiny_clip)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def tiny_folder(tiny_clip: str, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may change."""
+    return Path(shutil.copytree(tiny_clip.removeprefix("local-dir:"), tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny architecture that open_clip knows by name."""
+    config = tmp_path_factory.mktemp("configs") / "ViT-tiny-test.json"
+    config.write_text(json.dumps(TINY_CLIP["model_cfg"]))
+    open_clip.add_model_config(config)
+    return "ViT-tiny-test"
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 22, 3), dtype=np.uint8))
+
+
+def pixels(encoder: OpenClipEncoder) -> Tensor:
+    return torch.stack([encoder.transform(picture(seed)) for seed in range(3)])
+
+
+def refused(*words: str, **settings: Any) -> None:
+    with pytest.raises(InputError) as error:
+        create_encoder(settings.pop("name"), **settings)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_model_s_own_preprocessing_is_used(encoder: OpenClipEncoder, plain: Any) -> None:
+    _, preprocess, _ = plain
+    assert torch.equal(encoder.transform(picture()), preprocess(picture()))
+    assert "0.25" in repr(encoder.transform), "std of the tiny model, not ImageNet's"
+
+
+@torch.no_grad()
+def test_image_features_are_encode_image(encoder: OpenClipEncoder, plain: Any) -> None:
+    batch = pixels(encoder)
+    assert torch.equal(encoder.image_features(batch, "embedding"), plain[0].encode_image(batch))
+
+
+@torch.no_grad()
+def test_text_features_are_renormalised_means_over_templates(encoder: OpenClipEncoder, plain: Any) -> None:
+    model, _, tokenizer = plain
+    wanted = []
+    for name in NAMES:
+        unit = [F.normalize(model.encode_text(tokenizer([t.format(name)])), dim=-1)[0] for t in TEMPLATES]
+        mean = sum(unit) / len(unit)
+        wanted.append(mean / mean.norm())
+    torch.testing.assert_close(encoder.text_features(NAMES, TEMPLATES), torch.stack(wanted))
+    in_small_batches = encoder.text_features(NAMES, TEMPLATES, batch_size=2)
+    torch.testing.assert_close(in_small_batches, torch.stack(wanted))
+
+
+@torch.no_grad()
+def test_projected_class_token_is_the_embedding(encoder: OpenClipEncoder, plain: Any) -> None:
+    """Tokens are taken after the final norm: projecting the first gives encode_image."""
+    batch = pixels(encoder)
+    tokens = encoder.image_features(batch, "tokens")
+    assert tokens.shape == (3, 1 + 4, 32)
+    torch.testing.assert_close(tokens[:, 0] @ plain[0].visual.proj, plain[0].encode_image(batch))
+    torch.testing.assert_close(encoder.image_features(batch, "class_token"), tokens[:, 0])
+
+
+def test_widths(encoder: OpenClipEncoder) -> None:
+    assert [encoder.width(kind) for kind in ("embedding", "class_token", "tokens")] == [16, 32, 32]
+
+
+@torch.no_grad()
+def test_text_directions_before_the_projection_give_the_same_products(encoder: OpenClipEncoder, plain: Any) -> None:
+    text = encoder.text_features(NAMES, TEMPLATES)
+    directions = encoder.text_in("class_token", text)
+    tokens = encoder.image_features(pixels(encoder), "class_token")
+    lengths = (text @ plain[0].visual.proj.t()).norm(dim=-1)
+    torch.testing.assert_close(tokens @ directions.t() * lengths, tokens @ plain[0].visual.proj @ text.t())
+    assert torch.equal(encoder.text_in("embedding", text), text)
+
+
+@torch.no_grad()
+def test_zero_shot_is_what_open_clip_s_readme_computes(recipe: dict[str, Any], plain: Any, pictures: Path) -> None:
+    model, preprocess, tokenizer = plain
+    result = run(recipe, {"tuning": "zero_shot", "head": "text", "data.templates": list(TEMPLATES)})
+    rows = (result.path / "predictions.csv").read_text().splitlines()[1:]
+    names = ["blue car", "green leaf", "red apple", "white cup"]
+    text = [F.normalize(model.encode_text(tokenizer([t.format(n) for t in TEMPLATES])), dim=-1).mean(0) for n in names]
+    classifier = F.normalize(torch.stack(text), dim=-1)
+    assert len(rows) == 20
+    for row in rows:
+        path, _, predicted, confidence = row.split(",")
+        image = preprocess(Image.open(pictures / path).convert("RGB"))[None]
+        features = F.normalize(model.encode_image(image), dim=-1)
+        probabilities = (model.logit_scale.exp() * features @ classifier.t()).softmax(-1)[0]
+        assert names[int(probabilities.argmax())] == predicted
+        assert float(probabilities.max()) == pytest.approx(float(confidence), abs=1e-4)
+
+
+def test_bfloat16_is_close_and_comes_back_as_float32(tiny_clip: str, encoder: OpenClipEncoder) -> None:
+    batch = pixels(encoder)
+    half = create_encoder(tiny_clip, precision="bf16").image_features(batch, "embedding")
+    assert half.dtype == torch.float32
+    exact = encoder.image_features(batch, "embedding")
+    assert not torch.equal(half, exact)
+    torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)
+
+
+# -- where weights come from -----------------------------------------------------------------------------------------
+
+
+def test_a_local_weights_file_by_architecture_name(
+    architecture: str, tiny_folder: Path, encoder: OpenClipEncoder
+) -> None:
+    file = tiny_folder / "open_clip_model.safetensors"
+    made = create_encoder(architecture, pretrained=str(file))
+    for key, value in encoder.module.state_dict().items():
+        assert torch.equal(made.module.state_dict()[key], value), key
+    assert made.pretrained == str(file)
+
+
+def test_a_pickled_checkpoint_is_loaded_as_weights_only(architecture: str, tmp_path: Path, plain: Any) -> None:
+    torch.save(plain[0].state_dict(), tmp_path / "good.pt")
+    made = create_encoder(architecture, pretrained=str(tmp_path / "good.pt"))
+    assert torch.equal(made.module.visual.proj, plain[0].visual.proj)  # type: ignore[union-attr]
+    torch.save({"state_dict": plain[0].state_dict(), "evil": Path.touch}, tmp_path / "evil.pt")
+    refused("evil.pt", name=architecture, pretrained=str(tmp_path / "evil.pt"))
+
+
+def test_weights_of_another_architecture_name_a_tensor(architecture: str, tmp_path: Path, plain: Any) -> None:
+    state = plain[0].state_dict()
+    save_file({k: v for k, v in state.items() if k != "visual.proj"}, tmp_path / "missing.safetensors")
+    refused("another architecture", "visual.proj", name=architecture, pretrained=str(tmp_path / "missing.safetensors"))
+    save_file(state | {"text_projection": torch.zeros(9, 9)}, tmp_path / "shape.safetensors")
+    refused("another architecture", "text_projection", name=architecture, pretrained=str(tmp_path / "shape.safetensors"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(1000)])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_file_that_holds_no_weights_is_refused(
+    architecture: str, tmp_path: Path, content: bytes, suffix: str
+) -> None:
+    file = tmp_path / f"weights.{suffix}"
+    file.write_bytes(content)
+    refused(file.name, name=architecture, pretrained=str(file))
+
+
+def test_a_local_directory_of_another_architecture_is_refused(tiny_folder: Path) -> None:
+    config = json.loads((tiny_folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["embed_dim"] = 24
+    (tiny_folder / "open_clip_config.json").write_text(json.dumps(config))
+    refused("another architecture", "proj", name=f"local-dir:{tiny_folder}")
+
+
+def test_a_local_directory_that_is_none(tmp_path: Path, tiny_folder: Path) -> None:
+    refused("open_clip_config.json", name=f"local-dir:{tmp_path}/nowhere")
+    (tiny_folder / "open_clip_config.json").write_text("{broken")
+    refused("local-dir", name=f"local-dir:{tiny_folder}")
+
+
+def test_a_local_directory_without_weights_is_refused(tiny_folder: Path) -> None:
+    """Untrained weights must be asked for: nobody wants them by accident."""
+    (tiny_folder / "open_clip_model.safetensors").unlink()
+    refused("weights", name=f"local-dir:{tiny_folder}")
+
+
+def test_unknown_models_tags_and_files_are_refused_with_suggestions(tmp_path: Path) -> None:
+    refused("unknown encoder 'ViT-B-61'", "Did you mean 'ViT-B-16", "local-dir:PATH", name="ViT-B-61")
+    refused("must be a tag", "openai", "Did you mean 'openai'?", name="ViT-B-16", pretrained="openia")
+    refused("must be a tag", "got None", name="ViT-B-16")
+    refused("a local weights file", "nowhere.pt", name="ViT-B-16", pretrained=str(tmp_path / "nowhere.pt"))
+
+
+def test_random_weights_are_asked_for_by_name_and_always_the_same(architecture: str) -> None:
+    """They are part of what is compared over seeds, and a run must not depend on which one came before it."""
+    torch.manual_seed(1)
+    first = create_encoder(architecture, pretrained="random")
+    torch.manual_seed(2)
+    assert first.fingerprint == create_encoder(architecture, pretrained="random").fingerprint
+
+
+def test_making_an_encoder_leaves_the_random_numbers_alone(tiny_clip: str) -> None:
+    """A head starts from the same numbers whether its encoder was made just now or before."""
+    before = torch.get_rng_state()
+    create_encoder(tiny_clip)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_fingerprint_follows_the_weights(tiny_folder: Path, tiny_clip: str) -> None:
+    name = f"local-dir:{tiny_folder}"
+    before = create_encoder(name).fingerprint
+    assert before == create_encoder(tiny_clip).fingerprint
+    config = json.loads((tiny_folder / "open_clip_config.json").read_text())
+    model = open_clip.CLIP(**config["model_cfg"])
+    save_file(model.state_dict(), tiny_folder / "open_clip_model.safetensors")
+    assert create_encoder(name).fingerprint != before
+
+
+def test_logging_is_left_as_it_was(tiny_clip: str) -> None:
+    import logging
+
+    level = logging.getLogger().level
+    create_encoder(tiny_clip)
+    assert logging.getLogger().level == level

@@ -1,0 +1,173 @@
+"""What a recipe may say: everything wrong is reported at once, with file, key, allowed values and a suggestion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imbalance_vlm.recipe.load import load
+from imbalance_vlm.recipe.problems import RecipeError
+from imbalance_vlm.recipe.schema import check
+from imbalance_vlm.recipe.study import plan
+
+BASE: dict[str, Any] = {
+    "name": "r",
+    "data": {"name": "folder", "root": "pictures"},
+    "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
+    "tuning": "linear_probe",
+}
+
+
+def problems(overrides: dict[str, Any], base: dict[str, Any] = BASE) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        plan(base, overrides)
+    return [str(problem) for problem in error.value.problems]
+
+
+def one_problem(overrides: dict[str, Any]) -> str:
+    (found,) = problems(overrides)
+    return found
+
+
+def test_every_default_is_filled_in() -> None:
+    (recipe,) = plan(BASE).recipes
+    assert recipe["head"] == {"name": "linear", "init": "random", "bias": True, "normalise": True}
+    assert recipe["balancing"]["loss"]["name"] == "cross_entropy"
+    assert recipe["training"]["optimizer"]["momentum"] == 0.9
+    assert recipe["evaluation"]["groups"] == {"many": 100, "few": 20}
+    assert recipe["seed"] == 0
+
+
+def test_a_checked_recipe_is_a_recipe_again(tmp_path: Path) -> None:
+    (recipe,) = plan(BASE).recipes
+    path = tmp_path / "recipe.resolved.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert plan(path).recipes == [recipe]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"trainning": {}}, ["trainning: unknown key", "Did you mean 'training'?", "Allowed: name,"]),
+        ({"training.epoch": 3}, ["training.epoch: unknown key", "'epochs'", "batch_size"]),
+        ({"balancing.loss": {"name": "focal", "gama": 1}}, ["balancing.loss.gama: unknown key", "'gamma'"]),
+        ({"training.clip_grad": 1.0}, ["training.clip_grad: unknown key", "'clip_grad_norm'"]),
+        ({"data.rooot": "x"}, ["data.rooot", "Did you mean 'root'?"]),
+    ],
+)
+def test_an_unknown_key(overrides: dict[str, Any], words: list[str]) -> None:
+    found = one_problem(overrides)
+    assert all(word in found for word in words), found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"balancing.loss": "focall"}, ["balancing.loss.name: unknown loss 'focall'", "'focal'", "Available: cross_"]),
+        ({"tuning": "linear-probe"}, ["tuning.name: unknown tuning", "'linear_probe'"]),
+        ({"head": "cosin"}, ["head.name: unknown head", "'cosine'"]),
+        ({"data": "folders"}, ["data.name: unknown dataset", "'folder'"]),
+        ({"training.optimizer": "sdg"}, ["training.optimizer.name: unknown optimizer 'sdg'", "'sgd'"]),
+        ({"training.schedule": "cos"}, ["training.schedule.name: unknown schedule 'cos'"]),
+        ({"balancing.sampler": "instances"}, ["balancing.sampler.name", "'instance'"]),
+        ({"head": {"init": "text"}}, ["head: must be the name of a head"]),
+    ],
+)
+def test_an_unknown_name(overrides: dict[str, Any], words: list[str]) -> None:
+    found = one_problem(overrides)
+    assert all(word in found for word in words), found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("training.epochs", "ten", "must be a whole number >= 1, got 'ten'"),
+        ("training.epochs", 1.5, "must be a whole number >= 1, got 1.5"),
+        ("training.epochs", True, "must be a whole number >= 1, got True"),
+        ("training.epochs", 0, "must be a whole number >= 1, got 0"),
+        ("training.epochs", None, "must be a whole number >= 1, got null"),
+        ("training.clip_grad_norm", 0, "must be a number > 0 or null, got 0"),
+        ("training.optimizer", {"name": "sgd", "lr": -1}, "must be a number > 0, got -1"),
+        ("training.optimizer", {"name": "sgd", "lr": float("nan")}, "must be a number > 0, got nan"),
+        ("training.optimizer", {"name": "sgd", "momentum": 1}, "must be a number >= 0 and < 1, got 1"),
+        ("head", {"name": "linear", "bias": "yes"}, "must be true or false, got 'yes'"),
+        ("head", {"name": "cosine", "init": "tekst"}, "Did you mean 'text'?"),
+        ("seed", -1, "must be a whole number >= 0, got -1"),
+        ("name", 5, "must be a word, got 5"),
+        ("data.on_error", "ignore", "must be 'raise' or 'skip', got 'ignore'"),
+        ("data.templates", [1], "must be a word or a list of [a word], got [1]"),
+        ("evaluation.groups", {"meny": 10}, "must be a mapping"),
+        ("training", 5, "must be a mapping of keys, got 5"),
+    ],
+)
+def test_a_wrong_value(key: str, value: Any, said: str) -> None:
+    found = one_problem({key: value})
+    assert key in found
+    assert said in found, found
+
+
+@pytest.mark.parametrize("key", ["data", "encoder", "tuning", "name", "data.root"])
+def test_a_missing_key(key: str) -> None:
+    base = {name: dict(value) if isinstance(value, dict) else value for name, value in BASE.items()}
+    section, _, setting = key.partition(".")
+    if setting:
+        del base[section][setting]
+    else:
+        del base[section]
+    (found,) = problems({}, base)
+    assert f"{key}: missing" in found
+
+
+def test_all_mistakes_are_reported_at_once_each_with_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("training: {epochs: many}\ndata: {name: folder, root: x}\nencoder: ViT-B-16")
+    (tmp_path / "top.yaml").write_text("include: base.yaml\ntuning: linear_probe\nheads: linear")
+    with pytest.raises(RecipeError) as error:
+        check(load(tmp_path / "top.yaml", ["balancing.loss=focall"]))
+    message = str(error.value)
+    assert message.startswith("3 problems in the recipe\n")
+    lines = {line.split(": ")[1]: line for line in message.splitlines()[1:]}
+    assert "base.yaml: training.epochs" in lines["training.epochs"]
+    assert "top.yaml: heads" in lines["heads"]
+    assert "Did you mean 'head'?" in lines["heads"]
+    assert "command line: balancing.loss.name" in lines["balancing.loss.name"]
+
+
+def test_nothing_is_read_before_the_recipe_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data and no weights: the folder of BASE does not even exist."""
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", None)
+    assert plan(BASE).recipes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"tuning": "zero_shot", "head": "linear"}, ["head", "zero_shot", "must be 'text'"]),
+        ({"head": "text"}, ["head", "nothing to train", "cosine"]),
+        ({"encoder": "timm:resnet18", "head": {"name": "cosine", "init": "text"}}, ["head", "init 'text'", "timm:"]),
+        ({"encoder": "timm:resnet18", "head": "cosine"}, ["head", "init 'text'", "text tower"]),
+        ({"encoder": "timm:resnet18", "head": {"name": "linear", "init": "text"}}, ["head", "init 'text'"]),
+        (
+            {"tuning": "zero_shot", "head": "text", "encoder": {"name": "ViT-B-16", "features": "class_token"}},
+            ["encoder.features", "embedding"],
+        ),
+    ],
+)
+def test_what_cannot_work_together(overrides: dict[str, Any], words: list[str]) -> None:
+    found = one_problem(overrides)
+    assert all(word in found for word in words), found
+
+
+def test_zero_shot_on_an_image_backbone_is_refused_for_tuning_and_head() -> None:
+    found = problems({"encoder": "timm:resnet18", "tuning": "zero_shot", "head": "text"})
+    assert [line.split(":")[1].strip() for line in found] == ["tuning", "head"]
+    assert all("needs an encoder with a text tower" in line for line in found)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../b", "", "a//b", "."])
+def test_a_name_stays_inside_the_runs_folder(name: str) -> None:
+    assert "name" in one_problem({"name": name})

@@ -1,0 +1,136 @@
+"""Studies: what is run, in which order, under which name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from imbalance_vlm.recipe.problems import RecipeError
+from imbalance_vlm.recipe.study import plan
+
+BASE: dict[str, Any] = {
+    "name": "s",
+    "data": {"name": "folder", "root": "pictures"},
+    "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
+    "tuning": "linear_probe",
+    "training": {"epochs": 5, "optimizer": {"name": "sgd", "lr": 0.1}},
+}
+
+
+def expand(grid: dict[str, Any], overrides: Any = None, **more: Any) -> list[dict[str, Any]]:
+    return plan(BASE | {"grid": grid} | more, overrides).recipes
+
+
+def problems(grid: Any, **more: Any) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        plan(BASE | {"grid": grid} | more)
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_variants_axes_and_seeds_multiply_in_order() -> None:
+    runs = expand(
+        {
+            "variants": {"ce": {}, "bs": {"balancing.loss": "balanced_softmax"}},
+            "axes": {"training.epochs": [1, 2], "training.optimizer.lr": [0.1, 0.2]},
+            "seeds": [0, 7],
+        }
+    )
+    assert len(runs) == 16
+    assert [(r["name"], r["seed"]) for r in runs[:5]] == [
+        ("s/ce/1/0.1", 0),
+        ("s/ce/1/0.1", 7),
+        ("s/ce/1/0.2", 0),
+        ("s/ce/1/0.2", 7),
+        ("s/ce/2/0.1", 0),
+    ]
+    assert {r["balancing"]["loss"]["name"] for r in runs[8:]} == {"balanced_softmax"}
+    assert (runs[2]["training"]["epochs"], runs[2]["training"]["optimizer"]["lr"]) == (1, 0.2)
+
+
+def test_a_study_without_seeds_uses_the_recipe_s() -> None:
+    assert [r["seed"] for r in expand({"variants": {"a": {}}}, seed=3)] == [3]
+
+
+def test_a_variant_without_overrides_is_the_base() -> None:
+    (run,) = expand({"variants": {"plain": None}})
+    assert run["training"]["epochs"] == 5
+
+
+def test_the_command_line_beats_variants() -> None:
+    runs = expand({"variants": {"a": {"training.epochs": 1}, "b": {}}}, ["training.epochs=9"])
+    assert [r["training"]["epochs"] for r in runs] == [9, 9]
+
+
+def test_an_axis_is_what_the_study_varies_so_it_beats_a_variant() -> None:
+    runs = expand({"variants": {"a": {"training.epochs": 1}}, "axes": {"training.epochs": [3, 4]}})
+    assert [r["training"]["epochs"] for r in runs] == [3, 4]
+
+
+def test_the_command_line_can_shrink_the_grid() -> None:
+    assert len(expand({"variants": {"a": {}}, "seeds": [0, 1, 2]}, ["grid.seeds=[1]"])) == 1
+
+
+def test_a_seed_on_the_command_line_is_not_lost() -> None:
+    assert {r["seed"] for r in expand({"variants": {"a": {}}}, ["seed=4"])} == {4}
+
+
+def test_a_variant_that_names_another_component_drops_its_settings() -> None:
+    (run,) = expand({"variants": {"adam": {"training.optimizer": "adamw"}}})
+    assert run["training"]["optimizer"] == {
+        "name": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+    }
+
+
+def test_runs_that_differ_have_names_that_differ() -> None:
+    losses = [{"name": "focal", "gamma": 1.0}, {"name": "focal", "gamma": 2.0}, "focal"]
+    names = [r["name"] for r in expand({"axes": {"balancing.loss": losses}})]
+    assert len(set(names)) == 3, names
+
+
+def test_mistakes_are_found_in_every_run_before_any_starts() -> None:
+    found = problems({"variants": {"a": {"balancing.loss": "focall"}, "b": {"head": "cosin"}, "c": {}}})
+    assert len(found) == 2
+    assert "(grid, a)" in found[0]
+    assert "focall" in found[0]
+    assert "(grid, b)" in found[1]
+
+
+def test_a_mistake_of_the_base_is_said_once() -> None:
+    assert len(problems({"variants": {"a": {}, "b": {}}, "seeds": [0, 1]}, heads="linear")) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"variant": {}}, ["grid.variant: unknown key", "'variants'"]),
+        ({"seeds": 3}, ["grid.seeds", "a list of"]),
+        ({"seeds": []}, ["grid.seeds", "must not be empty"]),
+        ({"seeds": [-1]}, ["grid.seeds"]),
+        ({"axes": {"training.epochs": 5}}, ["grid.axes"]),
+        ([1], ["grid: must be a mapping"]),
+    ],
+)
+def test_a_wrong_grid(grid: Any, words: list[str]) -> None:
+    found = "\n".join(problems(grid))
+    assert all(word in found for word in words), found
+
+
+def test_a_wrong_table_or_plot() -> None:
+    found = "\n".join(problems({"seeds": [0]}, table={"column": []}, plot={"x": "overall", "by": 3}))
+    assert "table.column: unknown key. Did you mean 'columns'?" in found
+    assert "plot.by" in found
+    assert "plot.y: missing" in found
+
+
+def test_an_axis_with_no_values_is_refused() -> None:
+    assert "training.epochs" in "\n".join(problems({"axes": {"training.epochs": []}}))
+
+
+def test_repeated_seeds_are_refused() -> None:
+    """A seed counted twice would shrink the standard deviation."""
+    assert "seeds" in "\n".join(problems({"seeds": [0, 0, 1]}))

@@ -1,0 +1,60 @@
+"""Checkpoints and weights: whole or not there, and nothing but tensors is unpickled."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from imbalance_vlm import InputError
+from imbalance_vlm.training.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights
+
+
+class Touches:
+    """Pickled code that writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "none.pt") is None
+    save_checkpoint(tmp_path / "a.pt", {"epoch": 3, "head": {"w": torch.ones(2)}, "history": [{"loss": 0.5}]})
+    state = load_checkpoint(tmp_path / "a.pt")
+    assert state is not None
+    assert state["epoch"] == 3
+    assert state["head"]["w"].tolist() == [1, 1]
+
+
+def test_a_damaged_checkpoint_starts_training_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"epoch": 3})
+    path.write_bytes(path.read_bytes()[:100])
+    assert load_checkpoint(path) is None
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    path, touched = tmp_path / "a.pt", tmp_path / "touched"
+    torch.save({"epoch": Touches(touched)}, path)
+    assert load_checkpoint(path) is None
+    assert not touched.exists()
+    pickle.loads(pickle.dumps(Touches(touched)))
+    assert touched.exists(), "the pickle above would have run code"
+
+
+def test_weights_of_another_head_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    save_weights(path, nn.Linear(3, 2), {"recipe": "r"})
+    other = nn.Linear(3, 2)
+    load_weights(path, other)
+    with pytest.raises(InputError, match="another head"):
+        load_weights(path, nn.Linear(3, 4))
+    with pytest.raises(InputError, match="no weights at"):
+        load_weights(tmp_path / "none.safetensors", other)

@@ -1,0 +1,44 @@
+"""Batches of cached features."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from imbalance_vlm.training import sources
+from imbalance_vlm.training.loop import steps_per_epoch
+from imbalance_vlm.training.sources import FeatureSource
+
+VIEWS = [np.arange(12, dtype=np.float16).reshape(6, 2) + 100 * view for view in range(2)]
+LABELS = np.arange(6)
+
+
+def source() -> FeatureSource:
+    return FeatureSource(VIEWS, LABELS, torch.device("cpu"))
+
+
+def test_batches_are_the_rows_asked_for_in_float32() -> None:
+    ((features, labels),) = source().batches([torch.tensor([4, 1])])
+    assert features.dtype == torch.float32
+    assert features.tolist() == VIEWS[0][[4, 1]].tolist()
+    assert labels.tolist() == [4, 1]
+
+
+def test_each_epoch_reads_the_next_view() -> None:
+    row = [torch.tensor([0])]
+    first = [next(iter(source().batches(row, epoch)))[0][0, 0].item() for epoch in range(4)]
+    assert first == [0, 100, 0, 100]
+
+
+def test_a_set_smaller_than_a_batch_gives_one_batch() -> None:
+    rows = torch.arange(6).split(512)
+    assert [len(labels) for _, labels in source().batches(rows)] == [6]
+    assert steps_per_epoch(source(), 512) == 1
+
+
+def test_a_set_that_does_not_fit_is_read_from_the_disk(monkeypatch: object) -> None:
+    inside = [batch.tolist() for pair in source().batches([torch.tensor([5, 0])], 1) for batch in pair]
+    monkeypatch.setattr(sources, "free_memory", lambda device: 0)  # type: ignore[attr-defined]
+    mapped = source()
+    assert not isinstance(mapped.views[0], torch.Tensor)
+    assert [batch.tolist() for pair in mapped.batches([torch.tensor([5, 0])], 1) for batch in pair] == inside

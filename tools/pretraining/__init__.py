@@ -1,0 +1,1 @@
+"""Parts of `tools/pretrain.py`: the corpus (data), the model (model) and zero-shot accuracies (evaluate)."""
