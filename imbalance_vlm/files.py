@@ -14,6 +14,15 @@ from typing import Any
 
 from imbalance_vlm.errors import InputError
 
+
+def cache_folder() -> Path:
+    """$IMBALANCE_VLM_CACHE, or imbalance_vlm under the user's cache folder."""
+    given = os.environ.get("IMBALANCE_VLM_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "imbalance_vlm"
+
+
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

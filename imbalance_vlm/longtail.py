@@ -55,9 +55,10 @@ class LongTail:
         numbers = np.issubdtype(array.dtype, np.number) and bool(np.all(np.isfinite(array)))
         whole = numbers and bool(np.all(np.mod(array, 1) == 0))
         if array.ndim != 1 or array.size == 0 or not whole or array.min() < 0:
+            lowest = f", lowest {array.min()}" if array.size and numbers else ""
             raise InputError(
                 "`counts` must be one row of whole numbers >= 0, one for each class, "
-                f"got shape {array.shape}, {array.dtype}{', lowest ' + str(array.min()) if array.size and numbers else ''}"
+                f"got shape {array.shape}, {array.dtype}{lowest}"
             )
         if class_names and len(class_names) != array.size:
             raise InputError(f"`class_names` must name {array.size} classes, got {len(class_names)} names")

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.prepare import create_dataset
+from imbalance_vlm.data.prepare import create_dataset, dataset_identity
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.features import feature_source, view_transforms
+from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, evaluate
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy, scores
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
@@ -31,7 +32,6 @@ from imbalance_vlm.results.environment import cost, environment
 from imbalance_vlm.results.folder import write_run
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.loop import Trained, steps_per_epoch, train
-from imbalance_vlm.training.sources import Source
 
 Recipe = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ Recipe = Mapping[str, Any]
 def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     """Run a complete recipe (one that `imbalance_vlm.recipe.schema.check` has filled in) and write its folder."""
     torch.manual_seed(recipe["seed"])  # heads start from it; the order of the data has generators of its own
-    data = dataset(as_key(recipe["data"]))
+    data = dataset(as_key(recipe["data"]), dataset_identity(recipe["data"]))
     tail = long_tail(data, recipe)
     net = encoder(as_key(recipe["encoder"]), device)
     tuning = component(catalogue.TUNINGS, recipe["tuning"])()
@@ -171,8 +171,8 @@ def as_key(section: Mapping[str, Any]) -> str:
 
 
 @cache
-def dataset(section: str) -> Dataset:
-    """A dataset by its section in JSON; the runs of a study share it."""
+def dataset(section: str, identity: str) -> Dataset:
+    """A dataset by its section in JSON and what its files are now; the runs of a study share it."""
     return create_dataset(**json.loads(section))
 
 

@@ -24,6 +24,7 @@ from imbalance_vlm import InputError, pipeline, runner
 from imbalance_vlm.results.result import RunResult, StudyResult
 
 Recipe = dict[str, Any]
+EPOCHS = 40
 GRID = {"grid": {"variants": {"ce": {"balancing.loss": "cross_entropy"}, "bs": {}}, "seeds": [0, 1]}}
 
 
@@ -142,7 +143,7 @@ def test_one_seed_gives_one_set_of_numbers(recipe: Recipe, head: str, monkeypatc
 
 
 def test_other_seeds_see_the_data_in_another_order(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from imbalance_vlm.training.sources import FeatureSource
+    from imbalance_vlm.encoders.sources import FeatureSource
 
     orders: list[tuple[int, ...]] = []
     real = FeatureSource.batches
@@ -194,20 +195,20 @@ def kill_when(path: Path, ready: Callable[[], bool]) -> None:
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe["training"] |= {"epochs": 300, "checkpoint_seconds": 0, "clip_grad_norm": 1.0}
+    recipe["training"] |= {"epochs": EPOCHS, "checkpoint_seconds": 0, "clip_grad_norm": 1.0}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
 
     def in_the_middle() -> bool:
         written = [file.read_text().count("\n") for file in Path("killed").rglob("metrics.jsonl")]
-        return bool(written) and written[0] >= 5
+        return bool(written) and written[0] >= 3
 
     kill_when(path, in_the_middle)
     assert not list(Path("killed").rglob("result.json"))
     resumed = run(recipe, runs="killed", device="cpu")
     epoch = re.search(r"resuming behind epoch (\d+)", capsys.readouterr().err)
     assert epoch
-    assert 5 <= int(epoch[1]) < 300
+    assert 3 <= int(epoch[1]) < EPOCHS
     undisturbed = run(recipe, runs="undisturbed", device="cpu")
     assert weights(resumed) == weights(undisturbed)
     np.testing.assert_equal(resumed.scores, undisturbed.scores)
@@ -216,12 +217,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
         for r in (resumed, undisturbed)
     ]
     assert losses[0] == losses[1]
-    assert len(losses[0]) == 300
+    assert len(losses[0]) == EPOCHS
     assert not list(resumed.path.parent.rglob("checkpoint.pt"))
 
 
 def test_a_killed_study_keeps_its_finished_runs(recipe: Recipe, tmp_path: Path, computed: list[str]) -> None:
-    recipe["training"] |= {"epochs": 60, "checkpoint_seconds": 0}
+    recipe["training"] |= {"epochs": 8, "checkpoint_seconds": 0}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe | GRID))
     kill_when(path, lambda: len(list(Path("killed").rglob("result.json"))) == 2)
@@ -261,8 +262,13 @@ def test_an_unwritable_runs_folder_is_found_before_any_work(
 
 def test_a_loss_that_is_no_number_stops_with_a_remedy(recipe: Recipe) -> None:
     optimizer = {"name": "sgd", "lr": 1e38}
-    recipe |= {"training": recipe["training"] | {"optimizer": optimizer}, "head": {"name": "linear", "normalise": False}}
-    with pytest.raises(InputError, match=r"training loss became (nan|inf) in epoch \d+ .*lower training\.optimizer\.lr"):
+    recipe |= {
+        "training": recipe["training"] | {"optimizer": optimizer},
+        "head": {"name": "linear", "normalise": False},
+    }
+    with pytest.raises(
+        InputError, match=r"training loss became (nan|inf) in epoch \d+ .*lower training\.optimizer\.lr"
+    ):
         run(recipe)
     assert not list(Path("runs").rglob("result.json"))
 

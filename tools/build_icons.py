@@ -6,8 +6,8 @@
 Takes about two minutes on 2 cores, and the same input gives the same bytes. It writes
 
 - the data set into imbalance_vlm/assets/icons_lt (see tools/icons/pack.py for the format), and
-- the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family, icon
-  name, caption), shuffled once, so that its first N/27, N/9 and N/3 rows are the smaller corpora.
+- the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family,
+  icon name, caption), shuffled once, so that its first N/27, N/9 and N/3 rows are the smaller corpora.
 
 Steps: read the usable sets (tools/icons/source.py) -> concepts from names (names.py) -> render and round to 16 levels
 (render.py) -> perceptual hashes (hashing.py) -> families of sets (families.py) -> families for the classes and families
@@ -26,13 +26,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.icons import names as naming  # noqa: E402
-from tools.icons.families import MIN_SHARE, fork_shares, group  # noqa: E402
-from tools.icons.hashing import perceptual_hash  # noqa: E402
-from tools.icons.pack import attribution, pack, pack_hashes  # noqa: E402
-from tools.icons.render import nearly_blank, quantise, render_all  # noqa: E402
-from tools.icons.source import Drawing, IconSet, brand_names, fetch, read_sets  # noqa: E402
-from tools.icons.split import Classes, choose_families, corpus_rows, make_classes  # noqa: E402
+from tools.icons import names as naming
+from tools.icons.families import MIN_SHARE, fork_shares, group
+from tools.icons.hashing import perceptual_hash
+from tools.icons.pack import attribution, pack, pack_hashes
+from tools.icons.render import nearly_blank, quantise, render_all
+from tools.icons.source import Drawing, IconSet, brand_names, fetch, read_sets
+from tools.icons.split import Classes, choose_families, corpus_rows, make_classes
 
 ASSETS = ROOT / "imbalance_vlm" / "assets" / "icons_lt"
 
@@ -105,9 +105,11 @@ def _report(
     members: dict[str, list[str]] = {}
     for prefix, name in sorted(family.items()):
         members.setdefault(name, []).append(prefix)
+    chosen = len(np.unique(family_of[downstream]))
+    share = np.mean(~downstream)
     lines = [
-        f"drawings: {len(family_of)}, families: {len(members)}, of which {len(np.unique(family_of[downstream]))} downstream",
-        f"corpus: {len(captions)} pairs, {len(known)} captions, {np.mean(~downstream):.1%} of the drawings before filtering",
+        f"drawings: {len(family_of)}, families: {len(members)}, of which {chosen} downstream",
+        f"corpus: {len(captions)} pairs, {len(known)} captions, from families with {share:.1%} of the drawings",
         f"classes: {len(train)}, known to the corpus: {sum(name in known for name in classes.names)}",
         f"images: {', '.join(f'{split} {len(rows)}' for split, rows in classes.rows.items())}",
         f"groups: {', '.join(f'{name} {int(mask.sum())}' for name, mask in groups.items())}",

@@ -45,7 +45,7 @@ class Recipe:
     """What the result depends on. Two runs with equal recipes and corpora give equal weights, bit for bit."""
 
     samples: int = 600_000  # pairs seen; may be raised on resuming while the rate is still constant
-    batch: int = 128  # global: it is shared among the processes
+    batch: int = 256  # global: it is shared among the processes
     optimizer: str = "muon"  # muon (matrices of the blocks; AdamW for the rest) | adamw
     lr: float = 2e-3
     weight_decay: float = 0.05

@@ -1,8 +1,9 @@
 """Icons-LT, the embedded long-tailed dataset: drawings of everyday concepts by many designers.
 
-A concept is a class; as some concepts are drawn by nearly every designer and others by a few, the tail is natural. Images
-are 32 x 32 RGB on white with 16 levels a channel. 10 test and 3 validation images a class; the rest train. No test image
-has a near-duplicate in the rest or in the corpus that mini-clip was pre-trained on. `tools/build_icons.py` builds it.
+A concept is a class; as some concepts are drawn by nearly every designer and others by a few, the tail is natural.
+Images are 32 x 32 RGB on white with 16 levels a channel. 10 test and 3 validation images a class; the rest train. No
+test image has a near-duplicate in the rest or in the corpus that mini-clip was pre-trained on.
+`tools/build_icons.py` builds it.
 """
 
 from __future__ import annotations

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from imbalance_vlm.data.dataset import ArrayImages, Images
-from imbalance_vlm.encoders.base import Transform
 from imbalance_vlm.errors import InputError
+
+Transform = Callable[[Image.Image], Tensor]
 
 
 class TransformedImages(TorchDataset[Tensor]):

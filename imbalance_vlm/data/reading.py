@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from imbalance_vlm.data.dataset import FileImages, Images
-from imbalance_vlm.encoders.cache import cache_folder
-from imbalance_vlm.files import write_json
+from imbalance_vlm.files import cache_folder, write_json
 from imbalance_vlm.progress import bar
 
 

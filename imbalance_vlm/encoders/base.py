@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
+
+from imbalance_vlm.data.loading import Transform
 
 KINDS = ("embedding", "class_token", "tokens")
 """Image features: "embedding" (B, d), in the space the text features share; "class_token" (B, w), after the tower's
 final norm but before the projection; "tokens" (B, T, w), all tokens after the final norm, the class token first."""
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 class Encoder(Protocol):

@@ -23,21 +23,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.files import cache_folder, disk_errors, write_json
 from imbalance_vlm.progress import bar
 
 CHUNK = 1024
 """Rows to a chunk: what a killed run may lose; always the same batches, so a resumed entry has the same bytes."""
 
 Encode = Callable[[int, int], NDArray[Any]]
-
-
-def cache_folder() -> Path:
-    """$IMBALANCE_VLM_CACHE, or imbalance_vlm under the user's cache folder."""
-    given = os.environ.get("IMBALANCE_VLM_CACHE")
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "imbalance_vlm"
 
 
 def cache_limit() -> int:

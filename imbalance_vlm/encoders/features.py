@@ -14,11 +14,11 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from imbalance_vlm.data.dataset import Split
-from imbalance_vlm.data.loading import pixel_batches
-from imbalance_vlm.encoders.base import Encoder, Transform
+from imbalance_vlm.data.loading import Transform, pixel_batches
+from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.cache import FeatureCache
+from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source
 from imbalance_vlm.progress import note
-from imbalance_vlm.training.sources import FeatureSource, ImageSource, Source
 from imbalance_vlm.types import NonNegative
 
 ENCODE_BATCH = 256

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.encoders.base import Transform, autocast, file_fingerprint, fixed_start, weights_fingerprint
+from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_start, weights_fingerprint
 from imbalance_vlm.errors import InputError, did_you_mean
 
 MINI_CLIP = Path(__file__).resolve().parents[1] / "assets" / "mini_clip"

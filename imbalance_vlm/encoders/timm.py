@@ -9,7 +9,8 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.encoders.base import Transform, autocast, file_fingerprint, fixed_start, weights_fingerprint
+from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_start, weights_fingerprint
 from imbalance_vlm.errors import InputError, did_you_mean
 
 

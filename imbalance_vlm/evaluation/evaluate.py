@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.evaluation.metrics import Predictions
-from imbalance_vlm.training.sources import Source
 from imbalance_vlm.types import Count
 
 DEFAULT_GROUPS = {"many": 100, "few": 20}

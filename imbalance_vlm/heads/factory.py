@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from imbalance_vlm import catalogue
 from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.recipe.typecheck import checked_settings
-from imbalance_vlm.training.sources import Source
 
 
 def create_head(

@@ -211,8 +211,10 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
     for key, value in pairs:
         change = nested(key, value)
         loaded.changes.append(change)
+        before = set(_leaves(loaded.tree))
         loaded.tree = merge(loaded.tree, change)
-        loaded.origins.update({key: COMMAND_LINE} | dict.fromkeys(_leaves(value, key), COMMAND_LINE))
+        new = set(_leaves(loaded.tree)) - before  # with the sections that the override opens
+        loaded.origins.update(dict.fromkeys({key, *_leaves(value, key), *new}, COMMAND_LINE))
     return loaded
 
 

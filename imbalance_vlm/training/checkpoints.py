@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,13 @@ def load_checkpoint(path: Path) -> State | None:
 
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
-    """The module's state as safetensors, with `metadata` in its header."""
+    """The module's state as safetensors, with `metadata` in its header.
+
+    The metadata are one JSON text: safetensors writes several entries in an order that changes from file to file.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    header = {"imbalance_vlm": json.dumps(metadata, sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -14,11 +14,11 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
+from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_text
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.training.checkpoints import load_checkpoint, save_checkpoint
-from imbalance_vlm.training.sources import Source
 from imbalance_vlm.types import Count, NonNegative, Positive
 
 

@@ -24,9 +24,7 @@ def minus_log_softmax(logits: Sequence[float], target: int) -> float:
     return top + math.log(sum(math.exp(z - top) for z in logits)) - logits[target]
 
 
-def cross_entropy(
-    logits: Sequence[float], target: int, counts: Sequence[int], label_smoothing: float = 0.0
-) -> float:
+def cross_entropy(logits: Sequence[float], target: int, counts: Sequence[int], label_smoothing: float = 0.0) -> float:
     """sum_c q_c (-log p_c) with q = (1 - s) onehot + s / C."""
     total = 0.0
     for c in range(len(logits)):

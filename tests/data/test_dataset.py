@@ -62,7 +62,9 @@ def test_missing_and_empty_splits_are_refused() -> None:
         dataset(splits={"train": split([0]), "test": split([])})
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4, 4), np.uint8)]
+)
 def test_pixels_are_rgb_bytes(pixels: Any) -> None:
     with pytest.raises(InputError, match="`pixels` must be"):
         ArrayImages(pixels)

@@ -160,9 +160,7 @@ def test_too_little_space_is_found_before_encoding(other: dict[str, Any], monkey
     assert_untouched(other)
 
 
-def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="cannot be written"):

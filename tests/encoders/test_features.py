@@ -16,7 +16,7 @@ from imbalance_vlm.encoders import features
 from imbalance_vlm.encoders.cache import FeatureCache
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.features import CroppedView, feature_source, view_transforms
-from imbalance_vlm.training.sources import FeatureSource, ImageSource, Source
+from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source
 
 CPU = torch.device("cpu")
 

@@ -168,7 +168,9 @@ def test_weights_of_another_architecture_name_a_tensor(architecture: str, tmp_pa
     save_file({k: v for k, v in state.items() if k != "visual.proj"}, tmp_path / "missing.safetensors")
     refused("another architecture", "visual.proj", name=architecture, pretrained=str(tmp_path / "missing.safetensors"))
     save_file(state | {"text_projection": torch.zeros(9, 9)}, tmp_path / "shape.safetensors")
-    refused("another architecture", "text_projection", name=architecture, pretrained=str(tmp_path / "shape.safetensors"))
+    refused(
+        "another architecture", "text_projection", name=architecture, pretrained=str(tmp_path / "shape.safetensors")
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(1000)])

@@ -105,8 +105,4 @@ def group(sizes: Mapping[str, int], shares: Mapping[tuple[str, str], float]) -> 
     members: defaultdict[str, list[str]] = defaultdict(list)
     for prefix in sorted(sizes):
         members[joined.find(prefix)].append(prefix)
-    return {
-        prefix: max(prefixes, key=lambda name: sizes[name])
-        for prefixes in members.values()
-        for prefix in prefixes
-    }
+    return {prefix: max(prefixes, key=lambda name: sizes[name]) for prefixes in members.values() for prefix in prefixes}

@@ -3,12 +3,12 @@
 The grey picture goes through a cosine transform. Each of its 64 lowest frequencies (without the mean), weighted by its
 order so that details count beside the outline, gives two bits: "clearly positive" and "clearly negative", where clear
 means more than half the root mean square of the 64. Plain sign hashes fail on icons: half of the frequencies of a
-symmetric drawing are zero, and the sign of zero is noise. Everything is whole numbers (the matrix products in float64 stay
-below 2**53), so no library or processor changes a bit.
+symmetric drawing are zero, and the sign of zero is noise. Everything is whole numbers (the matrix products in float64
+stay below 2**53), so no library or processor changes a bit.
 
 Two drawings are near-duplicates when at most `THRESHOLD` of the 128 bits differ. Measured on 30 million random pairs of
-icons, that finds 97 % of the pairs whose pixels correlate above 0.97 and 79 % of those above 0.93, and errs on the strict
-side: simple drawings (a dash, a ring) meet many others that a person would tell apart.
+icons, that finds 97 % of the pairs whose pixels correlate above 0.97 and 79 % of those above 0.93, and errs on the
+strict side: simple drawings (a dash, a ring) meet many others that a person would tell apart.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def near_pairs(queries: np.ndarray, pool: np.ndarray, threshold: int = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
     """Every (query row, pool row) at most `threshold` bits apart, ordered by query row and then pool row.
 
-    Exact: hashes whose numbers of set bits differ by more than the threshold cannot be near, so with the pool sorted by that
-    number each query is compared with one slice of it.
+    Exact: hashes whose numbers of set bits differ by more than the threshold cannot be near, so with the pool sorted by
+    that number each query is compared with one slice of it.
     """
     sizes = np.bitwise_count(pool).sum(axis=1)
     order = np.argsort(sizes, kind="stable")

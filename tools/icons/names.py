@@ -24,8 +24,8 @@ from tools.icons.source import IconSet
 
 STYLES = frozenset(
     """
-    alt alternate color colored duo duotone fill filled flat full2 glyph lg linear md outline outlined outlines px rounded
-    sm solid stroke tone twotone variant xl xs small large big mini micro v1 v2 v3
+    alt alternate color colored duo duotone fill filled flat full2 glyph lg linear md outline outlined outlines
+    px rounded sm solid stroke tone twotone variant xl xs small large big mini micro v1 v2 v3
     """.split()
 )
 AMBIGUOUS_STYLES = frozenset(
@@ -61,8 +61,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "streamline-pixel": ("interface-essential", "food-drink", "beauty", "business-products", "business-product",
                          "business-money-payments", "business", "construction", "content-files", "design", "ecology",
                          "email", "entertainment-events-hobbies", "health", "internet-network", "logo", "music",
-                         "pet-animals", "phone-actions", "phone", "school-science", "shopping-shipping", "social-rewards",
-                         "sign-shape", "transportation", "travel-wayfind", "user", "video-movies", "weather"),
+                         "pet-animals", "phone-actions", "phone", "school-science", "shopping-shipping",
+                         "social-rewards", "sign-shape", "transportation", "travel-wayfind", "user", "video-movies", "weather"),
 }  # fmt: skip
 
 SKIN = re.compile(r"^(.*?)-(?:medium-light|medium-dark|light|medium|dark)$")
@@ -94,7 +94,7 @@ def normalise(name: str, icon_set: IconSet, ambiguous: frozenset[str] = frozense
     name = _strip(name, (), [section for section in sections if name.startswith(section + "-")][:1])
     name = re.sub(r"([a-z]{4,})(\d{1,2})\b", r"\1-\2", name)
     words = [SPELLINGS.get(word, word) for word in name.split("-") if word]
-    if words and words[0] in STOP_PREFIXES and len(words) > 1 or words and words[-1] in {"logo", "brand"}:
+    if (words and words[0] in STOP_PREFIXES and len(words) > 1) or (words and words[-1] in {"logo", "brand"}):
         return ""
     counted = icon_set.prefix in COUNTED_SETS
     while len(words) > 1 and _droppable(words[-1], words[-2], ambiguous, counted):
@@ -103,7 +103,7 @@ def normalise(name: str, icon_set: IconSet, ambiguous: frozenset[str] = frozense
 
 
 def _droppable(word: str, before: str, ambiguous: frozenset[str], counted: bool) -> bool:
-    if word.isdigit() or counted and word in NUMBER_WORDS:
+    if word.isdigit() or (counted and word in NUMBER_WORDS):
         return before not in SHAPES
     return word in STYLES or word in ambiguous or re.fullmatch(r"\d+(px|x\d+)", word) is not None
 
@@ -125,7 +125,7 @@ def _ambiguous_styles_of(names: Sequence[str]) -> frozenset[str]:
 
 
 def _is_emoji_variant(name: str, known: frozenset[str]) -> bool:
-    if "skin-tone" in name or name.startswith("flag-") and not name.startswith("flag-in-"):
+    if "skin-tone" in name or (name.startswith("flag-") and not name.startswith("flag-in-")):
         return True
     match = SKIN.match(name)
     return match is not None and match[1] in known
@@ -169,16 +169,16 @@ def is_concept(name: str) -> bool:
 # What the brand sets call a brand and everybody else draws as a thing.
 ORDINARY = frozenset(
     """
-    apple arc anchor aperture archive artifact at atom audio auto badge beats
-    book bookmark bot bowl box brave browser buffer bug bulb bun calendar camera cart castle chai chat cherry clock cloud
-    coffee compass cube diamond disc docs drive drone eagle echo element email envelope
-    eye feather file fire flask flow folder fork forge fox gear ghost gift git globe
-    go grid hashtag helm heart home house hub image infinity ink iris item jar key kite lamp leaf
-    lens letter lion link list lock love mail map mask meteor meteorite moon mountain music node nova octopus orange origin palette panda paper pen pencil people phoenix photo pi pin pixel plane plus podcast
-    pointer polygon printer puzzle r rabbit radar ring robot rocket rss safari sailboat sales scissors scratch screen search send server shell shield signal slash slides
-    snake snowflake spark sparkle spinner spring square stack star strawberry sun swarm table
-    target tent ticket tower tree triangle trophy umbrella valve vector video wave web wheel wire
-    wolf world x
+    apple arc anchor aperture archive artifact at atom audio auto badge beats book bookmark bot bowl box brave
+    browser buffer bug bulb bun calendar camera cart castle chai chat cherry clock cloud coffee compass cube
+    diamond disc docs drive drone eagle echo element email envelope eye feather file fire flask flow folder fork
+    forge fox gear ghost gift git globe go grid hashtag helm heart home house hub image infinity ink iris item
+    jar key kite lamp leaf lens letter lion link list lock love mail map mask meteor meteorite moon mountain
+    music node nova octopus orange origin palette panda paper pen pencil people phoenix photo pi pin pixel plane
+    plus podcast pointer polygon printer puzzle r rabbit radar ring robot rocket rss safari sailboat sales
+    scissors scratch screen search send server shell shield signal slash slides snake snowflake spark sparkle
+    spinner spring square stack star strawberry sun swarm table target tent ticket tower tree triangle trophy
+    umbrella valve vector video wave web wheel wire wolf world x
     """.split()
 )
 

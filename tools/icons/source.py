@@ -140,7 +140,7 @@ def _resolve(data: dict[str, Any], name: str) -> Drawing | None:
     else:
         return None
     turns %= 4
-    if here != name and not (x or y or turns) or _animated(entry["body"]):
+    if (here != name and not (x or y or turns)) or _animated(entry["body"]):
         return None
     defaults = {"left": 0, "top": 0, "width": 16, "height": 16}
     left, top, width, height = (float({**defaults, **data, **overrides}[k]) for k in defaults)

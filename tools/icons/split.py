@@ -108,7 +108,7 @@ def make_classes(
     is_test[order[place < TEST_IMAGES]] = True
     near_test = np.zeros(len(rows), bool)
     near_test[right[is_test[left]]] = True
-    kept = []
+    kept: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
     for concept in np.unique(concept_of[rows]):
         mine = concept_of[rows] == concept
         test, rest = np.flatnonzero(mine & is_test), np.flatnonzero(mine & ~is_test & ~near_test)
@@ -117,11 +117,15 @@ def make_classes(
             rest = rest[np.argsort(lot[rest])]
             kept.append((int(concept), rows[test], rows[rest[:VAL_IMAGES]], rows[rest[VAL_IMAGES:]]))
     kept.sort(key=lambda item: names[item[0]])
-    splits = {"test": 1, "val": 2, "train": 3}
+    parts = {
+        "test": [test for _, test, _, _ in kept],
+        "val": [val for _, _, val, _ in kept],
+        "train": [train for _, _, _, train in kept],
+    }
     return Classes(
-        tuple(names[item[0]] for item in kept),
-        {split: np.concatenate([np.sort(item[at]) for item in kept]) for split, at in splits.items()},
-        {split: np.repeat(np.arange(len(kept)), [len(item[at]) for item in kept]) for split, at in splits.items()},
+        tuple(names[concept] for concept, *_ in kept),
+        {split: np.concatenate([np.sort(rows) for rows in of_class]) for split, of_class in parts.items()},
+        {split: np.repeat(np.arange(len(kept)), [len(r) for r in of_class]) for split, of_class in parts.items()},
     )
 
 

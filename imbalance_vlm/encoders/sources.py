@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imbalance_vlm.data.dataset import Split
-from imbalance_vlm.data.loading import pixel_batches
-from imbalance_vlm.encoders.base import Encoder, Transform
+from imbalance_vlm.data.loading import Transform, pixel_batches
+from imbalance_vlm.encoders.base import Encoder
 
 
 class Source(Protocol):

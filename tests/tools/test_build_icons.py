@@ -1,0 +1,222 @@
+"""`tools/build_icons.py`: concepts from names, families from forks, near-duplicates, aliases, and the same bytes twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools import build_icons  # noqa: E402
+from tools.icons import families, hashing, names, render, source  # noqa: E402
+
+
+def _icon_set(prefix: str = "some", suffixes: tuple[str, ...] = (), prefixes: tuple[str, ...] = (), emoji: bool = False):
+    return source.IconSet(prefix, "Some", "Somebody", "MIT", "", "", emoji, suffixes, prefixes)
+
+
+@pytest.mark.parametrize(
+    ("name", "concept"),
+    [
+        ("arrow-left", "arrow left"),
+        ("arrow_left-filled", "arrow left"),
+        ("home-outline", "home"),
+        ("home-24", "home"),
+        ("home-20px", "home"),
+        ("home-2", "home"),
+        ("layers2", "layers"),
+        ("user-alt-solid", "user"),
+        ("outline", "outline"),
+        ("chart-line", "chart line"),
+        ("light-bulb", "light bulb"),
+        ("circle-1", "circle 1"),
+        ("3d-cube", "3d cube"),
+        ("colour-palette", "color palette"),
+        ("brand-github", ""),
+        ("github-logo", ""),
+    ],
+)
+def test_names_become_concepts(name: str, concept: str) -> None:
+    assert names.normalise(name, _icon_set()) == concept
+
+
+def test_a_set_says_which_of_its_words_are_styles() -> None:
+    assert names.normalise("home-24-filled", _icon_set(suffixes=("24-filled",))) == "home"
+    assert names.normalise("twotone-home", _icon_set(prefixes=("twotone",))) == "home"
+
+
+def test_line_is_a_style_only_where_many_names_end_with_it() -> None:
+    styled = names.set_names(_icon_set(), ["home-line", "sun-line", "chart-line", "user-line"])
+    plain = names.set_names(_icon_set(), ["chart-line", *(f"thing-{chr(97 + i)}x" for i in range(26))])
+    assert styled["home-line"] == "home"
+    assert plain["chart-line"] == "chart line"
+
+
+def test_emoji_leave_out_flags_and_skin_tones() -> None:
+    given = ["waving-hand", "waving-hand-dark", "man-light-skin-tone", "flag-for-peru", "flag-in-hole"]
+    assert set(names.set_names(_icon_set(emoji=True), given)) == {"waving-hand", "flag-in-hole"}
+
+
+def test_spellings_merge_where_word_order_does_not_matter() -> None:
+    counts = {"lightbulb": 5, "light bulb": 3, "left arrow": 2, "arrow left": 9, "arrow left down": 4, "arrow down left": 1}
+    merged = names.merge_spellings(counts)
+    assert merged["light bulb"] == merged["lightbulb"] == "lightbulb"
+    assert merged["left arrow"] == "arrow left"
+    assert merged["arrow left down"] != merged["arrow down left"]
+
+
+@pytest.mark.parametrize(
+    ("name", "concept"), [("home", True), ("tv", True), ("a", False), ("7", False), ("outline", False), ("two", False)]
+)
+def test_letters_numbers_and_styles_are_no_concepts(name: str, concept: bool) -> None:
+    assert names.is_concept(name) is concept
+
+
+def test_brands_are_names_of_two_brand_sets_that_are_not_things() -> None:
+    assert names.brands([["github", "apple"], ["github", "apple", "only-here"]]) == {"github"}
+
+
+@pytest.fixture
+def no_related(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "RELATED", ())
+
+
+@pytest.mark.usefixtures("no_related")
+def test_forks_of_forks_are_one_family_named_after_the_largest() -> None:
+    sizes = {"a": 10, "b": 30, "c": 20, "alone": 99}
+    shares = {("a", "b"): 0.9, ("b", "c"): 0.9, ("a", "alone"): 0.1}
+    assert families.group(sizes, shares) == {"a": "b", "b": "b", "c": "b", "alone": "alone"}
+
+
+def test_sets_known_to_be_related_are_one_family_whatever_they_look_like() -> None:
+    found = families.group({"mdi": 3, "ic": 2, "tabler": 5}, {})
+    assert found["mdi"] == found["ic"] == "mdi"
+    assert found["tabler"] == "tabler"
+
+
+def test_fork_shares_count_concepts_that_look_alike() -> None:
+    rng = np.random.default_rng(0)
+    number = families.MIN_SHARED + 5
+    concepts = [f"thing {i}" for i in range(number)]
+    original, other = rng.integers(0, 2**63, (2, number, 2)).astype(np.uint64)
+    forked = original.copy()
+    forked[:, 0] ^= np.uint64(1)
+    forked[: number // 2] = rng.integers(0, 2**63, (number // 2, 2)).astype(np.uint64)
+    sets = ["original"] * number + ["fork"] * number + ["other"] * number
+    shares = families.fork_shares(sets, concepts * 3, np.concatenate([original, forked, other]))
+    assert shares["fork", "original"] == pytest.approx(0.5)
+    assert shares["original", "other"] == shares["fork", "other"] == 0
+
+
+def test_near_pairs_agree_with_comparing_everything() -> None:
+    rng = np.random.default_rng(1)
+    pool = rng.integers(0, 2**63, (200, 2)).astype(np.uint64)
+    queries = np.concatenate([pool[:40], rng.integers(0, 2**63, (40, 2)).astype(np.uint64)])
+    for row in range(40):
+        for bit in rng.choice(64, row % 10, replace=False):
+            queries[row, row % 2] ^= np.uint64(1) << np.uint64(bit)
+    expected = [
+        (i, j)
+        for i in range(len(queries))
+        for j in range(len(pool))
+        if sum(int(a ^ b).bit_count() for a, b in zip(queries[i].tolist(), pool[j].tolist(), strict=True)) <= 6
+    ]
+    left, right = hashing.near_pairs(queries, pool, 6)
+    assert list(zip(left.tolist(), right.tolist(), strict=True)) == expected
+    assert 20 < len(expected) < 40
+
+
+def _package(folder: Path) -> Path:
+    """Eight sets by eight people, four brands sets' worth of nothing: thirty shapes, each drawn a little differently."""
+    (folder / "json").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    shapes = rng.uniform(2, 22, (30, 6, 2))
+    for index in range(8):
+        icons: dict[str, Any] = {}
+        for shape in range(30):
+            for style in range(4):
+                points = shapes[shape] + rng.normal(0, 1.6, (6, 2))
+                path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points) + "z"
+                word = f"{chr(97 + shape // 6)}thing{chr(97 + shape % 6)}"
+                colour = "currentColor" if style else "#c33"
+                icons[f"{word}-{style + 1}"] = {"body": f'<path fill="{colour}" d="{path}"/>'}
+        icons["empty"] = {"body": '<path fill="none" d="M0 0h2z"/>'}
+        _write_set(folder, f"set{index}", icons, {"renamed": {"parent": "athinga-1"}})
+    return folder
+
+
+def _write_set(folder: Path, prefix: str, icons: dict[str, Any], aliases: dict[str, Any], licence: str = "MIT") -> None:
+    info = {"name": prefix, "author": {"name": f"The {prefix}"}, "license": {"spdx": licence}, "category": "UI 24px"}
+    data = {"prefix": prefix, "info": info, "width": 24, "height": 24, "icons": icons, "aliases": aliases}
+    (folder / "json" / f"{prefix}.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("resvg_py", reason="needs resvg_py (extra build-icons)")
+    package = _package(tmp_path / "package")
+    # Eight small sets cannot fill classes of 18 images from 5 families, nor is there a brand set to read.
+    monkeypatch.setattr(build_icons, "brand_names", lambda package: [])
+    monkeypatch.setattr("tools.icons.split.MIN_FAMILIES", 2)
+    monkeypatch.setattr("tools.icons.split.MIN_IMAGES", 6)
+    monkeypatch.setattr("tools.icons.split.TEST_IMAGES", 2)
+    monkeypatch.setattr("tools.icons.split.VAL_IMAGES", 1)
+    monkeypatch.setattr("tools.icons.split.KNOWN_BY", 1)
+    monkeypatch.setattr("tools.icons.split.CORPUS_SHARE", (0.3, 0.9))
+    digests = []
+    for run in ("first", "second"):
+        out, assets = tmp_path / run, tmp_path / run / "assets"
+        build_icons.build(package, out, assets, processes=1)
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        digests.append({str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    assert digests[0] == digests[1]
+    assert {"pretrain_images.npy", "pretrain.tsv", "assets/grey.bin", "assets/colour.bin"} <= set(digests[0])
+    corpus = np.load(tmp_path / "first" / "pretrain_images.npy")
+    lines = (tmp_path / "first" / "pretrain.tsv").read_text(encoding="utf-8").splitlines()
+    assert corpus.shape == (len(lines) - 1, 32, 32, 3)
+    assert lines[0].split("\t") == ["row", "set", "family", "icon", "caption"]
+    assert not [line for line in lines if "\tempty\t" in line or "\trenamed\t" in line]
+
+
+def test_only_usable_sets_and_still_drawings_are_read(tmp_path: Path) -> None:
+    (tmp_path / "json").mkdir()
+    body = {"body": '<path d="M2 2h9v4z"/>'}
+    moving = {"body": '<path d="M2 2h9v4z"><animate attributeName="d"/></path>'}
+    aliases = {"other-name": {"parent": "home"}, "home-right": {"parent": "home", "hFlip": True}}
+    _write_set(tmp_path, "good", {"home": body, "gone": {**body, "hidden": True}, "loop": moving}, aliases)
+    _write_set(tmp_path, "copyleft", {"home": body}, {}, licence="GPL-3.0")
+    _write_set(tmp_path, "share-alike", {"home": body}, {}, licence="CC-BY-SA-4.0")
+    _write_set(tmp_path, "fa-brands", {"home": body}, {})
+    ((icon_set, drawings),) = source.read_sets(tmp_path)
+    assert icon_set.prefix == "good"
+    assert [(drawing.name, drawing.mirror_x) for drawing in drawings] == [("home", False), ("home-right", True)]
+
+
+def test_icons_are_black_on_white_unstretched_and_turned_as_iconify_says() -> None:
+    pytest.importorskip("resvg_py", reason="needs resvg_py (extra build-icons)")
+    left = '<path fill="currentColor" d="M0 0h12v12H0z"/>'
+    drawing = source.Drawing("some", "corner", left, (0, 0, 24, 24))
+    pixels = render.render(drawing)
+    assert (pixels[:16, :16] == 0).all()
+    assert (pixels[16:] == 255).all()
+    turned = render.render(source.Drawing("some", "corner", left, (0, 0, 24, 24), turns=1))
+    mirrored = render.render(source.Drawing("some", "corner", left, (0, 0, 24, 24), mirror_x=True))
+    for other in (turned, mirrored):  # a quarter turn clockwise takes the top left to the top right
+        assert (other[:16, 16:] == 0).all()
+        assert (other[:, :16] == 255).all()
+    wide = render.render(source.Drawing("some", "bar", '<path d="M0 0h48v24H0z"/>', (0, 0, 48, 24)))
+    assert (wide[8:24] == 0).all()
+    assert (wide[:8] == 255).all()
+
+
+def test_blank_renders_are_found_and_levels_rounded() -> None:
+    images = np.full((2, 32, 32, 3), 255, np.uint8)
+    images[1, 8:20, 8:20] = 3
+    assert render.nearly_blank(images).tolist() == [True, False]
+    assert set(np.unique(render.quantise(images))) == {0, 255}
