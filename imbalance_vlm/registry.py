@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from imbalance_vlm.errors import InputError, did_you_mean
@@ -70,12 +71,19 @@ def settings_of(build: Callable[..., Any]) -> dict[str, Setting]:
     keyword-only ones belong to the recipe.
     """
     target = build.__init__ if inspect.isclass(build) else build
-    hints = get_type_hints(target, include_extras=True)
-    return {
-        name: Setting(name, hints.get(name, Any), parameter.default)
+    settable = {
+        name: parameter
         for name, parameter in inspect.signature(target).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    # Only their annotations are looked up: the others may name types whose import is slow.
+    annotations = {
+        name: Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+        for name, parameter in settable.items()
+    }
+    scope = getattr(target, "__globals__", {})
+    hints = get_type_hints(SimpleNamespace(__annotations__=annotations), globalns=scope, include_extras=True)
+    return {name: Setting(name, hints[name], parameter.default) for name, parameter in settable.items()}
 
 
 class Registry:

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm import catalogue
+from imbalance_vlm.data.icons_lt import icons_lt
 from imbalance_vlm.files import write_json, write_text
+from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
@@ -66,9 +68,23 @@ def components() -> str:
     return "\n".join(lines)
 
 
+def icons_lt_facts() -> str:
+    """What Icons-LT holds, counted in the shipped files."""
+    data = icons_lt()
+    tail = LongTail(data.counts, data.class_names)
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    groups = {name: len(members) for name, members in tail.groups.items()}
+    return (
+        f"{data.num_classes} classes, {sizes['train']:,} training, {sizes['val']:,} validation and "
+        f"{sizes['test']:,} test images of 32 x 32 pixels;\n{groups['many']} classes are many, {groups['medium']} medium, {groups['few']} few;\n"
+        f"the largest has {tail.counts.max()} training images, the smallest {tail.counts.min()} "
+        f"({tail.imbalance:.1f} : 1)."
+    )
+
+
 def generated(text: str) -> str:
     """The README with its generated parts written anew."""
-    parts: dict[str, Callable[[], str]] = {"catalogue": components}
+    parts: dict[str, Callable[[], str]] = {"catalogue": components, "icons_lt": icons_lt_facts}
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]

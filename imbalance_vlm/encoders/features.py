@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
 
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loading import Transform, pixel_batches
@@ -38,6 +37,8 @@ class CroppedView:
     flips: bool
 
     def __call__(self, picture: Image.Image) -> Tensor:
+        from torchvision.transforms import RandomResizedCrop
+
         seed = zlib.crc32(picture.tobytes(), self.view)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' generators too

@@ -33,12 +33,11 @@ def per_class_accuracy(labels: Ints, predicted: Ints, num_classes: int) -> Float
     return np.divide(100.0 * right, total, out=np.full(num_classes, np.nan), where=total > 0)
 
 
-def f1_per_class(labels: Ints, predicted: Ints, num_classes: int) -> Floats:
-    """(C,) F1 = 2 TP / (2 TP + FP + FN) in percent; NaN for a class without test images."""
-    total = np.bincount(labels, minlength=num_classes)
-    claimed = np.bincount(predicted, minlength=num_classes)
-    right = np.bincount(labels[labels == predicted], minlength=num_classes)
-    return np.divide(200.0 * right, total + claimed, out=np.full(num_classes, np.nan), where=total > 0)
+def macro_f1(labels: Ints, predicted: Ints) -> float:
+    """Mean F1 over the classes that have test images, in percent (scikit-learn's)."""
+    from sklearn.metrics import f1_score
+
+    return float(100.0 * f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0.0))
 
 
 def expected_calibration_error(confidence: Floats, right: NDArray[np.bool_], bins: int = 15) -> float:
@@ -89,7 +88,7 @@ def scores(predictions: Predictions, tail: LongTail, bins: int = 15) -> dict[str
     found |= {group: mean(accuracy[tail.groups[group]]) for group in GROUPS}
     found |= {
         "class_mean": mean(accuracy),
-        "macro_f1": mean(f1_per_class(labels, predicted, tail.num_classes)),
+        "macro_f1": macro_f1(labels, predicted),
         "harmonic_mean": harmonic_mean(accuracy),
         "geometric_mean": geometric_mean(accuracy),
         "worst_class": float(np.nanmin(accuracy)),

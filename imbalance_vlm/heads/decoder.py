@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from imbalance_vlm.errors import InputError
@@ -48,6 +47,8 @@ class DecoderHead(nn.Module):
         mlp_ratio: Positive = 0.5,
         drop: Share = 0.0,
     ) -> None:
+        from timm.models.vision_transformer import Block  # a slow import, which reading a finished run can do without
+
         super().__init__()
         if width % heads:
             raise InputError(f"`heads` must divide the width of the tokens, {width}, got {heads}")

@@ -61,7 +61,7 @@ RECIPE = Section(
     {
         "name": Leaf(str),
         "description": Leaf(str, ""),
-        "paper": Leaf(dict[str, Any] | None, None),
+        "paper": Leaf(dict[str, float | str] | None, None),  # the published row: {source: ..., overall: ..., many: ...}
         "seed": Leaf(Natural, 0),
         "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:prepare"),
         "encoder": Component(

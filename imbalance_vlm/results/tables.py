@@ -45,12 +45,28 @@ def table(results: Sequence[RunResult]) -> pd.DataFrame:
             mean.insert(int(mean.columns.get_loc(score)) + 1, f"{score}_std", deviation[score])  # type: ignore[arg-type]
     mean.insert(0, "seeds", grouped["seed"].agg(lambda seeds: ",".join(map(str, sorted(seeds)))))
     mean.insert(1, "n", grouped.size())
-    return mean.reset_index()
+    return _with_published(mean.reset_index(), results)
+
+
+def _with_published(frame: pd.DataFrame, results: Sequence[RunResult]) -> pd.DataFrame:
+    """The table with, below the rows of each recipe that carries one, the published row, marked "(paper)"."""
+    published = {r.record["identity"]["recipe"]: r.record["paper"] for r in results if r.record.get("paper")}
+    if not published:
+        return frame
+    parts: list[dict[Any, Any]] = []
+    for _, row in frame.iterrows():
+        parts.append(row.to_dict())
+        paper = published.get(row["recipe"])
+        if paper:
+            same = {key: row[key] for key in IDENTITY}
+            figures = {key: float(paper[key]) for key in frame.columns if key in paper}
+            parts.append(same | {"recipe": f"{row['recipe']} (paper)", "seeds": "-"} | figures)
+    return pd.DataFrame(parts, columns=frame.columns)
 
 
 def text(value: Any, column: str = "") -> str:
     """A cell as people read it."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "-"
     if column in ("pretrain_pairs", "trainable_parameters", "n"):
         return f"{int(value):,}"

@@ -7,10 +7,9 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
@@ -20,6 +19,9 @@ from imbalance_vlm.files import disk_errors, write_text
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.training.checkpoints import load_checkpoint, save_checkpoint
 from imbalance_vlm.types import Count, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
-from timm.scheduler.scheduler import Scheduler
+from typing import TYPE_CHECKING
+
 from torch.optim import Optimizer
 
 from imbalance_vlm.types import NonNegative, Positive
+
+if TYPE_CHECKING:  # timm is a slow import, which checking a recipe can do without
+    from timm.scheduler.scheduler import Scheduler
 
 
 def cosine(
@@ -28,6 +31,8 @@ def cosine(
         warmup_lr: where the warm-up starts.
         lr_min: where the cosine ends.
     """
+    from timm.scheduler import CosineLRScheduler
+
     return CosineLRScheduler(
         optimizer,
         t_initial=epochs * steps_per_epoch,
@@ -59,6 +64,8 @@ def multistep(
         warmup_epochs: linear warm-up, part of the epochs.
         warmup_lr: where the warm-up starts.
     """
+    from timm.scheduler import MultiStepLRScheduler
+
     return MultiStepLRScheduler(
         optimizer,
         decay_t=[epoch * steps_per_epoch + 1 for epoch in sorted(milestones)],  # timm drops one step early

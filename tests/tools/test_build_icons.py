@@ -18,7 +18,9 @@ from tools import build_icons  # noqa: E402
 from tools.icons import families, hashing, names, render, source  # noqa: E402
 
 
-def _icon_set(prefix: str = "some", suffixes: tuple[str, ...] = (), prefixes: tuple[str, ...] = (), emoji: bool = False):
+def _icon_set(
+    prefix: str = "some", suffixes: tuple[str, ...] = (), prefixes: tuple[str, ...] = (), emoji: bool = False
+) -> source.IconSet:
     return source.IconSet(prefix, "Some", "Somebody", "MIT", "", "", emoji, suffixes, prefixes)
 
 
@@ -65,7 +67,14 @@ def test_emoji_leave_out_flags_and_skin_tones() -> None:
 
 
 def test_spellings_merge_where_word_order_does_not_matter() -> None:
-    counts = {"lightbulb": 5, "light bulb": 3, "left arrow": 2, "arrow left": 9, "arrow left down": 4, "arrow down left": 1}
+    counts = {
+        "lightbulb": 5,
+        "light bulb": 3,
+        "left arrow": 2,
+        "arrow left": 9,
+        "arrow left down": 4,
+        "arrow down left": 1,
+    }
     merged = names.merge_spellings(counts)
     assert merged["light bulb"] == merged["lightbulb"] == "lightbulb"
     assert merged["left arrow"] == "arrow left"
@@ -134,7 +143,7 @@ def test_near_pairs_agree_with_comparing_everything() -> None:
 
 
 def _package(folder: Path) -> Path:
-    """Eight sets by eight people, four brands sets' worth of nothing: thirty shapes, each drawn a little differently."""
+    """Eight sets by eight people: thirty shapes, each drawn by all of them in four slightly different ways."""
     (folder / "json").mkdir(parents=True)
     rng = np.random.default_rng(0)
     shapes = rng.uniform(2, 22, (30, 6, 2))
@@ -168,6 +177,8 @@ def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tools.icons.split.TEST_IMAGES", 2)
     monkeypatch.setattr("tools.icons.split.VAL_IMAGES", 1)
     monkeypatch.setattr("tools.icons.split.KNOWN_BY", 1)
+    monkeypatch.setattr("tools.icons.split.CLASSES", (1, 30))
+    monkeypatch.setattr("tools.icons.split.TRIES", 20)
     monkeypatch.setattr("tools.icons.split.CORPUS_SHARE", (0.3, 0.9))
     digests = []
     for run in ("first", "second"):
@@ -177,7 +188,11 @@ def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
         digests.append({str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
     assert digests[0] == digests[1]
     assert {"pretrain_images.npy", "pretrain.tsv", "assets/grey.bin", "assets/colour.bin"} <= set(digests[0])
+    index = json.loads((tmp_path / "first" / "assets" / "classes.json").read_text(encoding="utf-8"))
+    assert len(index["names"]) >= 10
+    assert min(index["grey"], index["colour"]) > 0
     corpus = np.load(tmp_path / "first" / "pretrain_images.npy")
+    assert len(corpus) > 100
     lines = (tmp_path / "first" / "pretrain.tsv").read_text(encoding="utf-8").splitlines()
     assert corpus.shape == (len(lines) - 1, 32, 32, 3)
     assert lines[0].split("\t") == ["row", "set", "family", "icon", "caption"]

@@ -5,8 +5,8 @@ Three kinds of words are dropped, always from the ends of a name and never the w
 1. the suffixes and prefixes a set's own iconify metadata lists as styles or sizes;
 2. words that are a style wherever they end a name (`outline`, `filled`, `duotone`, `20px`, `alt`, ...), and plain
    numbers, which count variants of one drawing (`cloud 2`) or set the level of a gauge (`battery 50`);
-3. words that may as well be the concept (`line`, `light`, `bold`, `round`, ...), only in a set where at least 4 % of the
-   names end with that word: `ri:home-line` is "home", `lucide:chart-line` stays "chart line".
+3. words that may as well be the concept (`line`, `light`, `bold`, `round`, ...), only in a set where at least 4 % of
+   the names end with that word: `ri:home-line` is "home", `lucide:chart-line` stays "chart line".
 
 Two spellings are then merged where that is safe: `light bulb` and `lightbulb` (the same letters in the same order), and
 `left arrow` and `arrow left` (the same words in another order, unless two directions or `of`, `in`, ... make the
@@ -62,7 +62,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
                          "business-money-payments", "business", "construction", "content-files", "design", "ecology",
                          "email", "entertainment-events-hobbies", "health", "internet-network", "logo", "music",
                          "pet-animals", "phone-actions", "phone", "school-science", "shopping-shipping",
-                         "social-rewards", "sign-shape", "transportation", "travel-wayfind", "user", "video-movies", "weather"),
+                         "social-rewards", "sign-shape", "transportation", "travel-wayfind", "user", "video-movies",
+                         "weather"),
 }  # fmt: skip
 
 SKIN = re.compile(r"^(.*?)-(?:medium-light|medium-dark|light|medium|dark)$")
