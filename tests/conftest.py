@@ -35,6 +35,8 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has a cache and a working folder of its own."""
     monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they bring, also in subprocesses
+    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 

@@ -76,9 +76,9 @@ def icons_lt_facts() -> str:
     groups = {name: len(members) for name, members in tail.groups.items()}
     return (
         f"{data.num_classes} classes, {sizes['train']:,} training, {sizes['val']:,} validation and "
-        f"{sizes['test']:,} test images of 32 x 32 pixels;\n{groups['many']} classes are many, {groups['medium']} medium, {groups['few']} few;\n"
-        f"the largest has {tail.counts.max()} training images, the smallest {tail.counts.min()} "
-        f"({tail.imbalance:.1f} : 1)."
+        f"{sizes['test']:,} test images of 32 x 32 pixels;\n"
+        f"{groups['many']} classes are many, {groups['medium']} medium, {groups['few']} few; the largest has "
+        f"{tail.counts.max()} training images, the smallest {tail.counts.min()} ({tail.imbalance:.1f} : 1)."
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from imbalance_vlm.training import sources
-from imbalance_vlm.training.loop import steps_per_epoch
+from imbalance_vlm.encoders import sources
 from imbalance_vlm.encoders.sources import FeatureSource
+from imbalance_vlm.training.loop import steps_per_epoch
 
 VIEWS = [np.arange(12, dtype=np.float16).reshape(6, 2) + 100 * view for view in range(2)]
 LABELS = np.arange(6)

@@ -1,4 +1,4 @@
-"""`tools/build_icons.py`: concepts from names, families from forks, near-duplicates, aliases, and the same bytes twice."""
+"""`tools/build_icons.py`: concepts from names, families from forks, near-duplicates, and the same bytes twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools import build_icons  # noqa: E402
-from tools.icons import families, hashing, names, render, source  # noqa: E402
+from tools.icons import families, hashing, names, render, source, split  # noqa: E402
 
 
 def _icon_set(
@@ -56,7 +56,8 @@ def test_a_set_says_which_of_its_words_are_styles() -> None:
 
 def test_line_is_a_style_only_where_many_names_end_with_it() -> None:
     styled = names.set_names(_icon_set(), ["home-line", "sun-line", "chart-line", "user-line"])
-    plain = names.set_names(_icon_set(), ["chart-line", *(f"thing-{chr(97 + i)}x" for i in range(26))])
+    charts = ["chart-line", "road-line", "dot-line"]
+    plain = names.set_names(_icon_set(), [*charts, *(f"thing-{a}{b}" for a in "abcdefghij" for b in "abcdefghij")])
     assert styled["home-line"] == "home"
     assert plain["chart-line"] == "chart line"
 
@@ -140,6 +141,19 @@ def test_near_pairs_agree_with_comparing_everything() -> None:
     left, right = hashing.near_pairs(queries, pool, 6)
     assert list(zip(left.tolist(), right.tolist(), strict=True)) == expected
     assert 20 < len(expected) < 40
+
+
+def test_the_corpus_leaves_out_what_is_near_a_test_drawing_and_nests() -> None:
+    rng = np.random.default_rng(2)
+    hashes = rng.integers(0, 2**63, (60, 2)).astype(np.uint64)
+    hashes[10] = hashes[50]
+    hashes[11] = hashes[50] ^ np.uint64(0b111)  # 3 bits in each of two words: at the threshold
+    hashes[12] = hashes[50] ^ np.array([0b1111, 0b111], np.uint64)  # 7 bits: beyond it
+    candidates, tested = np.arange(50), np.arange(50, 60)
+    rows = split.corpus_rows(candidates, hashes, tested)
+    assert set(candidates) - set(rows) == {10, 11}
+    assert rows.tolist() != sorted(rows)
+    assert rows.tolist() == split.corpus_rows(candidates, hashes, tested).tolist()
 
 
 def _package(folder: Path) -> Path:
