@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import create_dataset, dataset_identity
 from imbalance_vlm.encoders.base import Encoder
-from imbalance_vlm.encoders.factory import create_encoder
+from imbalance_vlm.encoders.factory import create_encoder, encoder_identity
 from imbalance_vlm.encoders.features import feature_source, view_transforms
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, evaluate
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy, scores
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
 from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.registry import Registry
+from imbalance_vlm.registry import Registry, settings_of
 from imbalance_vlm.results.environment import cost, environment
 from imbalance_vlm.results.folder import write_run
 from imbalance_vlm.results.result import RunResult
@@ -41,7 +41,7 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     torch.manual_seed(recipe["seed"])  # heads start from it; the order of the data has generators of its own
     data = dataset(as_key(recipe["data"]), dataset_identity(recipe["data"]))
     tail = long_tail(data, recipe)
-    net = encoder(as_key(recipe["encoder"]), device)
+    net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), device)
     tuning = component(catalogue.TUNINGS, recipe["tuning"])()
     features = Features(data, net, recipe, device, tuning.views, tuning.min_scale)
 
@@ -84,7 +84,7 @@ class Features:
         self.device = device
         section = recipe["encoder"]
         self.kind = "tokens" if reads_tokens(recipe["head"]["name"]) else section["features"]
-        self.how = {key: section[key] for key in ("cache", "token_limit_gb")}
+        self.how = {key: section[key] for key in settings_of(feature_source)}
         self.transforms = {"train": view_transforms(encoder, views, min_scale, data.flips)}
         self.seconds = 0.0
         self._made: dict[str, Source] = {}
@@ -156,6 +156,11 @@ def describe(
     }
 
 
+def encoder_settings(recipe: Recipe) -> dict[str, Any]:
+    """The encoder's own section, without what says how its features are kept."""
+    return {key: value for key, value in recipe["encoder"].items() if key not in settings_of(feature_source)}
+
+
 def settings(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "name"}
 
@@ -170,16 +175,15 @@ def as_key(section: Mapping[str, Any]) -> str:
     return json.dumps(section, sort_keys=True, default=str)
 
 
-@cache
+@lru_cache(maxsize=2)
 def dataset(section: str, identity: str) -> Dataset:
     """A dataset by its section in JSON and what its files are now; the runs of a study share it."""
     return create_dataset(**json.loads(section))
 
 
-@cache
-def encoder(section: str, device: torch.device) -> Encoder:
-    """An encoder by its section in JSON, frozen, on its device; the runs of a study share it."""
-    own = {key: value for key, value in json.loads(section).items() if key not in ("cache", "token_limit_gb")}
-    made = create_encoder(**own)
+@lru_cache(maxsize=2)
+def encoder(section: str, identity: str, device: torch.device) -> Encoder:
+    """An encoder by its section in JSON and what its weights are now, frozen, on its device; a study shares it."""
+    made = create_encoder(**json.loads(section))
     made.module.requires_grad_(False).to(device)
     return made

@@ -171,6 +171,8 @@ def _expectation(node: Leaf | Component) -> str:
 def _component(node: Component, value: Any, path: str, report: Report) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"name": value}
+    if isinstance(value, Mapping) and isinstance(node.default, str):
+        value = {"name": node.default, **value}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         report(path, f"must be the name of a {node.registry.kind}, or a mapping with `name`, got {value!r}")
         return {}

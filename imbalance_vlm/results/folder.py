@@ -31,6 +31,7 @@ _NO_INFLUENCE = ("name", "description", "paper")
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
     """SHA-256 of everything that the numbers depend on: the recipe, its data, its weights, and our version."""
     core = {key: value for key, value in recipe.items() if key not in _NO_INFLUENCE}
+    core["training"] = {key: value for key, value in recipe["training"].items() if key != "checkpoint_seconds"}
     parts = [
         json.dumps(core, sort_keys=True, default=str),
         dataset_identity(recipe["data"]),

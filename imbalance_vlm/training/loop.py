@@ -123,6 +123,8 @@ class _Run:
         self.criterion.load_state_dict(state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.history, self.seconds, self.images = state["history"], state["seconds"], state["images"]
         note(f"resuming behind epoch {state['epoch']}")
         return int(state["epoch"])
@@ -145,6 +147,7 @@ class _Run:
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             "history": self.history,
             "seconds": self.seconds,
             "images": self.images,

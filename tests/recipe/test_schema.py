@@ -73,12 +73,17 @@ def test_an_unknown_key(overrides: dict[str, Any], words: list[str]) -> None:
         ({"training.optimizer": "sdg"}, ["training.optimizer.name: unknown optimizer 'sdg'", "'sgd'"]),
         ({"training.schedule": "cos"}, ["training.schedule.name: unknown schedule 'cos'"]),
         ({"balancing.sampler": "instances"}, ["balancing.sampler.name", "'instance'"]),
-        ({"head": {"init": "text"}}, ["head: must be the name of a head"]),
+        ({"tuning": {"views": 2}}, ["tuning: must be the name of a tuning"]),
     ],
 )
 def test_an_unknown_name(overrides: dict[str, Any], words: list[str]) -> None:
     found = one_problem(overrides)
     assert all(word in found for word in words), found
+
+
+def test_a_setting_without_a_name_is_for_the_default_component() -> None:
+    (recipe,) = plan(BASE, {"training.optimizer.lr": 0.5}).recipes
+    assert (recipe["training"]["optimizer"]["name"], recipe["training"]["optimizer"]["lr"]) == ("sgd", 0.5)
 
 
 @pytest.mark.parametrize(
