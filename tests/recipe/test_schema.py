@@ -73,7 +73,7 @@ def test_an_unknown_key(overrides: dict[str, Any], words: list[str]) -> None:
         ({"training.optimizer": "sdg"}, ["training.optimizer.name: unknown optimizer 'sdg'", "'sgd'"]),
         ({"training.schedule": "cos"}, ["training.schedule.name: unknown schedule 'cos'"]),
         ({"balancing.sampler": "instances"}, ["balancing.sampler.name", "'instance'"]),
-        ({"tuning": {"views": 2}}, ["tuning: must be the name of a tuning"]),
+        ({"tuning": 3}, ["tuning: must be the name of a tuning"]),
     ],
 )
 def test_an_unknown_name(overrides: dict[str, Any], words: list[str]) -> None:
