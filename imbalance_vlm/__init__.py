@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from imbalance_vlm.balancing.losses.factory import create_loss as create_loss
+    from imbalance_vlm.balancing.prototypes import create_prototypes as create_prototypes
     from imbalance_vlm.data.prepare import create_dataset as create_dataset
     from imbalance_vlm.encoders.factory import create_encoder as create_encoder
     from imbalance_vlm.errors import InputError as InputError
@@ -30,6 +31,7 @@ _HOME = {
     "create_encoder": "imbalance_vlm.encoders.factory",
     "create_head": "imbalance_vlm.heads.factory",
     "create_loss": "imbalance_vlm.balancing.losses.factory",
+    "create_prototypes": "imbalance_vlm.balancing.prototypes",
     "list_recipes": "imbalance_vlm.recipe.load",
     "InputError": "imbalance_vlm.errors",
     "LongTail": "imbalance_vlm.longtail",

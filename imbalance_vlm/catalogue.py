@@ -95,9 +95,81 @@ LOSSES.add(
     "softmax over logits shifted by tau times the log prior",
     paper="Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021",
 )
+LOSSES.add(
+    "weighted",
+    f"{_PKG}.balancing.losses.weighted:Weighted",
+    "cross-entropy times a power of the inverse class frequency (GRW)",
+    paper="Zhang et al., Distribution Alignment: A Unified Framework for Long-tail Visual Recognition, CVPR 2021",
+)
+LOSSES.add(
+    "class_balanced",
+    f"{_PKG}.balancing.losses.class_balanced:ClassBalanced",
+    "cross-entropy or focal, weighted by the effective number of samples",
+    paper="Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019",
+)
+LOSSES.add(
+    "ldam",
+    f"{_PKG}.balancing.losses.ldam:LDAM",
+    "cosine margins that grow as classes get rarer, with deferred weights if asked for",
+    paper="Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019",
+)
+LOSSES.add(
+    "vs",
+    f"{_PKG}.balancing.losses.vs:VS",
+    "logits scaled and shifted by class (vector scaling)",
+    paper="Kini et al., Label-Imbalanced and Group-Sensitive Classification under Overparameterization, NeurIPS 2021",
+)
+LOSSES.add(
+    "lade",
+    f"{_PKG}.balancing.losses.lade:LADE",
+    "balanced softmax and a term that frees the raw logits from the training prior",
+    paper="Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition, CVPR 2021",
+)
+LOSSES.add(
+    "equalization",
+    f"{_PKG}.balancing.losses.equalization:Equalization",
+    "one sigmoid a class, rare classes spared the negatives",
+    paper="Tan et al., Equalization Loss for Long-Tailed Object Recognition, CVPR 2020",
+)
+LOSSES.add(
+    "seesaw",
+    f"{_PKG}.balancing.losses.seesaw:Seesaw",
+    "softmax that spares rarer classes, by counts gathered while training",
+    paper="Wang et al., Seesaw Loss for Long-Tailed Instance Segmentation, CVPR 2021",
+)
+LOSSES.add(
+    "gaussian_clouded",
+    f"{_PKG}.balancing.losses.gaussian_clouded:GaussianClouded",
+    "cosines lowered at random, the more the rarer the class",
+    paper="Li et al., Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment, CVPR 2022",
+)
 
 # -- samplers --------------------------------------------------------------------------------------------------------
 SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", "every image once an epoch, shuffled")
+SAMPLERS.add(
+    "class_balanced",
+    f"{_PKG}.balancing.samplers.class_balanced:ClassBalancedSampler",
+    "every class as often as every other, with replacement",
+    paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
+)
+SAMPLERS.add(
+    "class_aware",
+    f"{_PKG}.balancing.samplers.class_aware:ClassAwareSampler",
+    "the classes in turn, k images of each",
+    paper="Shen et al., Relay Backpropagation for Effective Learning of Deep Convolutional Neural Networks, ECCV 2016",
+)
+SAMPLERS.add(
+    "sqrt",
+    f"{_PKG}.balancing.samplers.sqrt:SqrtSampler",
+    "classes by the root of their size, with replacement",
+    paper="Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, ECCV 2018",
+)
+SAMPLERS.add(
+    "progressive",
+    f"{_PKG}.balancing.samplers.progressive:ProgressiveSampler",
+    "from the images' shares to the classes', over the epochs",
+    paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
+)
 
 # -- tuning ----------------------------------------------------------------------------------------------------------
 TUNINGS.add("zero_shot", f"{_PKG}.tuning.zero_shot:ZeroShot", "nothing is trained", needs=frozenset({"text"}))

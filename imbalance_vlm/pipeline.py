@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm import catalogue
+from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import create_dataset, dataset_identity
@@ -59,9 +60,7 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     return write_run(folder, recipe, record, head, data, predictions)
 
 
-def fit(
-    recipe: Recipe, head: nn.Module, criterion: nn.Module, features: Features, tuning: Any, folder: Path
-) -> Trained:
+def fit(recipe: Recipe, head: nn.Module, criterion: Loss, features: Features, tuning: Any, folder: Path) -> Trained:
     """Train with the recipe's sampler, optimizer and schedule."""
     plan = recipe["training"]
     source = features.source("train")

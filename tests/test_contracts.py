@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm import catalogue
@@ -15,19 +15,21 @@ from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.longtail import LongTail
 from tests import contracts
-from tests.contracts import CONTRACTS, EQUALS_CROSS_ENTROPY, Contract, Make
+from tests.contracts import CONTRACTS, EQUALS_CROSS_ENTROPY, SETTINGS_FOR, Contract, Make
 
 LOSSES = catalogue.LOSSES.names()
-
-
-def maker(name: str) -> Make:
-    return lambda counts, **settings: create_loss(name, counts, **settings)
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_keeps_every_contract(name: str, contract: Contract) -> None:
-    contract(maker(name))
+    here = SETTINGS_FOR.get((name, contract.__name__), {})
+    contract(lambda counts, **settings: create_loss(name, counts, **{**here, **settings}))
+
+
+def test_the_table_of_settings_names_no_loss_or_contract_that_is_gone() -> None:
+    contracts_there = {contract.__name__ for contract in CONTRACTS}
+    assert all(name in LOSSES and contract in contracts_there for name, contract in SETTINGS_FOR)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -86,6 +88,39 @@ class CountsAsFloats(Sound):
         return super().per_sample(logits + self.weights.log().to(logits), targets)
 
 
+class ForgetsWhatItSaw(Sound):
+    """A running count that is no buffer."""
+
+    seen = 0
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.seen += len(targets) if self.training else 0
+        return super().per_sample(logits, targets) * (1 + self.seen)
+
+
+class CountsItsEpochs(Sound):
+    """Where training stands, from how often it was told rather than from what."""
+
+    told = 0
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.told += 1
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits, targets) * (1 + self.told)
+
+
+class StaysBehind(Sound):
+    """A tensor that is no buffer."""
+
+    def __init__(self, long_tail: LongTail, **settings: Any) -> None:
+        super().__init__(long_tail, **settings)
+        self.log_prior = torch.as_tensor(long_tail.log_prior)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits + self.log_prior, targets)
+
+
 class KnowsTheLastClass(Sound):
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return super().per_sample(logits, targets) * (1 + (targets == logits.shape[1] - 1))
@@ -123,9 +158,12 @@ class AsksForEachSample(Sound):
         return torch.stack([value if value.item() >= 0 else -value for value in values])
 
 
-BAD: dict[type[nn.Module], Contract] = {
+BAD: dict[type[Loss], Contract] = {
     SumsTheBatch: contracts.reduces_to_the_mean,
     CountsAsAttribute: contracts.state_dict_round_trip,
+    ForgetsWhatItSaw: contracts.state_dict_round_trip,
+    CountsItsEpochs: contracts.resumes_at_any_epoch,
+    StaysBehind: contracts.moves_whole,
     CountsAsFloats: contracts.survives_casts_and_copies,
     KnowsTheLastClass: contracts.permutation_equivariant,
     Overflows: contracts.finite_at_extreme_logits,
@@ -137,12 +175,12 @@ BAD: dict[type[nn.Module], Contract] = {
 }
 
 
-def of(loss: Callable[..., nn.Module]) -> Make:
+def of(loss: Callable[..., Loss]) -> Make:
     return lambda counts, **settings: loss(LongTail.of(counts), **settings)
 
 
 @pytest.mark.parametrize(("loss", "contract"), BAD.items(), ids=[loss.__name__ for loss in BAD])
-def test_a_bad_loss_is_caught(loss: type[nn.Module], contract: Contract) -> None:
+def test_a_bad_loss_is_caught(loss: type[Loss], contract: Contract) -> None:
     with pytest.raises(AssertionError):
         contract(of(loss))
 

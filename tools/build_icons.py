@@ -3,7 +3,7 @@
     python tools/build_icons.py --work build/icons                 fetch with npm, then build
     python tools/build_icons.py --source PACKAGE --out build/icons  from a package that is unpacked already
 
-Takes about two minutes on 2 cores, and the same input gives the same bytes. It writes
+Takes about four minutes on 2 cores, and the same input gives the same bytes. It writes
 
 - the data set into imbalance_vlm/assets/icons_lt (see tools/icons/pack.py for the format), and
 - the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family,

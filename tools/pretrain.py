@@ -33,9 +33,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.pretraining import data  # noqa: E402
-from tools.pretraining import model as modeling  # noqa: E402
-from tools.pretraining.evaluate import TestSet, icons_lt, zero_shot  # noqa: E402
+from tools.pretraining import data
+from tools.pretraining import model as modeling
+from tools.pretraining.evaluate import TestSet, icons_lt, zero_shot
 
 log = logging.getLogger("pretrain")
 
@@ -44,7 +44,7 @@ log = logging.getLogger("pretrain")
 class Recipe:
     """What the result depends on. Two runs with equal recipes and corpora give equal weights, bit for bit."""
 
-    samples: int = 600_000  # pairs seen; may be raised on resuming while the rate is still constant
+    samples: int = 512_000  # pairs seen; may be raised on resuming while the rate is still constant
     batch: int = 256  # global: it is shared among the processes
     optimizer: str = "muon"  # muon (matrices of the blocks; AdamW for the rest) | adamw
     lr: float = 2e-3
@@ -262,7 +262,7 @@ def finish(run: Pretraining, config: dict[str, Any], tag: str, out: Path, tests:
         "recipe": dataclasses.asdict(run.recipe),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "wall_seconds": round(run.seconds),
-        "hardware": f"{torch.get_num_threads() * run.devices.world} thread(s) on {hardware()}",
+        "hardware": f"{run.devices.world} process(es) of {torch.get_num_threads()} thread(s), {hardware()}",
         "loss": run.curve,
     }
     if tests is not None:

@@ -19,7 +19,7 @@ Conflict = tuple[str, str]
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """(key, message) for everything in the recipe that cannot work together."""
-    for rule in (_encoder_provides, _something_to_train, _same_space):
+    for rule in (_encoder_provides, _something_to_train, _same_space, _cosine_units):
         yield from rule(recipe)
 
 
@@ -58,3 +58,19 @@ def _same_space(recipe: Recipe) -> Iterator[Conflict]:
     """Text features live in the embedding space, not in the class token's."""
     if recipe["head"]["name"] == "text" and recipe["encoder"].get("features") == "class_token":
         yield "encoder.features", "head 'text' compares with text features: use features 'embedding'"
+
+
+def _cosine_units(recipe: Recipe) -> Iterator[Conflict]:
+    """A loss that works on cosines must know the scale that the head has put on them."""
+    loss, head = recipe["balancing"]["loss"], recipe["head"]
+    if "head_scale" not in loss or recipe["tuning"]["name"] == "zero_shot":
+        return
+    if head["name"] != "cosine":
+        yield "head", f"loss '{loss['name']}' works on cosines, so the head must be 'cosine', got '{head['name']}'"
+    elif head["learn_scale"]:
+        yield "head.learn_scale", f"loss '{loss['name']}' must know the scale of the cosines: use learn_scale false"
+    elif head["scale"] != loss["head_scale"]:
+        yield (
+            "balancing.loss.head_scale",
+            f"must equal head.scale, {head['scale']:g}, for the margin to be one of cosines, got {loss['head_scale']:g}",
+        )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from imbalance_vlm.balancing.samplers.instance import InstanceSampler
+from imbalance_vlm.balancing.losses.base import Loss
+from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_text
@@ -39,9 +40,9 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 def train(
     head: nn.Module,
-    criterion: nn.Module,
+    criterion: Loss,
     source: Source,
-    sampler: InstanceSampler,
+    sampler: Sampler,
     optimizer: torch.optim.Optimizer,
     schedule: Scheduler,
     folder: Path,
@@ -58,7 +59,7 @@ def train(
 
     Args:
         head: features to logits.
-        criterion: called with (logits, targets).
+        criterion: called with (logits, targets), and told of each epoch before it begins.
         source: the training features.
         sampler: gives the rows of each epoch, in order.
         optimizer: over what is trained.
@@ -79,8 +80,9 @@ def train(
     with bar(epochs, "train", "epoch", first) as progress:
         for epoch in range(first, epochs):
             begun, total = time.monotonic(), torch.zeros((), dtype=torch.float64)
-            rows = sampler.epoch(epoch).split(batch_size)
+            rows = sampler.epoch(epoch, epochs).split(batch_size)
             head.train()
+            criterion.on_epoch(epoch, epochs)
             for step, (features, targets) in enumerate(source.batches(rows, epoch), start=epoch * steps):
                 schedule.step_update(step)
                 loss = criterion(head(features), targets).mean()

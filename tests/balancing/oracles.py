@@ -1,6 +1,7 @@
 """The losses once more, in plain loops from their equations: slow, and without a line in common with the package.
 
-Each oracle is `oracle(logits, target, counts, **settings) -> float` for one sample; CASES says on what it is compared.
+Each oracle is `oracle(logits, target, counts, **settings) -> float` for one sample, or, where the loss of a sample
+depends on its batch, `oracle(batch, targets, counts, **settings) -> list[float]`. CASES says on what it is compared.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Oracle = Callable[..., float]
+Oracle = Callable[..., Any]
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
@@ -54,6 +55,127 @@ def logit_adjustment(
     return cross_entropy(shifted, target, counts, label_smoothing)
 
 
+def average_one(weights: Sequence[float]) -> list[float]:
+    return [w * len(weights) / sum(weights) for w in weights]
+
+
+def weighted(logits: Sequence[float], target: int, counts: Sequence[int], rho: float = 1.0) -> float:
+    """w_y (-log p_y) with w = pi^-rho, mean 1."""
+    weights = average_one([(n / sum(counts)) ** -rho for n in counts])
+    return weights[target] * minus_log_softmax(logits, target)
+
+
+def class_balanced(
+    logits: Sequence[float],
+    target: int,
+    counts: Sequence[int],
+    beta: float = 0.9999,
+    base: str = "cross_entropy",
+    gamma: float = 2.0,
+) -> float:
+    """w_y base with w = 1 / (1 + beta + ... + beta^(n - 1)), rescaled to sum C."""
+    effective = [sum(beta**k for k in range(n)) for n in counts]
+    weight = average_one([1.0 / number for number in effective])[target]
+    return weight * (focal(logits, target, counts, gamma) if base == "focal" else minus_log_softmax(logits, target))
+
+
+def ldam(
+    logits: Sequence[float],
+    target: int,
+    counts: Sequence[int],
+    max_m: float = 0.5,
+    s: float = 30.0,
+    head_scale: float = 25.0,
+    beta: float = 0.0,
+) -> float:
+    """Cross-entropy of s (cos - m_y onehot) with m = max_m n^(-1/4) / max_j n_j^(-1/4)."""
+    cosines = [z / head_scale for z in logits]
+    cosines[target] -= max_m * counts[target] ** -0.25 / max(n**-0.25 for n in counts)
+    weight = average_one([1.0 / sum(beta**k for k in range(n)) for n in counts])[target] if beta else 1.0
+    return weight * minus_log_softmax([s * cosine for cosine in cosines], target)
+
+
+def vs(logits: Sequence[float], target: int, counts: Sequence[int], gamma: float = 0.3, tau: float = 1.0) -> float:
+    """Cross-entropy of z / (n_max / n)^gamma + tau log pi."""
+    changed = []
+    for z, n in zip(logits, counts, strict=True):
+        changed.append(z / (max(counts) / n) ** gamma + tau * math.log(n / sum(counts)))
+    return minus_log_softmax(changed, target)
+
+
+def lade_r(batch: Sequence[Sequence[float]], targets: Sequence[int], counts: Sequence[int], lam: float) -> float:
+    """-sum_c pi_c (m_c - s_c - lam s_c^2) of the raw logits."""
+    total = 0.0
+    for c in range(len(counts)):
+        prior = counts[c] / sum(counts)
+        own = [row[c] for row, y in zip(batch, targets, strict=True) if y == c]
+        m = sum(own) / len(own) if own else 0.0
+        s = math.log(sum(math.exp(row[c]) / prior / len(counts) for row in batch) / len(batch))
+        total -= prior * (m - s - lam * s * s)
+    return total
+
+
+def lade(
+    batch: Sequence[Sequence[float]],
+    targets: Sequence[int],
+    counts: Sequence[int],
+    lam: float = 0.1,
+    alpha: float = 0.1,
+) -> list[float]:
+    """Cross-entropy of z + log pi for each sample, and alpha R for the batch."""
+    r = lade_r(batch, targets, counts, lam)
+    return [balanced_softmax(row, y, counts) + alpha * r for row, y in zip(batch, targets, strict=True)]
+
+
+def equalization(logits: Sequence[float], target: int, counts: Sequence[int], lam: float = 1.77e-3) -> float:
+    """Binary cross-entropy of each class, but for the negatives of the classes with pi < lambda."""
+    total = 0.0
+    for c, z in enumerate(logits):
+        p = 1.0 / (1.0 + math.exp(-z))
+        if c == target:
+            total -= math.log(p)
+        elif counts[c] / sum(counts) >= lam:
+            total -= math.log(1.0 - p)
+    return total
+
+
+def seesaw(
+    batch: Sequence[Sequence[float]], targets: Sequence[int], counts: Sequence[int], p: float = 0.8, q: float = 2.0
+) -> list[float]:
+    """-log (e^z_y / (sum_j M_yj S_yj e^z_j + e^z_y)), the labels of the batch being all that was seen."""
+    seen = [max(1, sum(1 for y in targets if y == c)) for c in range(len(counts))]
+    values = []
+    for row, y in zip(batch, targets, strict=True):
+        share = softmax(row)
+        below = math.exp(row[y])
+        for j in range(len(row)):
+            if j != y:
+                mitigation = min(1.0, seen[j] / seen[y]) ** p
+                compensation = max(1.0, share[j] / share[y]) ** q
+                below += mitigation * compensation * math.exp(row[j])
+        values.append(-math.log(math.exp(row[y]) / below))
+    return values
+
+
+def gaussian_clouded(
+    logits: Sequence[float],
+    target: int,
+    counts: Sequence[int],
+    m: float = 0.1,
+    s: float = 20.0,
+    s_n: float = 0.5,
+    head_scale: float = 25.0,
+    eps: Sequence[float] | None = None,
+) -> float:
+    """Cross-entropy of s (cos - s_n |eps| a - m onehot), a = (log n_max - log n) / max_j (log n_max - log n_j)."""
+    changed = []
+    for c, z in enumerate(logits):
+        rarity = (math.log(max(counts)) - math.log(counts[c])) / (math.log(max(counts)) - math.log(min(counts)))
+        cloud = s_n * abs(eps[c]) * rarity if eps is not None else 0.0
+        changed.append(s * (z / head_scale - cloud - (m if c == target else 0.0)))
+    return minus_log_softmax(changed, target)
+
+
 MILD, EXTREME, EQUAL = (120, 45, 20, 7, 3), (1_000_000, 1000, 5, 1, 1), (10, 10, 10, 10, 10)
 
 
@@ -70,6 +192,13 @@ class Case:
     counts: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     stand_in: tuple[str, dict[str, Any]] | None = ("cross_entropy", {})
+    whole_batch: bool = False
+
+    def values(self, batch: Sequence[Sequence[float]], targets: Sequence[int]) -> list[float]:
+        """What the oracle says of each sample."""
+        if self.whole_batch:
+            return list(self.oracle(batch, targets, self.counts, **self.settings))
+        return [self.oracle(row, y, self.counts, **self.settings) for row, y in zip(batch, targets, strict=True)]
 
     def __str__(self) -> str:
         settings = ",".join(f"{key}={value}" for key, value in self.settings.items())
@@ -93,4 +222,26 @@ CASES = [
     ),
     Case("logit_adjustment", logit_adjustment, MILD, {"tau": 1.5, "label_smoothing": 0.2}),
     Case("logit_adjustment", logit_adjustment, EXTREME, {"tau": 0.0}, stand_in=None),
+    *(Case("weighted", weighted, counts, {"rho": rho}) for rho in (0.5, 1.0, 1.2) for counts in (MILD, EXTREME)),
+    Case("weighted", weighted, MILD, {"rho": 0.0}, stand_in=None),
+    *(Case("class_balanced", class_balanced, MILD, {"beta": beta}) for beta in (0.9, 0.999, 0.9999)),
+    Case("class_balanced", class_balanced, (100_000, 1000, 5, 1, 1)),
+    Case("class_balanced", class_balanced, MILD, {"base": "focal", "gamma": 1.5}, stand_in=("focal", {"gamma": 1.5})),
+    Case("class_balanced", class_balanced, MILD, {"beta": 0.0}, stand_in=None),
+    *(Case("ldam", ldam, counts, {"head_scale": scale}) for scale in (1.0, 25.0) for counts in (MILD, EXTREME)),
+    Case("ldam", ldam, MILD, {"max_m": 0.2, "s": 10.0}, stand_in=("ldam", {"max_m": 0.0, "s": 10.0})),
+    Case("ldam", ldam, MILD, {"beta": 0.99}, stand_in=("ldam", {})),
+    *(Case("vs", vs, counts, {"gamma": 0.15, "tau": 1.25}) for counts in (MILD, EXTREME)),
+    Case("vs", vs, MILD, stand_in=("logit_adjustment", {})),
+    Case("vs", vs, MILD, {"tau": 0.0}),
+    *(Case("lade", lade, counts, whole_batch=True) for counts in (MILD, EXTREME, EQUAL)),
+    Case("lade", lade, MILD, {"lam": 0.5, "alpha": 0.05}, ("balanced_softmax", {}), whole_batch=True),
+    Case("lade", lade, MILD, {"alpha": 2.0}, ("lade", {"lam": 0.0, "alpha": 2.0}), whole_batch=True),
+    *(Case("equalization", equalization, counts) for counts in (MILD, EXTREME)),
+    Case("equalization", equalization, MILD, {"lam": 0.1}, stand_in=("equalization", {})),
+    Case("seesaw", seesaw, MILD, whole_batch=True),
+    Case("seesaw", seesaw, MILD, {"q": 0.0}, ("seesaw", {"p": 0.0, "q": 0.0}), whole_batch=True),
+    Case("seesaw", seesaw, MILD, {"p": 0.0}, ("seesaw", {"p": 0.0, "q": 0.0}), whole_batch=True),
+    *(Case("gaussian_clouded", gaussian_clouded, MILD, {"s_n": 0.0, "m": m}) for m in (0.0, 0.1, 0.4)),
+    Case("gaussian_clouded", gaussian_clouded, EXTREME, {"s_n": 0.0, "head_scale": 1.0, "s": 30.0}),
 ]

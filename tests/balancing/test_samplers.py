@@ -1,17 +1,26 @@
-"""What every sampler must do: an order that depends on the seed and the epoch, and on nothing else."""
+"""What every sampler must do: an order made of seed and epoch alone, and the shares that its name promises."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from imbalance_vlm import catalogue
-from imbalance_vlm.balancing.samplers.instance import epoch_generator
+from imbalance_vlm import LongTail, catalogue
+from imbalance_vlm.balancing.samplers.base import epoch_generator
 
-LABELS = torch.tensor([0] * 40 + [1] * 8 + [2] * 2)
+LABELS = torch.tensor([0] * 40 + [1] * 8 + [2] * 2)[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+PLACES_LT = Path(__file__).resolve().parents[3] / "shared" / "lists" / "Places_LT_train.txt"
+
+
+def sampler(name: str, labels: Tensor, seed: int = 0, **settings: Any) -> Any:
+    return catalogue.SAMPLERS.get(name).load()(labels, seed, **settings)
 
 
 @pytest.fixture(params=catalogue.SAMPLERS.names())
@@ -19,33 +28,151 @@ def build(request: pytest.FixtureRequest) -> Any:
     return catalogue.SAMPLERS.get(request.param).load()
 
 
-def test_gives_rows_of_the_training_set(build: Any) -> None:
-    rows = build(LABELS, 0).epoch(0)
-    assert rows.dtype == torch.int64
-    assert rows.ndim == 1
-    assert 0 <= int(rows.min()) <= int(rows.max()) < len(LABELS)
+# -- every sampler ---------------------------------------------------------------------------------------------------
+
+
+def test_gives_as_many_rows_as_there_are_training_images(build: Any) -> None:
+    for size in (1, 2, 3, 5, 49, 50):  # also fewer than a batch, and fewer than there are classes
+        rows = build(LABELS[:size], 0).epoch(0, 3)
+        assert rows.dtype == torch.int64
+        assert rows.shape == (size,)
+        assert 0 <= int(rows.min()) <= int(rows.max()) < size
+        assert len(rows.split(512)) == 1  # one small batch, not none
 
 
 def test_the_same_seed_and_epoch_give_the_same_order(build: Any) -> None:
     torch.manual_seed(1)
-    first = build(LABELS, 3).epoch(5)
-    torch.manual_seed(2)  # the global generator plays no part
-    assert torch.equal(first, build(LABELS, 3).epoch(5))
+    ran_on = build(LABELS, 3)
+    for epoch in range(6):
+        first = ran_on.epoch(epoch, 9)
+    torch.manual_seed(2)  # the global generator plays no part, nor do the epochs before
+    assert torch.equal(first, build(LABELS, 3).epoch(5, 9))
 
 
 def test_another_seed_or_epoch_gives_another_order(build: Any) -> None:
-    orders = {(seed, epoch): build(LABELS, seed).epoch(epoch) for seed in range(3) for epoch in range(3)}
+    orders = {(seed, epoch): build(LABELS, seed).epoch(epoch, 3) for seed in range(3) for epoch in range(3)}
     for (a, first), (b, second) in itertools.combinations(orders.items(), 2):
         assert not torch.equal(first, second), f"(seed, epoch) {a} and {b} share an order"
 
 
 def test_a_set_of_one_image_has_an_order(build: Any) -> None:
-    assert build(LABELS[:1], 0).epoch(0).tolist() == [0]
+    assert build(LABELS[:1], 0).epoch(0, 1).tolist() == [0]
+
+
+def test_a_class_without_images_is_skipped(build: Any) -> None:
+    """The labels 0, 3 and 7 of a training set with more classes: the rows are those of the labels 0, 1 and 2."""
+    spread = torch.tensor([0, 3, 7])[LABELS]
+    assert torch.equal(build(spread, 1).epoch(1, 4), build(LABELS, 1).epoch(1, 4))
+
+
+def test_every_image_of_a_class_is_drawn_as_often_as_the_others(build: Any) -> None:
+    made = build(LABELS, 0)
+    drawn = torch.cat([made.epoch(epoch, 400) for epoch in range(400)])
+    times = torch.bincount(drawn, minlength=len(LABELS)).double()
+    for label in range(3):
+        own = times[label == LABELS]
+        spread = 5 * own.mean().sqrt()
+        assert own.min() > own.mean() - spread, f"class {label}: an image came up {own.min()} times, mean {own.mean()}"
+        assert own.max() < own.mean() + spread, f"class {label}: an image came up {own.max()} times, mean {own.mean()}"
+
+
+# -- one sampler each ------------------------------------------------------------------------------------------------
 
 
 def test_instance_sampling_is_a_permutation() -> None:
-    rows = catalogue.SAMPLERS.get("instance").load()(LABELS, 0).epoch(0)
-    assert sorted(rows.tolist()) == list(range(len(LABELS)))
+    assert sorted(sampler("instance", LABELS).epoch(0, 1).tolist()) == list(range(len(LABELS)))
+
+
+def long_tail(classes: int = 365, largest: int = 4980, smallest: int = 5) -> list[int]:
+    """Counts that fall off exponentially, with Places-LT's number of classes and extremes."""
+    return [round(largest * (smallest / largest) ** (c / (classes - 1))) for c in range(classes)]
+
+
+def wanted_shares(counts: Sequence[int], power: float) -> list[float]:
+    """n^q over the sum of n^q."""
+    return [n**power / sum(m**power for m in counts) for n in counts]
+
+
+def group_shares(labels: Tensor, counts: Sequence[int]) -> list[float]:
+    """Shares of many, medium and few among the labels."""
+    groups = LongTail(counts).groups
+    times = np.bincount(labels.numpy(), minlength=len(counts))
+    return [float(times[groups[group]].sum() / times.sum()) for group in ("many", "medium", "few")]
+
+
+def assert_within_sampling_error(found: Sequence[float], wanted: Sequence[float], draws: int) -> None:
+    for share, right in zip(found, wanted, strict=True):
+        assert abs(share - right) < 4 * (right * (1 - right) / draws) ** 0.5, f"drew {list(found)}, not {list(wanted)}"
+
+
+@pytest.mark.parametrize(("name", "power"), [("class_balanced", 0.0), ("sqrt", 0.5)])
+def test_shares_are_those_of_the_equation(name: str, power: float) -> None:
+    counts = long_tail()
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels))]
+    rows = sampler(name, labels).epoch(0, 1)
+    classes, groups = wanted_shares(counts, power), LongTail(counts).groups
+    wanted = [sum(classes[c] for c in groups[group]) for group in ("many", "medium", "few")]
+    assert_within_sampling_error(group_shares(labels[rows], counts), wanted, len(rows))
+    natural = group_shares(labels, counts)
+    with pytest.raises(AssertionError):  # what drawing without replacement would give
+        assert_within_sampling_error(natural, wanted, len(rows))
+    assert len(rows.unique()) < len(rows)
+
+
+@pytest.mark.skipif(not PLACES_LT.exists(), reason=f"needs the list of Places-LT at {PLACES_LT}")
+def test_shares_on_places_lt() -> None:
+    lines = PLACES_LT.read_text(encoding="utf-8").splitlines()
+    labels = torch.tensor([int(line.rsplit(maxsplit=1)[1]) for line in lines])
+    counts = torch.bincount(labels).tolist()
+    assert (len(counts), len(labels), max(counts), min(counts)) == (365, 62500, 4980, 5)
+    balanced = labels[sampler("class_balanced", labels).epoch(0, 1)]
+    assert_within_sampling_error(group_shares(balanced, counts), [131 / 365, 163 / 365, 71 / 365], len(labels))
+    aware = labels[sampler("class_aware", labels).epoch(0, 1)]
+    assert group_shares(aware, counts) == pytest.approx([0.359, 0.447, 0.195], abs=0.002)
+    classes, groups = wanted_shares(counts, 0.5), LongTail(counts).groups
+    root = [sum(classes[c] for c in groups[group]) for group in ("many", "medium", "few")]
+    drawn = labels[sampler("sqrt", labels).epoch(0, 1)]
+    assert_within_sampling_error(group_shares(drawn, counts), root, len(labels))
+
+
+def test_class_aware_takes_the_classes_in_turn_k_images_each() -> None:
+    for k in (1, 3, 4):
+        made = sampler("class_aware", LABELS, k=k)
+        turns = LABELS[made.epoch(0, 1)].split(k)
+        assert all(len(turn.unique()) == 1 for turn in turns)
+        visits = [int(turn[0]) for turn in turns]
+        for begin in range(0, len(visits) - 2, 3):  # each pass visits each class once
+            assert sorted(visits[begin : begin + 3]) == [0, 1, 2]
+        assert len({tuple(visits[begin : begin + 3]) for begin in range(0, len(visits) - 2, 3)}) > 1
+
+
+def test_class_aware_uses_up_a_class_before_it_starts_over() -> None:
+    made = sampler("class_aware", LABELS, k=4)
+    rows = made.epoch(0, 1)
+    for label in range(3):
+        own = rows[LABELS[rows] == label]
+        size = int((label == LABELS).sum())
+        for begin in range(0, len(own), size):
+            one_round = own[begin : begin + size]
+            assert len(one_round.unique()) == len(one_round)
+
+
+def test_progressive_goes_from_the_images_shares_to_the_classes() -> None:
+    counts = long_tail()
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    groups = LongTail(counts).groups
+    made, epochs = sampler("progressive", labels), 5
+    for epoch in range(epochs):
+        t = epoch / (epochs - 1)
+        wanted = [
+            sum((1 - t) * counts[c] / sum(counts) + t / len(counts) for c in groups[group])
+            for group in ("many", "medium", "few")
+        ]
+        found = group_shares(labels[made.epoch(epoch, epochs)], counts)
+        assert_within_sampling_error(found, wanted, len(labels))
+    natural = group_shares(labels, counts)
+    assert_within_sampling_error(group_shares(labels[made.epoch(0, 1)], counts), natural, len(labels))
 
 
 def test_large_seeds_and_epochs_have_streams_of_their_own() -> None:

@@ -176,3 +176,22 @@ def test_zero_shot_on_an_image_backbone_is_refused_for_tuning_and_head() -> None
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../b", "", "a//b", "."])
 def test_a_name_stays_inside_the_runs_folder(name: str) -> None:
     assert "name" in one_problem({"name": name})
+
+
+COSINE = {"name": "cosine", "init": "class_mean", "scale": 16}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"balancing.loss": "ldam"}, "loss 'ldam' works on cosines, so the head must be 'cosine', got 'linear'"),
+        ({"balancing.loss": "ldam", "head": COSINE}, "must equal head.scale, 16"),
+        ({"balancing.loss": {"name": "ldam", "head_scale": 16}, "head": COSINE | {"learn_scale": True}}, "learn_scale"),
+    ],
+)
+def test_a_loss_on_cosines_must_know_their_scale(overrides: dict[str, Any], said: str) -> None:
+    assert said in one_problem(overrides)
+
+
+def test_a_loss_on_cosines_that_knows_their_scale_is_fine() -> None:
+    plan(BASE, {"balancing.loss": {"name": "ldam", "head_scale": 16}, "head": COSINE})

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -102,9 +102,7 @@ def export(model: CLIP, config: dict[str, Any], metadata: dict[str, Any], folder
     """Writes a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
-    partial = folder / f".{os.getpid()}.safetensors.partial"
-    save_file(state, str(partial))
-    os.replace(partial, folder / "open_clip_model.safetensors")
+    _write_atomically(folder / "open_clip_model.safetensors", save(state))
     content = {key: config[key] for key in ("model_cfg", "preprocess_cfg")} | metadata
     write_json(folder / "open_clip_config.json", content)
 

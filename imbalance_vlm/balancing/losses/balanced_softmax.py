@@ -11,11 +11,9 @@ log prior is used here because it keeps the shifted logits small, which matters 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, log_prior
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, log_prior
 from imbalance_vlm.balancing.losses.logit_adjustment import logit_adjustment
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.types import Share
@@ -29,9 +27,7 @@ class BalancedSoftmax(Loss):
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
     """
 
-    def __init__(
-        self, long_tail: LongTail, *, label_smoothing: Share = 0.0, reduction: Literal["batch", "none"] = "batch"
-    ) -> None:
+    def __init__(self, long_tail: LongTail, *, label_smoothing: Share = 0.0, reduction: Reduction = "batch") -> None:
         super().__init__(long_tail, reduction=reduction)
         self.label_smoothing = label_smoothing
 

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from imbalance_vlm.balancing.losses.weighting import ClassWeighting
 from imbalance_vlm.errors import InputError, one_of
 from imbalance_vlm.longtail import LongTail
 
-REDUCTIONS = ("batch", "none")
+Reduction = Literal["batch", "weights", "none"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 class Loss(nn.Module):
     """A classification loss, called `loss(logits, targets)`.
 
-    A subclass writes `per_sample(logits (N, C), targets (N,)) -> (N,)`; this class checks the shapes and reduces.
+    A subclass writes `per_sample(logits (N, C), targets (N,)) -> (N,)`; this class checks the shapes, weighs and
+    reduces. A loss that changes in the course of training is told of it by `on_epoch`.
 
     Args:
         long_tail: class counts; kept as the buffer `counts`, so that they move and are saved with the module.
-        reduction: "batch" divides the sum by the number of samples, "none" returns the (N,) values.
+        reduction: "batch" divides the sum by the number of samples, as the papers do; "weights" by the sum of the
+            samples' class weights, as torch's weighted mean does (the same thing in a loss without class weights);
+            "none" returns the (N,) values, weighted.
+        weighting: class weights of the subclass, if it has any.
     """
 
     counts: Tensor
 
-    def __init__(self, long_tail: LongTail, *, reduction: Literal["batch", "none"] = "batch") -> None:
+    def __init__(
+        self, long_tail: LongTail, *, reduction: Reduction = "batch", weighting: ClassWeighting | None = None
+    ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
             raise InputError(f"`reduction` must be {one_of(REDUCTIONS)}, got {reduction!r}")
         self.reduction = reduction
+        self.weighting = weighting
         self.register_buffer("counts", torch.as_tensor(long_tail.counts))  # (C,) int64: exact in any model dtype
 
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, counted from 0 of `epochs`; also before the first one of a resumed run.
+
+        The training loop calls it; a loop of your own must too, or deferred weights never come on. A subclass that
+        draws random numbers or follows a schedule of its own extends it. What it does depends on its arguments alone,
+        so that a resumed run finds the same state again.
+        """
+        if self.weighting is not None:
+            self.weighting.on_epoch(epoch, epochs)
+
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(N,) values before class weights."""
         raise NotImplementedError
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -44,7 +64,15 @@ class Loss(nn.Module):
         """
         self._check(logits, targets)
         values = self.per_sample(logits, targets)  # (N,)
-        return values.mean() if self.reduction == "batch" else values
+        weights = None
+        if self.weighting is not None:
+            weights = self.weighting(exact(self.counts, logits)).to(logits.dtype)[targets]  # (N,)
+            values = weights * values
+        if self.reduction == "none":
+            return values
+        if self.reduction == "weights" and weights is not None:
+            return values.sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        return values.mean()
 
     def _check(self, logits: Tensor, targets: Tensor) -> None:
         num_classes = len(self.counts)
@@ -81,14 +109,19 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: flo
     return -(1.0 - label_smoothing) * hit - label_smoothing * spread
 
 
+def exact(counts: Tensor, like: Tensor) -> Tensor:
+    """Whole-number counts in the dtype of `like`, but at least in float32, which holds them up to 2^24."""
+    return counts.to(torch.promote_types(like.dtype, torch.float32))
+
+
 def log_prior(counts: Tensor, like: Tensor) -> Tensor:
     """(C,) log of the class shares in the dtype of `like`; -inf for a class without images.
 
     Computed from the whole-number counts in at least float32 at each call: a C-vector costs nothing beside (N, C)
     logits, and a module turned to bfloat16 and back has lost nothing.
     """
-    exact = counts.to(torch.promote_types(like.dtype, torch.float32))
-    return (exact / exact.sum()).log().to(like.dtype)
+    numbers = exact(counts, like)
+    return (numbers / numbers.sum()).log().to(like.dtype)
 
 
 def shift(bias: Tensor, tau: float) -> Tensor:

@@ -5,11 +5,9 @@ L = -log softmax(z)_y
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, smoothed_cross_entropy
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.types import Share
 
@@ -22,9 +20,7 @@ class CrossEntropy(Loss):
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
     """
 
-    def __init__(
-        self, long_tail: LongTail, *, label_smoothing: Share = 0.0, reduction: Literal["batch", "none"] = "batch"
-    ) -> None:
+    def __init__(self, long_tail: LongTail, *, label_smoothing: Share = 0.0, reduction: Reduction = "batch") -> None:
         super().__init__(long_tail, reduction=reduction)
         self.label_smoothing = label_smoothing
 

@@ -9,12 +9,10 @@ Differs from [0] in: softmax over classes instead of one sigmoid a class; no alp
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, smoothed_cross_entropy
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.types import NonNegative
 
@@ -38,9 +36,7 @@ class Focal(Loss):
         gamma: focusing exponent, >= 0; 0 is cross-entropy.
     """
 
-    def __init__(
-        self, long_tail: LongTail, *, gamma: NonNegative = 2.0, reduction: Literal["batch", "none"] = "batch"
-    ) -> None:
+    def __init__(self, long_tail: LongTail, *, gamma: NonNegative = 2.0, reduction: Reduction = "batch") -> None:
         super().__init__(long_tail, reduction=reduction)
         self.gamma = gamma
 

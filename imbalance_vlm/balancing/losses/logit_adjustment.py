@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, log_prior, shift, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, log_prior, shift, smoothed_cross_entropy
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.types import NonNegative, Share
 
@@ -38,7 +36,7 @@ class LogitAdjustment(Loss):
         *,
         tau: NonNegative = 1.0,
         label_smoothing: Share = 0.0,
-        reduction: Literal["batch", "none"] = "batch",
+        reduction: Reduction = "batch",
     ) -> None:
         super().__init__(long_tail, reduction=reduction)
         self.tau = tau

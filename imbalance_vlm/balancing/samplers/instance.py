@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator for one epoch: the order is known from (seed, epoch) alone, so a resumed run finds it again.
-
-    SeedSequence mixes the two numbers: seed 0, epoch 1 and seed 1, epoch 0 must not share a stream, as they would with
-    seed + epoch. torch's CPU generator reads 32 bits of its seed, so 32 well mixed bits are what it gets.
-    """
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 
 
-class InstanceSampler:
+class InstanceSampler(Sampler):
     """Shuffled passes over the training set.
 
     Args:
@@ -24,10 +16,5 @@ class InstanceSampler:
         seed: the run's seed.
     """
 
-    def __init__(self, labels: Tensor, seed: int) -> None:
-        self.labels = labels
-        self.seed = seed
-
-    def epoch(self, epoch: int) -> Tensor:
-        """(N,) indices of the images of this epoch, in order."""
+    def epoch(self, epoch: int, epochs: int) -> Tensor:
         return torch.randperm(len(self.labels), generator=epoch_generator(self.seed, epoch))

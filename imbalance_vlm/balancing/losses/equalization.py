@@ -1,0 +1,49 @@
+"""Equalization loss (EQL).
+
+[0] Tan, Wang, Li, Li, Ouyang, Yin, Yan. Equalization Loss for Long-Tailed Object Recognition. CVPR 2020.
+    (lambda 1.77e-3 there: about 100 of LVIS's images, up to where it calls a category common)
+
+    L = sum_c k_c BCE(z_c, [c = y]),   k_c = 0 if c != y and pi_c < lambda, else 1
+
+Rare classes are not pushed down by the samples of others. The threshold is a share of the training images: with a
+thousand classes most lie below the default.
+
+Differs from [0] in: no background, so E(r) = 1; a class without images is below any threshold. [0] also has a softmax
+form with random ignoring for image classification (SEQL), which this is not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm.balancing.losses.base import Loss, Reduction
+from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.types import NonNegative
+
+
+def equalization(logits: Tensor, targets: Tensor, rare: Tensor) -> Tensor:
+    """Per-sample loss, (N, C), (N,) -> (N,), with `rare` (C,) bool: classes whose negatives are ignored."""
+    hit = torch.zeros_like(logits).scatter(1, targets[:, None], 1.0)  # (N, C)
+    terms = F.binary_cross_entropy_with_logits(logits, hit, reduction="none")
+    return torch.where(rare & (hit == 0), 0.0, terms).sum(1)
+
+
+class Equalization(Loss):
+    """One sigmoid a class, in which rare classes see no negatives.
+
+    At test the largest logit wins, as with a softmax.
+
+    Args:
+        long_tail: class counts; a class without images gets no gradient.
+        lam: share of the training images below which a class is rare, >= 0; 0 is plain binary cross-entropy.
+    """
+
+    def __init__(self, long_tail: LongTail, *, lam: NonNegative = 1.77e-3, reduction: Reduction = "batch") -> None:
+        super().__init__(long_tail, reduction=reduction)
+        self.lam = lam
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        rare = (self.counts < self.lam * self.counts.sum()) | (self.counts == 0)  # (C,)
+        return equalization(logits, targets, rare)

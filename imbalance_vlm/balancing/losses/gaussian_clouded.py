@@ -1,0 +1,93 @@
+"""Gaussian clouded logit adjustment (GCL).
+
+[0] Li, Cheung, Lu. Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment. CVPR 2022.
+[1] github.com/Keke921/GCLLoss, losses.py (m .5, s 30, cloud 1 unless set)
+[2] Dong, Zhou, Yan, Zuo. LPT: Long-Tailed Prompt Tuning for Image Classification. ICLR 2023. (m .1, s 20, cloud .5)
+
+    L = -log softmax(s * (cos - s_n a |eps| - m onehot_y))_y
+    a_c = (log n_max - log n_c) / max_j (log n_max - log n_j),   eps ~ N(0, (1/3)^2) clamped to [-1, 1], each (i, c)
+
+The rarer the class, the larger the cloud around its logits. Margin and cloud are in units of the cosine: `head_scale`
+is what the head has multiplied its cosines with, and cos = z / head_scale. 1/3 is the standard deviation, as in [1];
+"N(0, 1/3)" could be read as a variance.
+
+Differs from [1] and [2] in: no clouds outside of training (`loss.eval()`); no focal or asymmetric factor on top; a
+class without images takes no part in the softmax.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
+from imbalance_vlm.balancing.samplers.base import epoch_generator
+from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.types import NonNegative, Positive
+
+
+def cloud_sizes(counts: Tensor, like: Tensor) -> Tensor:
+    """(C,) a_c in [0, 1], 1 for the rarest class; all 0 where counts are equal; inf for a class without images."""
+    logs = exact(counts, like).log()
+    gaps = logs.max() - logs  # (C,)
+    widest = torch.where(counts > 0, gaps, 0.0).max()
+    return torch.where(counts > 0, gaps / widest.clamp_min(torch.finfo(gaps.dtype).tiny), torch.inf).to(like.dtype)
+
+
+def gaussian_clouded(cosines: Tensor, targets: Tensor, clouds: Tensor, m: float, s: float) -> Tensor:
+    """Per-sample loss, (N, C), (N,) -> (N,), of raw cosines less `clouds` (N, C) or (C,), inf leaving a class out."""
+    margin = torch.zeros_like(cosines).scatter(1, targets[:, None], m)  # (N, C)
+    return smoothed_cross_entropy(s * (cosines - clouds - margin), targets)
+
+
+class GaussianClouded(Loss):
+    """Cross-entropy on cosines lowered at random, the more the rarer the class, with a margin on the true class.
+
+    The clouds come from the seed that torch had when the loss was made and from the epoch.
+
+    Args:
+        long_tail: class counts; a class without images takes no part in the softmax.
+        m: margin of the true class, in units of the cosine.
+        s: scale of the cosines in this loss.
+        s_n: size of the rarest class's cloud, in units of the cosine.
+        head_scale: what the head has multiplied its cosines with: the cosine head's `scale` (25 unless set), or 1 for
+            a head that gives raw cosines.
+    """
+
+    def __init__(
+        self,
+        long_tail: LongTail,
+        *,
+        m: NonNegative = 0.1,
+        s: Positive = 20.0,
+        s_n: NonNegative = 0.5,
+        head_scale: Positive = 25.0,
+        reduction: Reduction = "batch",
+    ) -> None:
+        super().__init__(long_tail, reduction=reduction)
+        self.m = m
+        self.s = s
+        self.s_n = s_n
+        self.head_scale = head_scale
+        self.seed = torch.initial_seed()
+        self.epoch = 0
+        self._generator: torch.Generator | None = None
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        super().on_epoch(epoch, epochs)
+        self.epoch = epoch
+        self._generator = None  # the next clouds are the epoch's first
+
+    def noise(self, like: Tensor) -> Tensor:
+        """(N, C) eps of the next batch, on the device and in the dtype of `like`."""
+        if self._generator is None or self._generator.device != like.device:
+            self._generator = epoch_generator(self.seed, self.epoch, like.device)
+        eps = torch.randn(like.shape, generator=self._generator, device=like.device, dtype=like.dtype)
+        return (eps / 3.0).clamp(-1.0, 1.0)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        sizes = cloud_sizes(self.counts, logits)  # (C,)
+        clouds = torch.where(torch.isinf(sizes), sizes, 0.0)
+        if self.training:
+            clouds = torch.where(torch.isinf(sizes), sizes, self.s_n * sizes * self.noise(logits).abs())  # (N, C)
+        return gaussian_clouded(logits / self.head_scale, targets, clouds, self.m, self.s)

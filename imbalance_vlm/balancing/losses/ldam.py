@@ -1,0 +1,72 @@
+"""LDAM: label-distribution-aware margins.
+
+[0] Cao, Wei, Gaidon, Arechiga, Ma. Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss. NeurIPS
+    2019. LDAM-DRW is Algorithm 1.
+[1] github.com/kaidic/LDAM-DRW, losses.py (largest margin 0.5, scale 30, both on cosines)
+
+    L = -log softmax(s * (cos - m_y onehot_y))_y,   m_c = max_m * n_c^(-1/4) / max_j n_j^(-1/4)
+
+The margin is one of cosines, so it is the scale of the logits that must be known: `head_scale` is what the head has
+multiplied its cosines with, and cos = z / head_scale. With s = head_scale this is a margin of s * m_y on the logits.
+
+Differs from [0] in: the effective-number weights of LDAM-DRW are settings (`beta`, `defer`), off by default; weights
+divide by the batch size unless reduction is "weights", which is what [1] does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.weighting import ClassWeighting, effective_number
+from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.types import NonNegative, Positive, Share
+
+
+def margins(counts: Tensor, like: Tensor, max_m: float) -> Tensor:
+    """(C,) margins, the rarest class's being `max_m`; 0 for a class without images, which is never the target."""
+    roots = torch.where(counts > 0, exact(counts, like) ** -0.25, 0.0)  # (C,)
+    return (max_m * roots / roots.max()).to(like.dtype)
+
+
+def ldam(cosines: Tensor, targets: Tensor, margins: Tensor, s: float) -> Tensor:
+    """Per-sample loss, (N, C), (N,) -> (N,), of raw cosines, with `margins` (C,)."""
+    margin = torch.zeros_like(cosines).scatter(1, targets[:, None], margins[targets][:, None])  # (N, C)
+    return smoothed_cross_entropy(s * (cosines - margin), targets)
+
+
+class LDAM(Loss):
+    """Cross-entropy in which the true class must win by a margin that grows as the class gets rarer.
+
+    Args:
+        long_tail: class counts; a class without images stays in the softmax as in cross-entropy.
+        max_m: margin of the rarest class, in units of the cosine.
+        s: scale of the cosines in this loss.
+        head_scale: what the head has multiplied its cosines with: the cosine head's `scale` (25 unless set), or 1 for
+            a head that gives raw cosines.
+        beta: weights by effective number, in [0, 1): 0 weighs all classes alike, LDAM-DRW has 0.9999.
+        defer: share of the training during which all classes weigh 1; LDAM-DRW has 0.8.
+    """
+
+    def __init__(
+        self,
+        long_tail: LongTail,
+        *,
+        max_m: NonNegative = 0.5,
+        s: Positive = 30.0,
+        head_scale: Positive = 25.0,
+        beta: Share = 0.0,
+        defer: Share = 0.0,
+        reduction: Reduction = "batch",
+    ) -> None:
+        rule = partial(effective_number, beta=beta)
+        super().__init__(long_tail, reduction=reduction, weighting=ClassWeighting(rule, defer))
+        self.max_m = max_m
+        self.s = s
+        self.head_scale = head_scale
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return ldam(logits / self.head_scale, targets, margins(self.counts, logits, self.max_m), self.s)

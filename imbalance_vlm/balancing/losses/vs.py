@@ -1,0 +1,58 @@
+"""Vector scaling (VS).
+
+[0] Kini, Paraskevas, Oymak, Thrampoulidis. Label-Imbalanced and Group-Sensitive Classification under
+    Overparameterization. NeurIPS 2021.
+
+    L = -log softmax(z / D + tau * log pi)_y,   D_c = (n_max / n_c)^gamma
+
+gamma 0 is logit adjustment; tau 0 is class-dependent temperatures (CDT; Ye et al. 2020), but for the classes without
+images, which are out.
+
+Differs from [0] in: no weights omega_y.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, log_prior
+from imbalance_vlm.balancing.losses.logit_adjustment import logit_adjustment
+from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.types import NonNegative
+
+
+def multipliers(counts: Tensor, like: Tensor, gamma: float) -> Tensor:
+    """(C,) 1 / D_c = (n_c / n_max)^gamma."""
+    numbers = exact(counts, like)
+    return ((numbers / numbers.max()) ** gamma).to(like.dtype)
+
+
+def vs(logits: Tensor, targets: Tensor, log_prior: Tensor, multipliers: Tensor, tau: float) -> Tensor:
+    """Per-sample loss, (N, C), (N,) -> (N,), with `log_prior` and `multipliers` (C,)."""
+    return logit_adjustment(logits * multipliers, targets, log_prior, tau)
+
+
+class VS(Loss):
+    """Logits scaled down for rare classes in training, so that they must grow, and shifted by the log prior.
+
+    Args:
+        long_tail: class counts; a class without images takes no part in the softmax.
+        gamma: exponent of the scaling, >= 0; 0 is logit adjustment.
+        tau: strength of the shift, >= 0; 0 is class-dependent temperatures.
+    """
+
+    def __init__(
+        self,
+        long_tail: LongTail,
+        *,
+        gamma: NonNegative = 0.3,
+        tau: NonNegative = 1.0,
+        reduction: Reduction = "batch",
+    ) -> None:
+        super().__init__(long_tail, reduction=reduction)
+        self.gamma = gamma
+        self.tau = tau
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        scaling = multipliers(self.counts, logits, self.gamma)
+        return vs(logits, targets, log_prior(self.counts, logits), scaling, self.tau)

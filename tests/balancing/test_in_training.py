@@ -1,0 +1,117 @@
+"""Losses and samplers in the training loop: who is told what, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imbalance_vlm import LongTail, catalogue
+from imbalance_vlm.balancing.losses.base import Loss
+from imbalance_vlm.balancing.losses.factory import create_loss
+from imbalance_vlm.balancing.samplers.base import Sampler
+from imbalance_vlm.encoders.sources import FeatureSource
+from imbalance_vlm.training.loop import steps_per_epoch, train
+
+LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)
+FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
+
+
+def trained(folder: Path, loss: Loss, sampler: str = "instance", stop: Any = None, **settings: Any) -> Tensor:
+    """Weights of a linear layer after four epochs; a `stop` of the checkpoint writer's ends the run early."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    head = nn.Linear(4, 3)
+    source = FeatureSource([FEATURES], LABELS, torch.device("cpu"))
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
+    plan = {"epochs": 4, "batch_size": 8} | settings
+    steps = steps_per_epoch(source, plan["batch_size"])
+    schedule = catalogue.SCHEDULES.get("constant").load()(optimizer, plan["epochs"], steps)
+    made: Sampler = catalogue.SAMPLERS.get(sampler).load()(source.labels, 0)
+    train(head, loss, source, made, optimizer, schedule, folder, checkpoint_seconds=0.0, **plan)
+    return head.weight.detach()
+
+
+class Diary(Loss):
+    """Cross-entropy that notes what it is told and how often it is called."""
+
+    def __init__(self, stop_before: int | None = None) -> None:
+        super().__init__(LongTail(np.bincount(LABELS)))
+        self.notes: list[Any] = []
+        self.stop_before = stop_before
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        if epoch == self.stop_before:
+            raise KeyboardInterrupt
+        self.notes.append((epoch, epochs))
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.notes.append(len(targets))
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def test_the_loss_is_told_of_each_epoch_before_its_first_batch(tmp_path: Path) -> None:
+    diary = Diary()
+    trained(tmp_path / "run", diary)
+    assert diary.notes == [item for epoch in range(4) for item in ((epoch, 4), 8, 8, 3)]
+
+
+def test_a_resumed_run_tells_the_loss_where_it_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", Diary(stop_before=2))
+    diary = Diary()
+    trained(tmp_path / "run", diary)
+    assert diary.notes[0] == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("weighted", {"defer": 0.5}), ("seesaw", {}), ("gaussian_clouded", {"head_scale": 1.0}), ("lade", {})],
+)
+def test_a_run_taken_up_again_ends_like_one_that_ran_through(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss() -> Loss:
+        torch.manual_seed(0)
+        return create_loss(name, np.bincount(LABELS), **settings)
+
+    wanted = trained(tmp_path / "through", loss(), "progressive")
+    interrupted = loss()
+    told = interrupted.on_epoch
+
+    def stop_at_three(epoch: int, epochs: int) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        told(epoch, epochs)
+
+    monkeypatch.setattr(interrupted, "on_epoch", stop_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", interrupted, "progressive")
+    assert torch.equal(trained(tmp_path / "killed", loss(), "progressive"), wanted)
+
+
+def test_deferred_weights_change_the_second_half_only(tmp_path: Path) -> None:
+    """defer 0.5 of 4 epochs: after 2 epochs the run is that of cross-entropy, after 4 it is not."""
+
+    def after(epochs: int, loss: Loss, folder: str) -> Tensor:
+        if epochs == 2:  # the same plan of 4 epochs, cut off
+            told = loss.on_epoch
+            loss.on_epoch = lambda epoch, _: told(epoch, 4)  # type: ignore[method-assign]
+        return trained(tmp_path / folder, loss, epochs=epochs)
+
+    counts = np.bincount(LABELS)
+    deferred = {epochs: after(epochs, create_loss("weighted", counts, defer=0.5), f"d{epochs}") for epochs in (2, 4)}
+    plain = {epochs: after(epochs, create_loss("cross_entropy", counts), f"p{epochs}") for epochs in (2, 4)}
+    assert torch.equal(deferred[2], plain[2])
+    assert not torch.allclose(deferred[4], plain[4])
+
+
+@pytest.mark.parametrize("sampler", catalogue.SAMPLERS.names())
+def test_a_set_smaller_than_a_batch_trains(sampler: str, tmp_path: Path) -> None:
+    diary = Diary()
+    trained(tmp_path / "run", diary, sampler, batch_size=512)
+    assert [item for item in diary.notes if isinstance(item, int)] == [len(LABELS)] * 4
