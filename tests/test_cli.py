@@ -48,7 +48,8 @@ def test_help_and_ls_answer_in_under_a_second_without_torch(arguments: list[str]
     code = (
         "import sys\nfrom imbalance_vlm.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'open_clip', 'timm', 'pandas', 'sklearn', 'torchvision', 'PIL', 'scipy'} & set(sys.modules)\n"
+        "slow = {'torch', 'open_clip', 'timm', 'pandas', 'sklearn', 'torchvision', 'PIL', 'scipy'}\n"
+        "heavy = slow & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     seconds = []
@@ -113,7 +114,7 @@ def test_run_prints_one_table_on_standard_output(recipe_file: str, capsys: Captu
 @pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize(
     ("style", "begins"),
-    [("markdown", "| recipe"), ("md", "| recipe"), ("latex", r"\begin{tabular}"), ("tex", r"\begin"), ("csv", "recipe,")],
+    [("markdown", "| recipe"), ("md", "| recipe"), ("latex", r"\begin{tab"), ("tex", r"\begin"), ("csv", "recipe,")],
 )
 def test_table_in_every_style(style: str, begins: str, capsys: Capture) -> None:
     assert main(["table", "--format", style, "--columns", "recipe,head,overall,few", "--sort", "overall"]) == 0

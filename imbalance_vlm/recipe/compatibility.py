@@ -72,5 +72,5 @@ def _cosine_units(recipe: Recipe) -> Iterator[Conflict]:
     elif head["scale"] != loss["head_scale"]:
         yield (
             "balancing.loss.head_scale",
-            f"must equal head.scale, {head['scale']:g}, for the margin to be one of cosines, got {loss['head_scale']:g}",
+            f"must equal head.scale, {head['scale']:g}, for cosines to be what they are, got {loss['head_scale']:g}",
         )

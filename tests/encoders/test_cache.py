@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_is_one_clear_error(
 
 
 def test_too_little_space_is_found_before_encoding(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     encode = Encoder()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
