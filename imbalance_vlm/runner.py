@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_json
-from imbalance_vlm.progress import bar
+from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import Plan, plan
 from imbalance_vlm.results.folder import run_folder
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
@@ -43,26 +45,42 @@ def run(
     """
     wanted = plan(recipe, overrides)
     root = Path(runs)
-    results = [_run_or_read(one, root, force, device) for one in _announced(wanted)]
+    folders = _folders(wanted, root)
+    if wanted.plot and not find_spec("matplotlib"):
+        note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
+        wanted = replace(wanted, plot=None)
+    results = [_run_or_read(one, folder, force, device) for one, folder in _announced(wanted, folders)]
     if not wanted.is_study:
         return results[0]
     return _report(wanted, results, root / wanted.name)
 
 
-def _announced(wanted: Plan) -> Iterable[dict[str, Any]]:
-    """The recipes of a plan, with a bar over those of a study."""
+def _folders(wanted: Plan, root: Path) -> list[Path]:
+    """The folder of each run; finding them looks at all data and weights, and reports all that is missing at once."""
+    folders, wrong = [], []
+    for one in wanted.recipes:
+        try:
+            folders.append(run_folder(root, one))
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError("\n".join(dict.fromkeys(wrong)))
+    return folders
+
+
+def _announced(wanted: Plan, folders: list[Path]) -> Iterable[tuple[dict[str, Any], Path]]:
+    """The recipes of a plan and their folders, with a bar over those of a study."""
     if not wanted.is_study:
-        yield from wanted.recipes
+        yield from zip(wanted.recipes, folders, strict=True)
         return
     with bar(len(wanted.recipes), wanted.name, "run") as progress:
-        for one in wanted.recipes:
+        for one, folder in zip(wanted.recipes, folders, strict=True):
             progress.set_postfix_str(f"{one['name'].removeprefix(wanted.name + '/')}, seed {one['seed']}")
-            yield one
+            yield one, folder
             progress.update()
 
 
-def _run_or_read(recipe: dict[str, Any], root: Path, force: bool, device: str) -> RunResult:
-    folder = run_folder(root, recipe)
+def _run_or_read(recipe: dict[str, Any], folder: Path, force: bool, device: str) -> RunResult:
     if not force and (finished := read_result(folder)):
         return finished
     with disk_errors(folder):
@@ -72,7 +90,7 @@ def _run_or_read(recipe: dict[str, Any], root: Path, force: bool, device: str) -
             return finished
         if force:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
         from imbalance_vlm.pipeline import run_one
 
         return run_one(recipe, folder, _device(device))

@@ -47,13 +47,14 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Loaded:
-    """A merged recipe: `tree` as written, `origins` the file that each key path comes from, and the command line's
-    `changes`, which also win over what a study's variants say."""
+    """A merged recipe: `tree` as written, `origins` the file that each key path comes from, the command line's
+    `changes`, which also win over what a study's variants say, and the key paths that it `named`."""
 
     tree: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
     source: str = ""
-    changes: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
 
     def origin(self, key: str) -> str:
         """The file that the closest enclosing key comes from."""
@@ -124,7 +125,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         if isinstance(below, str) and isinstance(value, Mapping):
             below = {"name": below}
-        if isinstance(below, Mapping) and isinstance(value, str) and "name" in below:
+        if isinstance(below, Mapping) and isinstance(value, str):
             value = {"name": value}
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             replaces = "name" in value and "name" in below and value["name"] != below["name"]
@@ -172,7 +173,10 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
     for item in includes:
         target = path.parent / item
         if not target.is_file():
-            raise RecipeError([Problem("include", f"no file {item!r} beside the recipe", str(path))])
+            target = recipes_folder() / f"{item.removesuffix('.yaml')}.yaml"
+        if not target.is_file():
+            said = f"no file {item!r} beside the recipe, and no packaged recipe of that name"
+            raise RecipeError([Problem("include", said, str(path))])
         below = _load_file(target, (*chain, resolved))
         below.tree.pop("name", None)  # a name belongs to one file
         merged = merge(merged, below.tree)
@@ -197,8 +201,11 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
 
     Args:
         recipe: a file, the name of a packaged recipe, or the mapping itself.
-        overrides: "key.path=value" strings, or a mapping whose keys may be dotted.
+        overrides: "key.path=value" strings, or a mapping whose keys may be dotted. They count as one change, whatever
+            their order.
     """
+    if isinstance(overrides, str):
+        overrides = [overrides]
     if isinstance(recipe, Mapping):
         if "include" in recipe:
             raise RecipeError([Problem("include", "only a recipe in a file can include others")])
@@ -207,15 +214,22 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
         path = find_recipe(recipe)
         loaded = _load_file(path, ())
         loaded.tree.setdefault("name", default_name(path))
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides or ())
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [parse_override(o) for o in overrides or ()]
     for key, value in pairs:
-        change = nested(key, value)
-        loaded.changes.append(change)
-        before = set(_leaves(loaded.tree))
-        loaded.tree = merge(loaded.tree, change)
-        new = set(_leaves(loaded.tree)) - before  # with the sections that the override opens
-        loaded.origins.update(dict.fromkeys({key, *_leaves(value, key), *new}, COMMAND_LINE))
+        loaded.changes = merge(loaded.changes, _change(key, value))
+    loaded.named = tuple(key for key, _ in pairs)
+    before = set(_leaves(loaded.tree))
+    loaded.tree = merge(loaded.tree, loaded.changes)
+    new = set(_leaves(loaded.tree)) - before  # with the sections that an override opens
+    below = {leaf for key, value in pairs for leaf in _leaves(value, key)}
+    loaded.origins.update(dict.fromkeys({*loaded.named, *below, *new}, COMMAND_LINE))
     return loaded
+
+
+def _change(key: str, value: Any) -> dict[str, Any]:
+    """One override as a tree; the axes of a grid are named by key paths, whose dots stay."""
+    axis = key.removeprefix("grid.axes.")
+    return {"grid": {"axes": {axis: value}}} if axis != key else nested(key, value)
 
 
 def default_name(path: Path) -> str:

@@ -21,6 +21,7 @@ from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import check
 from imbalance_vlm.recipe.typecheck import mistake
+from imbalance_vlm.results.columns import COLUMNS
 from imbalance_vlm.types import Natural
 
 STUDY_KEYS = ("grid", "table", "plot")
@@ -60,36 +61,30 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
     """
     loaded = load(recipe, overrides)
     study = {key: loaded.tree.pop(key) for key in STUDY_KEYS if key in loaded.tree}
+    is_study = "grid" in study
     problems = _study_problems(study, loaded)
-    if problems:
-        problems += _problems_of([loaded]) if "grid" not in study else []
+    if problems and is_study:  # a broken grid cannot be expanded
         raise RecipeError(problems)
-    if "grid" not in study:
-        return Plan(_name(loaded), [check(loaded)], table=study.get("table") or {}, plot=study.get("plot"))
-    runs = list(_expand(loaded, study["grid"] or {}))
-    problems = _problems_of(runs)
+    recipes = []
+    for run in _expand(loaded, study["grid"]) if is_study else [loaded]:
+        try:
+            recipes.append(check(run))
+        except RecipeError as error:
+            problems += error.problems
     if problems:
         raise RecipeError(problems)
-    return Plan(_name(loaded), [check(run) for run in runs], True, study.get("table") or {}, study.get("plot"))
+    return Plan(_name(loaded), recipes, is_study, study.get("table") or {}, study.get("plot"))
 
 
 def _name(loaded: Loaded) -> str:
     return str(loaded.tree.get("name", "unnamed"))
 
 
-def _problems_of(runs: list[Loaded]) -> list[Problem]:
-    problems: list[Problem] = []
-    for run in runs:
-        try:
-            check(run)
-        except RecipeError as error:
-            problems += error.problems
-    return problems
-
-
 def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
-    problems = []
+    problems = _overridden_grid(study.get("grid"), loaded)
     shapes = {"grid": _GRID, "table": _TABLE, "plot": _PLOT}
+    if "grid" not in study:
+        return [Problem(key, "only a study, a recipe with `grid`, has one", loaded.origin(key)) for key in study]
     for section, value in study.items():
         known = shapes[section]
         if not isinstance(value, Mapping):
@@ -111,7 +106,36 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
                 problems.append(Problem(where, f"must differ from one another, got {item}", loaded.origin(where)))
         if section == "plot":
             problems += [Problem(f"plot.{key}", "missing; give a value") for key in ("x", "y") if key not in value]
+        problems += [
+            Problem(f"{section}.{key}", _unknown_column(column), loaded.origin(f"{section}.{key}"))
+            for key in ("columns", "sort", "x", "y", "by")
+            for column in _words(value.get(key))
+            if section != "grid" and column not in COLUMNS
+        ]
     return problems
+
+
+def _words(value: Any) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
+
+
+def _unknown_column(column: str) -> str:
+    return f"unknown table column {column!r}.{did_you_mean(column, COLUMNS)} Available: {', '.join(COLUMNS)}"
+
+
+def _overridden_grid(grid: Any, loaded: Loaded) -> list[Problem]:
+    """The command line cannot fix what the grid varies: one of the two would be ignored."""
+    if not isinstance(grid, Mapping):
+        return []
+    varied = {str(axis): f"grid.axes.{axis}" for axis in grid.get("axes") or {}}
+    if grid.get("seeds"):
+        varied["seed"] = "grid.seeds"
+    return [
+        Problem(key, f"the study varies it; set {varied[key]} to a list of one value instead", loaded.origin(key))
+        for key in loaded.named
+        if key in varied
+    ]
 
 
 def _expand(loaded: Loaded, grid: Mapping[str, Any]) -> Iterator[Loaded]:
@@ -122,7 +146,7 @@ def _expand(loaded: Loaded, grid: Mapping[str, Any]) -> Iterator[Loaded]:
     for (variant, overrides), values in itertools.product(variants.items(), itertools.product(*axes.values())):
         chosen = dict(zip(axes, values, strict=True))
         tree = merge(loaded.tree, undotted(overrides or {}))
-        for change in (*loaded.changes, *(nested(key, value) for key, value in chosen.items())):
+        for change in (loaded.changes, *(nested(key, value) for key, value in chosen.items())):
             tree = merge(tree, {key: value for key, value in change.items() if key not in STUDY_KEYS})
         label = "/".join([variant, *(_label(value) for value in values)]).strip("/")
         tree["name"] = f"{_name(loaded)}/{label}" if label else _name(loaded)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ _NO_INFLUENCE = ("name", "description", "paper")
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that the numbers depend on: the recipe, its data, its weights, and our version."""
+    """SHA-256 of everything that the numbers depend on: the recipe, its data, its weights, and our version.
+
+    It does not see the code: after changing a component, run with --force.
+    """
     core = {key: value for key, value in recipe.items() if key not in _NO_INFLUENCE}
     core["training"] = {key: value for key, value in recipe["training"].items() if key != "checkpoint_seconds"}
     parts = [
@@ -43,7 +47,13 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 
 def run_folder(root: Path, recipe: Mapping[str, Any]) -> Path:
     """`root/<recipe name>/seed<seed>-<hash>`: a recipe that differs in anything has another folder."""
-    return root / recipe["name"] / f"seed{recipe['seed']}-{recipe_hash(recipe)[:10]}"
+    name = re.sub(r'[\\:*?"<>|]', "-", recipe["name"])  # what some file systems have no place for
+    return root / name / f"seed{recipe['seed']}-{recipe_hash(recipe)[:16]}"
+
+
+def config_hash(recipe: Mapping[str, Any]) -> str:
+    """What the runs of one configuration share: everything but the seed."""
+    return hashlib.sha256(json.dumps(dict(recipe) | {"seed": None}, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_run(
@@ -55,12 +65,13 @@ def write_run(
     predictions: Predictions,
 ) -> RunResult:
     """Write everything a run leaves, result.json last."""
-    digest = recipe_hash(recipe)
+    digest = folder.name.rpartition("-")[2]  # of the data and weights as they were when the run began
     write_text(folder / "recipe.resolved.yaml", yaml.safe_dump(plain(recipe), sort_keys=False))
     if any(True for _ in head.state_dict()):
         save_weights(folder / "head.safetensors", head, {"recipe": recipe["name"], "recipe_hash": digest})
     write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
-    write_json(folder / "result.json", {"schema": SCHEMA_VERSION, "recipe_hash": digest} | dict(record))
+    head_line = {"schema": SCHEMA_VERSION, "recipe_hash": digest, "config": config_hash(recipe)[:16]}
+    write_json(folder / "result.json", head_line | dict(record))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     written = read_result(folder)
     if written is None:

@@ -11,11 +11,8 @@ import pandas as pd
 
 from imbalance_vlm.errors import InputError, did_you_mean, one_of
 from imbalance_vlm.files import write_atomically
+from imbalance_vlm.results.columns import COST, IDENTITY, MAIN, SMALL_IS_GOOD
 from imbalance_vlm.results.result import RunResult
-
-IDENTITY = ("recipe", "dataset", "encoder", "pretrained", "pretrain_pairs", "tuning", "head", "balancing")
-MAIN = ("overall", "many", "medium", "few")
-COST = ("trainable_parameters", "encode_seconds", "train_seconds", "peak_memory_mb", "images_per_second")
 
 
 def rows(results: Sequence[RunResult]) -> pd.DataFrame:
@@ -26,18 +23,27 @@ def rows(results: Sequence[RunResult]) -> pd.DataFrame:
 def _row(result: RunResult) -> dict[str, Any]:
     record = result.record
     identity = {key: record["identity"].get(key) for key in IDENTITY}
-    return identity | {"seed": record["seed"]} | result.scores | {key: record["cost"].get(key) for key in COST}
+    return (
+        {"config": record["config"]}
+        | identity
+        | {"seed": record["seed"]}
+        | result.scores
+        | {key: record["cost"].get(key) for key in COST}
+    )
 
 
 def table(results: Sequence[RunResult]) -> pd.DataFrame:
     """One row a configuration: the mean over its seeds, and beside each main score its sample standard deviation.
 
+    Runs of one configuration differ in their seed alone; two that differ in anything else are two rows, also where all
+    columns agree.
+
     Columns: what it was, `seeds`, `n`, the scores as means, `<score>_std` (n - 1 in the denominator; NaN for one seed)
     for overall, many, medium and few, then the other scores and the cost.
     """
     single = rows(results)
-    numbers = [column for column in single.columns if column not in (*IDENTITY, "seed")]
-    grouped = single.groupby(list(IDENTITY), sort=False, dropna=False)
+    numbers = [column for column in single.columns if column not in ("config", *IDENTITY, "seed")]
+    grouped = single.groupby(["config", *IDENTITY], sort=False, dropna=False)
     mean = grouped[numbers].mean()
     if grouped.size().max() > 1:
         deviation = grouped[list(MAIN)].std(ddof=1)
@@ -45,7 +51,7 @@ def table(results: Sequence[RunResult]) -> pd.DataFrame:
             mean.insert(int(mean.columns.get_loc(score)) + 1, f"{score}_std", deviation[score])  # type: ignore[arg-type]
     mean.insert(0, "seeds", grouped["seed"].agg(lambda seeds: ",".join(map(str, sorted(seeds)))))
     mean.insert(1, "n", grouped.size())
-    return _with_published(mean.reset_index(), results)
+    return _with_published(mean.reset_index().drop(columns="config"), results)
 
 
 def _with_published(frame: pd.DataFrame, results: Sequence[RunResult]) -> pd.DataFrame:
@@ -102,7 +108,7 @@ def select(frame: pd.DataFrame, columns: Sequence[str] | None, sort: str | None 
                 f"Available: {', '.join(map(str, frame.columns))}"
             )
     if sort:
-        frame = frame.sort_values(sort, ascending=False, kind="stable")
+        frame = frame.sort_values(sort, ascending=sort in SMALL_IS_GOOD, kind="stable")
     if columns:
         wanted = [name for column in columns for name in (column, f"{column}_std") if name in frame.columns]
         frame = frame[wanted]
@@ -158,8 +164,10 @@ _ALIASES = {"markdown": "md", "latex": "tex"}
 def format_table(frame: pd.DataFrame, style: str) -> str:
     """The table as text in one of the styles markdown, latex, csv."""
     short = _ALIASES.get(style, style)
+    if short == "parquet":
+        raise InputError("`format` parquet is no text: write it with --out FILE.parquet")
     if short not in FORMATS:
-        raise InputError(f"`format` must be {one_of([*FORMATS, 'parquet'])}, got {style!r}")
+        raise InputError(f"`format` must be {one_of(FORMATS)}, or parquet with --out, got {style!r}")
     return FORMATS[short](frame)
 
 
@@ -167,7 +175,10 @@ def save_table(frame: pd.DataFrame, path: Path) -> None:
     """Write the table; the suffix says how: .md, .tex, .csv or .parquet (which needs pyarrow)."""
     suffix = path.suffix.lstrip(".")
     if suffix == "parquet":
-        write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        try:
+            write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        except ImportError as error:
+            raise InputError("Parquet files need pyarrow: pip install 'imbalance_vlm[parquet]'") from error
         return
     content = format_table(frame, suffix)
     write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
