@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imbalance_vlm import __version__, catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.results.columns import MAIN
 
 EXIT_BAD_INPUT = 2
 
@@ -68,7 +69,7 @@ def add_run_arguments(sub: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when all went well, 2 for bad input, 130 after Ctrl-C."""
-    given = parser().parse_args(arguments)
+    given = parse(arguments)
     try:
         given.do(given)
     except InputError as error:
@@ -82,29 +83,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with overrides allowed behind options too (argparse alone wants them in one piece)."""
+    top = parser()
+    given, rest = top.parse_known_args(arguments)
+    strays = [word for word in rest if word.startswith("-") or "=" not in word]
+    if rest and (strays or not hasattr(given, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(strays or rest)}")
+    if rest:
+        given.overrides = [*given.overrides, *rest]
+    return given
+
+
 def do_run(given: argparse.Namespace) -> None:
-    from imbalance_vlm.progress import note
+    from imbalance_vlm.progress import bar, note
 
     note(f"{given.recipe}: loading ...")
-    from imbalance_vlm.results.result import StudyResult
-    from imbalance_vlm.results.tables import markdown, select
-    from imbalance_vlm.runner import run
+    with bar(2, "load", "step") as progress:  # seconds of imports: show that something happens
+        from imbalance_vlm.results.result import StudyResult
+        from imbalance_vlm.results.tables import markdown, select
+
+        progress.update()
+        from imbalance_vlm.runner import run
+
+        progress.update()
 
     result = run(given.recipe, given.overrides, runs=given.runs, force=given.force, device=given.device)
     shown = result.table
     if not isinstance(result, StudyResult):
-        shown = select(shown, ["recipe", "dataset", "encoder", "tuning", "head", "balancing", *_MAIN])
+        shown = select(shown, ["recipe", "dataset", "encoder", "tuning", "head", "balancing", *MAIN])
     print(markdown(shown), end="")
     if isinstance(result, StudyResult) and (result.path / "plot.png").is_file():
         note(f"plot: {result.path / 'plot.png'}")
     note(f"results: {result.path}")
 
 
-_MAIN = ("overall", "many", "medium", "few")
-
-
 def do_ls(given: argparse.Namespace) -> None:
-    from imbalance_vlm.recipe.load import list_recipes
+    from imbalance_vlm.recipe.load import find_recipe, list_recipes, read_yaml
 
     catalogue.load_plugins()
     kinds = ["recipes", *catalogue.REGISTRIES]
@@ -113,8 +128,10 @@ def do_ls(given: argparse.Namespace) -> None:
     for kind in [given.kind] if given.kind else kinds:
         print(f"{kind}:")
         if kind == "recipes":
-            for name in list_recipes():
-                print(f"  {name}")
+            described = {name: read_yaml(find_recipe(name)).get("description", "") for name in list_recipes()}
+            width = max(map(len, described))
+            for name, description in described.items():
+                print(f"  {name.ljust(width)}  {description}".rstrip())
             continue
         entries = list(catalogue.REGISTRIES[kind])
         width = max(len(entry.name) for entry in entries)
@@ -125,13 +142,20 @@ def do_ls(given: argparse.Namespace) -> None:
 
 
 def do_show(given: argparse.Namespace) -> None:
+    from imbalance_vlm.recipe.load import list_recipes
     from imbalance_vlm.showing import show_component, show_recipe
 
     catalogue.load_plugins()
     found = [
         (kind, registry.get(given.name)) for kind, registry in catalogue.REGISTRIES.items() if given.name in registry
     ]
-    print(show_component(found) if found else show_recipe(given.name, given.overrides), end="")
+    if found and not given.overrides:
+        print(show_component(found), end="")
+        return
+    known = [name for registry in catalogue.REGISTRIES.values() for name in registry.names()] + list_recipes()
+    if given.name not in known and not Path(given.name).is_file() and (hint := did_you_mean(given.name, known)):
+        raise InputError(f"{given.name!r} is no component, no recipe file and no packaged recipe.{hint}")
+    print(show_recipe(given.name, given.overrides), end="")
 
 
 def do_validate(given: argparse.Namespace) -> None:

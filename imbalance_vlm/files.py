@@ -49,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            with temporary.open("rb") as stream:
+            with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             temporary.chmod(0o644)
             os.replace(temporary, path)

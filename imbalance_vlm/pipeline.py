@@ -29,7 +29,7 @@ from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy, sc
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.registry import Registry, settings_of
-from imbalance_vlm.results.environment import cost, environment
+from imbalance_vlm.results.environment import begin_peak_memory, cost, environment
 from imbalance_vlm.results.folder import write_run
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.loop import Trained, steps_per_epoch, train
@@ -39,6 +39,7 @@ Recipe = Mapping[str, Any]
 
 def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     """Run a complete recipe (one that `imbalance_vlm.recipe.schema.check` has filled in) and write its folder."""
+    begin_peak_memory(device)
     torch.manual_seed(recipe["seed"])  # heads start from it; the order of the data has generators of its own
     data = dataset(as_key(recipe["data"]), dataset_identity(recipe["data"]))
     tail = long_tail(data, recipe)
@@ -55,7 +56,7 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
 
     found = scores(predictions, tail, recipe["evaluation"]["calibration_bins"])
     trainable = sum(parameter.numel() for parameter in tuning.parameters(head))
-    spent = cost(trainable, features.seconds, trained.seconds, trained.images_per_second)
+    spent = cost(device, trainable, features.seconds, trained.seconds, trained.images_per_second)
     record = describe(recipe, data, tail, net, found, predictions) | {"cost": spent, "environment": environment(device)}
     return write_run(folder, recipe, record, head, data, predictions)
 
@@ -140,7 +141,7 @@ def describe(
             "pretrain_pairs": net.pretrain_pairs,
             "tuning": recipe["tuning"]["name"],
             "head": recipe["head"]["name"],
-            "balancing": recipe["balancing"]["loss"]["name"] if recipe["tuning"]["name"] != "zero_shot" else "none",
+            "balancing": balancing_words(recipe),
         },
         "scores": dict(found),
         "classes": {
@@ -153,6 +154,14 @@ def describe(
         "skipped": list(data.skipped),
         "paper": recipe["paper"],
     }
+
+
+def balancing_words(recipe: Recipe) -> str:
+    """The loss, and the sampler where it is not the plain one."""
+    if recipe["tuning"]["name"] == "zero_shot":
+        return "none"
+    loss, sampler = recipe["balancing"]["loss"]["name"], recipe["balancing"]["sampler"]["name"]
+    return loss if sampler == "instance" else f"{loss} + {sampler} sampling"
 
 
 def encoder_settings(recipe: Recipe) -> dict[str, Any]:

@@ -31,5 +31,6 @@ class Range:
 NonNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, below=1)]  # a part of the whole, all of it excluded
+Part = Annotated[float, Range(above=0, at_most=1)]
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]

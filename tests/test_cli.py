@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -69,7 +70,15 @@ def test_ls_lists_everything_registered(capsys: Capture) -> None:
     for kind, registry in catalogue.REGISTRIES.items():
         assert f"{kind}:" in shown
         assert all(f"  {entry.name} " in shown and entry.summary in shown for entry in registry)
-    assert all(f"  {name}\n" in shown for name in list_recipes())
+    assert all(f"  {name} " in shown for name in list_recipes())
+
+
+def test_overrides_may_stand_behind_options(recipe_file: str, capsys: Capture) -> None:
+    assert main(["run", recipe_file, "training.epochs=1", "--runs", "out", "seed=5"]) == 0
+    (record,) = [json.loads(path.read_text()) for path in Path("out").rglob("result.json")]
+    assert record["seed"] == 5
+    with pytest.raises(SystemExit):
+        main(["run", recipe_file, "--runs", "out", "--unknown"])
 
 
 def test_show_prints_a_component_with_its_settings(capsys: Capture) -> None:
@@ -164,7 +173,8 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "not YAML": (["run", "broken.yaml"], ["broken.yaml: not valid YAML"]),
     "python object": (["run", "evil.yaml"], ["evil.yaml: not valid YAML"]),
     "unknown kind": (["ls", "loses"], ["unknown kind 'loses'", "Did you mean 'losses'?"]),
-    "unknown component": (["show", "focall"], ["neither"]),
+    "unknown component": (["show", "focall"], ["no component", "Did you mean 'focal'?"]),
+    "parquet to the screen": (["table", "one", "--format", "parquet"], ["write it with --out FILE.parquet"]),
     "no results": (["table"], ["no such run or folder: runs"]),
     "unknown column": (["table", "one", "--columns", "overal"], ["unknown table column 'overal'", "'overall'"]),
     "unknown style": (["table", "one", "--format", "html"], ["`format` must be"]),

@@ -73,7 +73,7 @@ class FileImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(self.root.resolve()).encode())
+        digest = hashlib.sha256()
         for path in self.paths:
             status = (self.root / path).stat()
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -22,6 +22,7 @@ from imbalance_vlm.types import Natural, Share
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
 SPLITS = ("train", "val", "test")
+_SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 def folder(
@@ -31,6 +32,7 @@ def folder(
     test_fraction: Share = 0.2,
     val_fraction: Share = 0.0,
     split_seed: Natural = 0,
+    flips: bool = True,
 ) -> Dataset:
     """A dataset of class folders. Nothing is ever written into `root`.
 
@@ -42,6 +44,7 @@ def folder(
             one training image.
         val_fraction: likewise for validation.
         split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
+        flips: whether a mirrored picture still shows its class; false for text, arrows, left and right hands.
 
     Raises:
         InputError: no such folder, no images in it, a split without images, or unreadable images.
@@ -64,7 +67,8 @@ def folder(
         if required not in splits:
             raise InputError(f"`root` {root} must have images for '{required}', and has none")
     splits, skipped = _readable(splits, on_error)
-    return Dataset(root.name or str(root), tuple(map(_spoken, classes)), splits, skipped=skipped)
+    name = root.resolve().name or "folder"
+    return Dataset(name, tuple(map(_spoken, classes)), splits, flips=flips, skipped=skipped)
 
 
 def identity(*, root: Path, **_: object) -> str:
@@ -87,6 +91,14 @@ def _scan(root: Path) -> list[tuple[str, str, str]]:
     if not root.is_dir():
         raise InputError(f"`root` must be a folder of images, got {str(root)!r}: no such folder")
     has_splits = (root / "train").is_dir() and (root / "test").is_dir()
+    # "train" may be a class (it runs on rails); a split has class folders inside.
+    alike = [name for name in _folders(root) if name.lower() in _SPLIT_WORDS and _folders(root / name)]
+    if alike and not has_splits:
+        raise InputError(
+            f"`root` {root} must hold train/ and test/ (and val/, if you like), or class folders alone; it holds "
+            f"{', '.join(alike)}, which look like splits: name them train, val and test, or give the folder of one "
+            "split as root to have a test part drawn from it"
+        )
     found = []
     for split in SPLITS if has_splits else ("",):
         base = root / split

@@ -54,6 +54,7 @@ def create_dataset(name: str, **settings: Any) -> Dataset:
     Raises:
         InputError: unknown name, missing files, unreadable images.
     """
+    catalogue.load_plugins()
     own, shared = _split(settings)
     dataset: Dataset = prepare(catalogue.DATASETS.get(name).load()(**own), **shared)
     return dataset

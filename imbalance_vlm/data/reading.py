@@ -30,7 +30,12 @@ def unreadable(images: Images) -> dict[int, str]:
         except (OSError, ValueError):
             remembered.unlink(missing_ok=True)
     found = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(len(images), "check images", "img") as progress:
+    with (
+        warnings.catch_warnings(),  # around the pool: the filters are the whole process's
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        bar(len(images), "check images", "img") as progress,
+    ):
+        warnings.simplefilter("ignore")
         for row, reason in enumerate(pool.map(lambda path: _reason(images, path), images.paths, chunksize=64)):
             if reason:
                 found[row] = reason
@@ -41,11 +46,9 @@ def unreadable(images: Images) -> dict[int, str]:
 
 def _reason(images: FileImages, path: str) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(images.root / path) as image:
-                image.draft("RGB", (32, 32))
-                image.load()
+        with Image.open(images.root / path) as image:
+            image.draft("RGB", (32, 32))
+            image.load()
     except Exception as error:  # decoders raise a dozen types, all of which mean the same here
         return " ".join(str(error).split()) or type(error).__name__
     return ""

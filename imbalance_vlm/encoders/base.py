@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Encoder(Protocol):
     precision: str
     fingerprint: str
     transform: Transform
-    provides: frozenset[str]
+    final_norm: bool
     logit_scale: float
     module: nn.Module
 
@@ -47,10 +48,16 @@ def file_fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
-            digest.update(file.name.encode() + b"\0")
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            status = file.stat()
+            digest.update(file.name.encode() + b"\0" + _content(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
+
+
+@cache
+def _content(file: Path, size: int, changed: int) -> bytes:
+    """SHA-256 of a file as it is at this size and time: a study asks again for every run."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def weights_fingerprint(module: nn.Module) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from imbalance_vlm.errors import InputError
@@ -93,8 +93,11 @@ class FeatureCache:
             with FileLock(str(folder / "lock")):  # a second run waits for the first and then reads
                 if not finished.is_file():
                     self._make(folder, described, shape, np.dtype(dtype), encode)
-        os.utime(folder)
-        return np.memmap(finished, dtype=dtype, mode="r", shape=shape)
+        try:
+            os.utime(folder)
+            return np.memmap(finished, dtype=dtype, mode="r", shape=shape)
+        except FileNotFoundError:  # another process has just made room
+            return self.get(made_from, shape, dtype, encode)
 
     def _make(
         self, folder: Path, described: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any], encode: Encode
@@ -168,11 +171,20 @@ class FeatureCache:
             if entry.folder == keep or (finished_only and not entry.complete):
                 continue
             total += entry.bytes
-            if total > limit or (older_than is not None and now - entry.used > older_than):
-                shutil.rmtree(entry.folder, ignore_errors=True)
+            if (total > limit or (older_than is not None and now - entry.used > older_than)) and _remove(entry.folder):
                 total -= entry.bytes
                 removed.append(entry)
         return removed
+
+
+def _remove(folder: Path) -> bool:
+    """Remove an entry, unless a run is writing it."""
+    try:
+        with FileLock(str(folder / "lock"), timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        return False
+    return True
 
 
 _REMEDY = (

@@ -17,6 +17,7 @@ def create_encoder(name: str, **settings: Any) -> Encoder:
     Raises:
         InputError: an unknown model, or weights that are missing or do not fit.
     """
+    catalogue.load_plugins()
     encoder: Encoder = catalogue.ENCODERS.get(encoder_entry(name)).load()(name, **settings)
     return encoder
 

@@ -21,6 +21,8 @@ from imbalance_vlm.progress import note
 from imbalance_vlm.types import NonNegative
 
 ENCODE_BATCH = 256
+FEATURES_VERSION = "1"
+"""Raised whenever the way features are computed changes, so that no cache serves what an older version made."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def _made_from(encoder: Encoder, split: Split, kind: str, transform: Transform, 
         "encoder": f"{encoder.name} {encoder.pretrained}",
         "weights": encoder.fingerprint,
         "precision": encoder.precision,
+        "final_norm": str(encoder.final_norm),
+        "version": FEATURES_VERSION,
         "transform": _describe(transform),
         "images": split.images.fingerprint,
         "split": description,

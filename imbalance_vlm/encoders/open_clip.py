@@ -29,8 +29,6 @@ PRETRAIN_PAIRS: dict[str, int] = {
 }
 """Image-text pairs behind open_clip's tags, by their beginning (paper figures: the filtered pool for DataComp)."""
 
-log = logging.getLogger(__name__)
-
 
 class OpenClipEncoder(nn.Module):
     """An open_clip model with its own preprocessing.
@@ -42,9 +40,8 @@ class OpenClipEncoder(nn.Module):
         name, pretrained, pretrain_pairs: what the result tables show.
         fingerprint: identifies the weights.
         precision: "fp32", or "bf16" for autocast.
+        final_norm: whether tokens have passed the image tower's final norm.
     """
-
-    provides = frozenset({"text", "tokens"})
 
     def __init__(
         self,
@@ -56,6 +53,7 @@ class OpenClipEncoder(nn.Module):
         pretrain_pairs: int | None,
         fingerprint: str,
         precision: str = "fp32",
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.module = model.eval()
@@ -66,6 +64,7 @@ class OpenClipEncoder(nn.Module):
         self.pretrain_pairs = pretrain_pairs
         self.fingerprint = fingerprint
         self.precision = precision
+        self.final_norm = final_norm
 
     @property
     def device(self) -> torch.device:
@@ -96,10 +95,11 @@ class OpenClipEncoder(nn.Module):
         with autocast(self.device, self.precision):
             if kind == "embedding":
                 return self.module.encode_image(pixels).float()  # type: ignore[operator]
-            tokens = self._tokens(pixels)  # (B, T, w)
-        return tokens[:, 0].float() if kind == "class_token" else tokens.float()
+            if kind == "class_token":
+                return self._tokens(pixels)[:, 0].float()
+            return self._tokens(pixels, self.final_norm).float()  # (B, T, w)
 
-    def _tokens(self, pixels: Tensor) -> Tensor:
+    def _tokens(self, pixels: Tensor, final_norm: bool = True) -> Tensor:
         visual = self.module.visual
         if not hasattr(visual, "class_embedding") or not hasattr(visual, "ln_post"):
             raise InputError(
@@ -109,7 +109,7 @@ class OpenClipEncoder(nn.Module):
         found = visual.forward_intermediates(  # type: ignore[operator, union-attr]
             pixels,
             indices=1,
-            normalize_intermediates=True,  # the tower's final norm: features before it are another scale altogether
+            normalize_intermediates=final_norm,  # without it the tokens are on another scale altogether
             intermediates_only=True,
             output_fmt="NLC",
             output_extra_tokens=True,
@@ -152,6 +152,7 @@ def open_clip_encoder(
     pretrained: str | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     features: Literal["embedding", "class_token"] = "embedding",
+    final_norm: bool = True,
 ) -> OpenClipEncoder:
     """An open_clip model.
 
@@ -160,6 +161,7 @@ def open_clip_encoder(
         pretrained: a tag of that architecture, a local weights file, or "random" for untrained weights.
         precision: "fp32", or "bf16" for autocast.
         features: which image features heads on pooled features read; see `imbalance_vlm.encoders.base.KINDS`.
+        final_norm: whether the tokens that a decoder reads have passed the image tower's final norm.
 
     Raises:
         InputError: an unknown model or tag, a missing file, or weights of another architecture.
@@ -191,9 +193,10 @@ def open_clip_encoder(
         tokenizer,
         name=model,
         pretrained=pretrained or source,
-        pretrain_pairs=config.get("pretrain_pairs") or _known_pairs(pretrained),
+        pretrain_pairs=config.get("pretrain_pairs") or (None if local.exists() else _known_pairs(pretrained)),
         fingerprint=encoder_fingerprint(model, pretrained) or weights_fingerprint(net),
         precision=precision,
+        final_norm=final_norm,
     )
 
 
@@ -223,6 +226,11 @@ def _source(model: str, pretrained: str | None) -> tuple[str, Path]:
         folder = Path(model.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(f"encoder '{model}' must be a folder with open_clip_config.json, and there is none")
+        if pretrained not in (None, "random"):
+            raise InputError(
+                f"`pretrained` must be left out with encoder '{model}', whose folder holds the weights, "
+                f"got {pretrained!r}"
+            )
         weights = [file for suffix in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{suffix}")]
         if not weights and pretrained != "random":
             raise InputError(f"encoder '{model}' must be a folder with weights (*.safetensors), and holds none")

@@ -25,9 +25,9 @@ class TimmEncoder(nn.Module):
         precision: "fp32", or "bf16" for autocast.
     """
 
-    provides = frozenset({"tokens"})
     logit_scale = 1.0
     pretrain_pairs: int | None = None
+    final_norm = True
 
     def __init__(
         self, model: nn.Module, transform: Transform, name: str, pretrained: str, fingerprint: str, precision: str

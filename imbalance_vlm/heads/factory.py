@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from imbalance_vlm import catalogue
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source
+from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.typecheck import checked_settings
+from imbalance_vlm.registry import settings_of
 
 
 def create_head(
@@ -27,9 +29,16 @@ def create_head(
         directions: (C, width) unit rows to start from (text features or class means); None for a random start.
         settings: the head's own, as in a recipe.
     """
+    catalogue.load_plugins()
     build = catalogue.HEADS.get(name).load()
     if name != "text":  # its one argument comes from the encoder, not from a recipe
         settings = checked_settings(f"head '{name}'", build, settings)
+        init = settings.get("init", settings_of(build)["init"].default) if "init" in settings_of(build) else "random"
+        if init != "random" and directions is None:
+            raise InputError(
+                f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; give "
+                "them or set init='random'"
+            )
     head: nn.Module = build(width, num_classes, directions, **settings)
     return head
 
@@ -45,7 +54,7 @@ def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], tem
 
 
 @torch.no_grad()
-def class_mean_directions(source: Source, num_classes: int, batch_size: int = 4096) -> Tensor:
+def class_mean_directions(source: Source, num_classes: int, batch_size: int = 1024) -> Tensor:
     """(C, w) unit directions of each class's mean unit feature (tokens: the class token); a class without images gets
     the mean of all."""
     total: Tensor | None = None

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imbalance_vlm import catalogue
+from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.schema import encoder_entry
+from imbalance_vlm.results.columns import SCORES
 
 _REMEDIES = {
     "text": "an encoder with a text tower: any open_clip model",
@@ -19,7 +21,7 @@ Conflict = tuple[str, str]
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """(key, message) for everything in the recipe that cannot work together."""
-    for rule in (_encoder_provides, _something_to_train, _same_space, _cosine_units):
+    for rule in (_encoder_provides, _something_to_train, _same_space, _cosine_units, _published):
         yield from rule(recipe)
 
 
@@ -74,3 +76,14 @@ def _cosine_units(recipe: Recipe) -> Iterator[Conflict]:
             "balancing.loss.head_scale",
             f"must equal head.scale, {head['scale']:g}, for cosines to be what they are, got {loss['head_scale']:g}",
         )
+
+
+def _published(recipe: Recipe) -> Iterator[Conflict]:
+    """A published row holds scores, as numbers, and its source."""
+    for key, value in (recipe["paper"] or {}).items():
+        if key == "source":
+            continue
+        if key not in SCORES:
+            yield f"paper.{key}", f"unknown score.{did_you_mean(key, SCORES)} Allowed: source, {', '.join(SCORES)}"
+        elif not isinstance(value, (int, float)):
+            yield f"paper.{key}", f"must be a number, got {value!r}"

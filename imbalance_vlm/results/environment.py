@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -58,20 +58,36 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def peak_memory_mb() -> float:
-    """Peak memory in MB (10^6 bytes): of the GPU where one is used, else of the whole process so far."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+def begin_peak_memory(device: torch.device) -> None:
+    """Forget earlier peaks, so that a run of a study does not inherit the largest before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):  # not every container lets a process reset its mark
+            Path("/proc/self/clear_refs").write_text("5")
 
 
-def cost(trainable: int, encode_seconds: float, train_seconds: float, images_per_second: float) -> dict[str, Any]:
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory since `begin_peak_memory`, in MB (10^6 bytes): of the GPU, or of the whole process on Linux; NaN
+    elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return float("nan")
+    marks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(marks[0]) * 1024 / 1e6 if marks else float("nan")
+
+
+def cost(
+    device: torch.device, trainable: int, encode_seconds: float, train_seconds: float, images_per_second: float
+) -> dict[str, Any]:
     """What a run took; `encode_seconds` is what this run waited for features, next to nothing once they are cached."""
     return {
         "trainable_parameters": trainable,
         "encode_seconds": round(encode_seconds, 3),
         "train_seconds": round(train_seconds, 3),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
         "images_per_second": round(images_per_second, 1),
     }

@@ -46,8 +46,15 @@ class StudyResult:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Recipe name of each row to its mean scores."""
-        return {str(row["recipe"]): {str(key): value for key, value in row.items()} for _, row in self.table.iterrows()}
+        """Name of each row to its scores, as means over the seeds."""
+        from imbalance_vlm.results.columns import SCORES
+        from imbalance_vlm.results.tables import table
+
+        full = table(self.runs)
+        return {
+            str(name): {score: float(value) for score, value in zip(SCORES, values, strict=True)}
+            for name, values in zip(full["recipe"], full[list(SCORES)].to_numpy(), strict=True)
+        }
 
 
 def read_result(folder: Path) -> RunResult | None:

@@ -16,20 +16,15 @@ from imbalance_vlm.results.result import RunResult
 
 
 def rows(results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a run, in the order of DESIGN's columns: what it was, the seed, scores, cost."""
+    """One row a run: what it was, the seed, scores, cost."""
     return pd.DataFrame([_row(result) for result in results])
 
 
 def _row(result: RunResult) -> dict[str, Any]:
     record = result.record
     identity = {key: record["identity"].get(key) for key in IDENTITY}
-    return (
-        {"config": record["config"]}
-        | identity
-        | {"seed": record["seed"]}
-        | result.scores
-        | {key: record["cost"].get(key) for key in COST}
-    )
+    cost = {key: record["cost"].get(key) for key in COST}
+    return {"config": record["config"], **identity, "seed": record["seed"], **result.scores, **cost}
 
 
 def table(results: Sequence[RunResult]) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def train(
     saved = time.monotonic()
     with bar(epochs, "train", "epoch", first) as progress:
         for epoch in range(first, epochs):
-            begun, total = time.monotonic(), torch.zeros((), dtype=torch.float64)
+            begun, total = time.monotonic(), torch.zeros(())
             rows = sampler.epoch(epoch, epochs).split(batch_size)
             head.train()
             criterion.on_epoch(epoch, epochs)
@@ -91,7 +91,7 @@ def train(
                 if clip_grad_norm is not None:
                     nn.utils.clip_grad_norm_(head.parameters(), clip_grad_norm)
                 optimizer.step()
-                total = total.to(loss.device) + loss.detach() * len(targets)
+                total = total.to(loss.device) + loss.detach().float() * len(targets)
             run.record(epoch, float(total) / sum(map(len, rows)), time.monotonic() - begun, sum(map(len, rows)))
             if time.monotonic() - saved >= checkpoint_seconds and epoch + 1 < epochs:
                 run.save(epoch + 1)

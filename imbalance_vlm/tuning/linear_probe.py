@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from imbalance_vlm.types import Natural, Positive
+from imbalance_vlm.types import Natural, Part
 
 
 class LinearProbe:
@@ -13,12 +13,12 @@ class LinearProbe:
     Args:
         views: 0 trains on the model's own view of each picture; k > 0 on k random crops of it (mirrored too, where the
             dataset's classes survive that), epoch e on crop e mod k. Each view is encoded once.
-        min_scale: smallest share of the picture that a crop shows, at most 1.
+        min_scale: smallest share of the picture that a crop shows, above 0 and at most 1.
     """
 
     trains = True
 
-    def __init__(self, *, views: Natural = 0, min_scale: Positive = 0.5) -> None:
+    def __init__(self, *, views: Natural = 0, min_scale: Part = 0.5) -> None:
         self.views = views
         self.min_scale = min_scale
 

@@ -184,3 +184,18 @@ def test_folders_that_give_one_class_name_are_refused(own: Path) -> None:
     shutil.copytree(own / "train" / "red_apple", own / "train" / "red apple")
     with pytest.raises(InputError, match="'red apple' more than once"):
         folder(root=own)
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Test"), ("train", "valid")])
+def test_splits_by_other_names_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write_pictures(tmp_path / "photos" / name, {"red_apple": 2, "blue_car": 2})
+    with pytest.raises(InputError, match="look like splits"):
+        folder(root=tmp_path / "photos")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", {"red_apple": 5})
+    (tmp_path / "photos" / "red_apple").rename(tmp_path / "photos" / "train")
+    write_pictures(tmp_path / "photos", {"blue_car": 5})
+    assert folder(root=tmp_path / "photos").class_names == ("blue car", "train")

@@ -75,7 +75,7 @@ def test_the_directions_are_copied(name: str) -> None:
 def test_a_random_start_differs_with_the_seed_alone(name: str) -> None:
     def start(seed: int) -> list[Tensor]:
         torch.manual_seed(seed)
-        return list(create_head(name, WIDTH, CLASSES).state_dict().values())
+        return list(create_head(name, WIDTH, CLASSES, init="random").state_dict().values())
 
     assert all(torch.equal(a, b) for a, b in zip(start(0), start(0), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(start(0), start(1), strict=True))
@@ -157,3 +157,9 @@ def test_unknown_heads_and_settings_are_refused_in_words() -> None:
         create_head("cosin", WIDTH, CLASSES)
     with pytest.raises(InputError, match="`scale` must be a number > 0, got 0"):
         create_head("cosine", WIDTH, CLASSES, scale=0)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "decoder"])
+def test_a_start_that_needs_directions_is_refused_without_them(name: str) -> None:
+    with pytest.raises(InputError, match="init 'text' needs `directions`"):
+        create_head(name, WIDTH, CLASSES, init="text")

@@ -212,3 +212,21 @@ def test_an_unknown_recipe_is_refused_with_a_suggestion() -> None:
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be a YAML file"):
         load(tmp_path)
+
+
+def test_overrides_are_one_change_whatever_their_order() -> None:
+    base = {"name": "r", "training": {"optimizer": {"name": "sgd", "lr": 0.1}}}
+    first = load(base, ["training.optimizer.lr=0.01", "training.optimizer=adamw"]).tree
+    second = load(base, ["training.optimizer=adamw", "training.optimizer.lr=0.01"]).tree
+    assert first == second == {"name": "r", "training": {"optimizer": {"name": "adamw", "lr": 0.01}}}
+
+
+def test_one_override_may_be_a_string() -> None:
+    assert load({"name": "r"}, "seed=3").tree["seed"] == 3
+
+
+def test_a_packaged_recipe_can_be_included_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("include: [icons_lt/linear_probe]\nseed: 3\n")
+    tree = load(path).tree
+    assert (tree["name"], tree["seed"], tree["head"]) == ("mine", 3, "linear")

@@ -134,3 +134,50 @@ def test_an_axis_with_no_values_is_refused() -> None:
 def test_repeated_seeds_are_refused() -> None:
     """A seed counted twice would shrink the standard deviation."""
     assert "seeds" in "\n".join(problems({"seeds": [0, 0, 1]}))
+
+
+VARIED: dict[str, Any] = {
+    "name": "s",
+    "data": {"name": "folder", "root": "x"},
+    "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
+    "tuning": "linear_probe",
+    "grid": {"axes": {"training.epochs": [1, 2]}, "seeds": [0, 1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("seed=7", "set grid.seeds to a list"), ("training.epochs=3", "set grid.axes.training.epochs to a list")],
+)
+def test_the_command_line_cannot_fix_what_the_grid_varies(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        plan(VARIED, [override])
+
+
+def test_the_command_line_can_set_the_grid() -> None:
+    recipes = plan(VARIED, ["grid.seeds=[7]", "grid.axes.training.epochs=[3]"]).recipes
+    assert [(recipe["seed"], recipe["training"]["epochs"]) for recipe in recipes] == [(7, 3)]
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"table": {"sort": "overal"}}, "table.sort: unknown table column 'overal'. Did you mean 'overall'?"),
+        ({"table": {"columns": ["recipe", "fewer"]}}, "table.columns: unknown table column 'fewer'"),
+        ({"plot": {"x": "pairs", "y": ["overall"]}}, "plot.x: unknown table column 'pairs'"),
+    ],
+)
+def test_a_column_that_no_table_has_is_found_before_any_run(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        plan(VARIED | section)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("paper", "said"),
+    [({"overal": 73.2}, "unknown score. Did you mean 'overall'?"), ({"few": "73*"}, "must be a number, got '73*'")],
+)
+def test_a_published_row_holds_scores(paper: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        plan({key: value for key, value in VARIED.items() if key != "grid"} | {"paper": paper})
+    assert said in str(error.value)

@@ -28,6 +28,7 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     >>> round(float(loss(torch.zeros(1, 2), torch.tensor([1]))), 4)  # -log(10 / 100)
     2.3026
     """
+    catalogue.load_plugins()
     build = catalogue.LOSSES.get(name).load()
     loss: Loss = build(LongTail.of(class_counts), **checked_settings(f"loss '{name}'", build, settings))
     return loss
