@@ -30,7 +30,7 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
 
 KEPT = ROOT / "recipes" / "_results"
-_FIELDS = ("schema", "recipe_hash", "seed", "identity", "scores", "images", "paper", "cost", "environment")
+_FIELDS = ("schema", "recipe_hash", "config", "seed", "identity", "scores", "images", "paper", "cost", "environment")
 _KINDS = ("losses", "heads", "tunings", "samplers", "encoders", "datasets")
 
 

@@ -30,7 +30,7 @@ def plot(
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise InputError("plots need matplotlib: pip install 'imbalance_vlm[plot]'") from error
     for column in [x, *y, *([by] if by else [])]:
@@ -50,7 +50,7 @@ def plot(
         if log_x:
             axis.set_xscale("log")
             axis.set_xticks(sorted(set(ordered[x])))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.minorticks_off()
         axis.set_title(name)
         axis.set_xlabel(x_label or x)
