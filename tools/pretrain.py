@@ -173,7 +173,7 @@ class Pretraining:
                 group["lr"] = self.recipe.lr * self.recipe.rate(self.step)
             optimizer.zero_grad()
         loss = self.loss(self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         modeling.sum_gradients(list(self.model.parameters()), self.devices.world)
         for optimizer in self.optimizers:
             optimizer.step()
