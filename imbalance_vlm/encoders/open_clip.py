@@ -183,7 +183,7 @@ def open_clip_encoder(
             )
         tokenizer = open_clip.get_tokenizer(source, **_tokenizer_settings(local))
     except Exception as error:  # a damaged file raises one of a dozen types
-        raise _loading_error(model, pretrained, error) from error
+        raise _loading_error(model, pretrained, local, error) from error
     finally:
         quiet.setLevel(level)
     config = _config(local)
@@ -281,12 +281,14 @@ def _known_pairs(pretrained: str | None) -> int | None:
     return PRETRAIN_PAIRS[max(matches, key=len)] if matches else None
 
 
-def _loading_error(model: str, pretrained: str | None, error: Exception) -> InputError:
+def _loading_error(model: str, pretrained: str | None, local: Path, error: Exception) -> InputError:
     text = " ".join(str(error).split())
-    if "state_dict" in text or "size mismatch" in text:
-        first = text[text.find("\t") + 1 :][:300]
+    misfit = _misfit(model, local) if local.is_file() else ""
+    if not misfit and ("state_dict" in text or "size mismatch" in text):  # torch's own list of what does not fit
+        misfit = f"{text[text.find(':') + 1 :].strip()[:300]} ..."
+    if misfit:
         return InputError(
-            f"`pretrained` {pretrained!r} holds weights of another architecture than '{model}': {first} ... "
+            f"`pretrained` {pretrained!r} holds weights of another architecture than '{model}': {misfit}. "
             "Name the architecture that the file was trained with"
         )
     if "download" in text:
@@ -295,3 +297,22 @@ def _loading_error(model: str, pretrained: str | None, error: Exception) -> Inpu
             "Fetch them where there is a network and give the file's path as `pretrained`"
         )
     return InputError(f"encoder '{model}' with `pretrained` {pretrained!r} could not be made: {text[:300]}")
+
+
+def _misfit(model: str, file: Path) -> str:
+    """What in a weights file does not fit an architecture; "" when everything does, or the file cannot be read."""
+    import open_clip
+
+    try:
+        found = open_clip.load_state_dict(str(file))
+    except Exception:  # a damaged file: the first error says more
+        return ""
+    own = open_clip.create_model(model, load_weights=False).state_dict()
+    wrong = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]
+    if not wrong:
+        return ""
+    came = tuple(found[wrong[0]].shape) if wrong[0] in found else "nothing"
+    return (
+        f"{len(wrong)} of {len(own)} tensors do not fit, such as {wrong[0]}: "
+        f"expected {tuple(own[wrong[0]].shape)}, got {came}"
+    )
