@@ -29,7 +29,8 @@ from imbalance_vlm.progress import bar
 CHUNK = 1024
 """Rows to a chunk: what a killed run may lose; always the same batches, so a resumed entry has the same bytes."""
 
-Encode = Callable[[int, int], NDArray[Any]]
+Encode = Callable[[int], Iterator[NDArray[Any]]]
+"""`encode(start)` gives the rows from `start` to the last, in order, in blocks of any size."""
 
 
 def cache_limit() -> int:
@@ -68,13 +69,13 @@ class FeatureCache:
         self.limit = cache_limit() if limit is None else limit
 
     def get(self, made_from: Mapping[str, Any], shape: tuple[int, ...], dtype: str, encode: Encode) -> NDArray[Any]:
-        """The array made from `made_from`, read if it is there, else made by `encode(start, stop)` chunk by chunk.
+        """The array made from `made_from`, read if it is there, else made by `encode`.
 
         Args:
             made_from: everything the numbers depend on, as plain JSON values.
             shape: of the whole array, rows first.
             dtype: "float32" or "float16".
-            encode: gives rows [start, stop).
+            encode: called with a row, gives the blocks from there on.
 
         Returns:
             A read-only memory map of `shape`.
@@ -121,16 +122,16 @@ class FeatureCache:
             ):
                 stream.truncate(start * row_bytes)
                 stream.seek(start * row_bytes)
-                for begin in range(start, rows, CHUNK):
-                    end = min(begin + CHUNK, rows)
-                    block = np.ascontiguousarray(encode(begin, end), dtype=dtype)
-                    if block.shape != (end - begin, *shape[1:]):
-                        raise ValueError(
-                            f"encode({begin}, {end}) must give {(end - begin, *shape[1:])}, got {block.shape}"
-                        )
-                    stream.write(block.tobytes())
+                done = start
+                for block in encode(start):
+                    if block.shape[1:] != shape[1:]:
+                        raise ValueError(f"encode({start}) must give rows of shape {shape[1:]}, got {block.shape[1:]}")
+                    stream.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
                     stream.flush()
-                    progress.update(end - begin)
+                    done += len(block)
+                    progress.update(len(block))
+                if done != rows:
+                    raise ValueError(f"encode({start}) must give rows {start} to {rows}, got {done - start} rows")
                 os.fsync(stream.fileno())
         os.replace(partial, folder / "features.bin")
 

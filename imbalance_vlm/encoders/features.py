@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def feature_source(
             _made_from(encoder, split, kind, transform, description),
             shape,
             dtype,
-            lambda start, stop, t=transform: _encode(encoder, split, kind, t, device, start, stop),  # type: ignore[misc]
+            partial(_encode, encoder, split, kind, transform, device),
         )
         for transform in transforms
     ]
@@ -144,12 +145,11 @@ def _describe(transform: Transform) -> str:
 
 
 def _encode(
-    encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device, start: int, stop: int
-) -> NDArray[np.floating]:
-    rows = [list(chunk) for chunk in np.array_split(np.arange(start, stop), -(-(stop - start) // ENCODE_BATCH))]
-    with torch.inference_mode():
-        parts = [
-            encoder.image_features(pixels.to(device, non_blocking=True), kind).cpu()
-            for pixels in pixel_batches(split.images, transform, rows)
-        ]
-    return torch.cat(parts).numpy()
+    encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device, start: int
+) -> Iterator[NDArray[np.floating]]:
+    """The features of the rows from `start` on. CHUNK is a multiple of the batch: a resumed run has the same batches."""
+    rows = [rows.tolist() for rows in torch.arange(start, len(split)).split(ENCODE_BATCH)]
+    for pixels in pixel_batches(split.images, transform, rows):
+        with torch.inference_mode():  # inside the loop: around a `yield` it would hold in the caller too
+            features = encoder.image_features(pixels.to(device, non_blocking=True), kind)
+        yield features.cpu().numpy()

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ class Encoder:
         self.asked: list[tuple[int, int]] = []
         self.fail_at, self.error = fail_at, error or KeyboardInterrupt()
 
-    def __call__(self, start: int, stop: int) -> NDArray[Any]:
-        if start == self.fail_at:
-            raise self.error
-        self.asked.append((start, stop))
-        return VALUES[start:stop]
+    def __call__(self, start: int) -> Iterator[NDArray[Any]]:
+        for begin in range(start, ROWS, 4):
+            if begin == self.fail_at:
+                raise self.error
+            self.asked.append((begin, min(begin + 4, ROWS)))
+            yield VALUES[begin : begin + 4]
 
 
-def get(encode: Callable[[int, int], Any], key: dict[str, Any] = KEY, **limits: int) -> NDArray[Any]:
+def get(encode: Callable[[int], Iterator[Any]], key: dict[str, Any] = KEY, **limits: int) -> NDArray[Any]:
     return FeatureCache(**limits).get(key, VALUES.shape, "float32", encode)  # type: ignore[arg-type]
 
 
@@ -172,10 +173,11 @@ def test_two_threads_compute_once() -> None:
     found: list[NDArray[Any]] = []
     both = threading.Barrier(2)
 
-    def slow(start: int, stop: int) -> NDArray[Any]:
-        time.sleep(0.05)
-        asked.append((start, stop))
-        return VALUES[start:stop]
+    def slow(start: int) -> Iterator[NDArray[Any]]:
+        for begin in range(start, ROWS, 4):
+            time.sleep(0.05)
+            asked.append((begin, min(begin + 4, ROWS)))
+            yield VALUES[begin : begin + 4]
 
     def work() -> None:
         both.wait()
