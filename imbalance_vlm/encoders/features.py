@@ -147,7 +147,7 @@ def _describe(transform: Transform) -> str:
 def _encode(
     encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device, start: int
 ) -> Iterator[NDArray[np.floating]]:
-    """The features of the rows from `start` on. CHUNK is a multiple of the batch: a resumed run has the same batches."""
+    """The features of the rows from `start` on. CHUNK is a multiple of the batch: a resumed run has equal batches."""
     rows = [rows.tolist() for rows in torch.arange(start, len(split)).split(ENCODE_BATCH)]
     for pixels in pixel_batches(split.images, transform, rows):
         with torch.inference_mode():  # inside the loop: around a `yield` it would hold in the caller too
