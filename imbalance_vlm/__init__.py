@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from imbalance_vlm.errors import InputError as InputError
     from imbalance_vlm.heads.factory import create_head as create_head
     from imbalance_vlm.longtail import LongTail as LongTail
+    from imbalance_vlm.predicting import predict_images as predict_images
     from imbalance_vlm.recipe.load import list_recipes as list_recipes
     from imbalance_vlm.runner import run as run
 
 _HOME = {
     "run": "imbalance_vlm.runner",
+    "predict_images": "imbalance_vlm.predicting",
     "create_dataset": "imbalance_vlm.data.prepare",
     "create_encoder": "imbalance_vlm.encoders.factory",
     "create_head": "imbalance_vlm.heads.factory",

@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--sort", help="column to sort by, best first")
     sub.add_argument("--out", type=Path, help="write to this file; the suffix .md, .tex, .csv or .parquet says how")
 
+    sub = command("predict", do_predict, "apply a finished run to new pictures")
+    sub.add_argument("run", type=Path, help="the folder of a finished run (the one with result.json)")
+    sub.add_argument("pictures", nargs="+", type=Path, help="image files, or folders of them")
+    sub.add_argument("--out", type=Path, help="write a CSV file here instead of printing it")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
     sub = command("cache", do_cache, "list or prune the feature cache")
     sub.add_argument("action", choices=["ls", "prune", "path"])
     sub.add_argument(
@@ -185,6 +191,17 @@ def do_table(given: argparse.Namespace) -> None:
         save_table(frame, given.out)
     else:
         print(format_table(frame, given.format), end="")
+
+
+def do_predict(given: argparse.Namespace) -> None:
+    from imbalance_vlm.files import write_text
+    from imbalance_vlm.predicting import predict_images
+
+    content = predict_images(given.run, given.pictures, given.device).to_csv(index=False, float_format="%.4f")
+    if given.out:
+        write_text(given.out, content)
+    else:
+        print(content, end="")
 
 
 def do_cache(given: argparse.Namespace) -> None:

@@ -1,0 +1,92 @@
+"""A trained run applied to new pictures: `imbalance-vlm predict RUN PICTURES`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from imbalance_vlm.data.dataset import FileImages, Split
+from imbalance_vlm.data.folder import SUFFIXES
+from imbalance_vlm.data.reading import unreadable
+from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.factory import encoder_identity
+from imbalance_vlm.encoders.sources import ImageSource
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.evaluation.evaluate import predict
+from imbalance_vlm.heads.factory import create_head, reads_tokens
+from imbalance_vlm.pipeline import as_key, encoder, encoder_settings, settings
+from imbalance_vlm.recipe.load import read_yaml
+from imbalance_vlm.results.result import read_result
+from imbalance_vlm.training.checkpoints import load_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 256
+
+
+def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str = "cpu") -> pd.DataFrame:
+    """What a trained run takes new pictures for.
+
+    Args:
+        run: the folder of a finished run.
+        pictures: image files, or folders of them (with all folders below).
+        device: where the encoder runs.
+
+    Returns:
+        One row a picture: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
+
+    Raises:
+        InputError: no finished run, no pictures, or pictures that cannot be read.
+    """
+    import pandas as pd
+
+    result = read_result(Path(run))
+    if result is None:
+        raise InputError(f"`run` must be the folder of a finished run (it holds result.json), got {str(run)!r}")
+    recipe = read_yaml(Path(run) / "recipe.resolved.yaml")
+    names = list(result.record["classes"]["names"])
+    files = _files(pictures)
+    net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), torch.device(device))
+    kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
+    head = _head(Path(run), recipe["head"], net, net.width(kind), len(names)).to(device)
+    split = Split(files, np.zeros(len(files), np.int64))  # labels nobody knows; the predictions do not use them
+    found = predict(head, ImageSource(split, net, kind, [net.transform], torch.device(device)), BATCH)
+    return pd.DataFrame(
+        {
+            "image": [str(files.root / files.name(row)) for row in range(len(files))],
+            "predicted": [names[label] for label in found.predicted],
+            "confidence": found.confidence,
+        }
+    )
+
+
+def _head(run: Path, section: dict[str, object], net: Encoder, width: int, num_classes: int) -> nn.Module:
+    """The run's head with its trained weights; the directions are only a start for those to replace."""
+    name = str(section["name"])
+    own = {"scale": net.logit_scale} if name == "text" else settings(section)
+    head = create_head(name, width, num_classes, torch.zeros(num_classes, width), **own)
+    load_weights(run / "head.safetensors", head)
+    return head
+
+
+def _files(pictures: Sequence[str | Path]) -> FileImages:
+    found: list[Path] = []
+    for picture in map(Path, pictures):
+        if not picture.exists():
+            raise InputError(f"no such picture or folder: {picture}")
+        below = sorted(p for p in picture.rglob("*") if p.suffix.lower() in SUFFIXES) if picture.is_dir() else [picture]
+        found += below
+    if not found:
+        raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, pictures))}")
+    files = FileImages(Path(), tuple(map(str, found)))
+    wrong = unreadable(files)
+    if wrong:
+        shown = "\n".join(f"  - {files.name(row)}: {reason}" for row, reason in wrong.items())
+        raise InputError(f"{len(wrong)} picture{'s' if len(wrong) > 1 else ''} cannot be read:\n{shown}")
+    return files

@@ -1,0 +1,58 @@
+"""A trained run applied to new pictures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbalance_vlm import InputError, predict_images, run
+from imbalance_vlm.cli import main
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"head": {"name": "cosine", "scale": 16}},
+        {"head": {"name": "decoder", "depth": 1}, "training.batch_size": 8},
+        {"tuning": "zero_shot", "head": "text"},
+    ],
+    ids=["linear", "cosine", "decoder", "text"],
+)
+def test_says_of_the_test_pictures_what_the_run_said(
+    recipe: dict[str, Any], pictures: Path, change: dict[str, Any]
+) -> None:
+    result = run(recipe, change)
+    with (result.path / "predictions.csv").open() as stream:
+        said = {row["image"]: row["predicted"] for row in csv.DictReader(stream)}
+    found = predict_images(result.path, [pictures / "test"])
+    assert {
+        Path(i).relative_to(pictures).as_posix(): p for i, p in zip(found.image, found.predicted, strict=True)
+    } == said
+    assert found.confidence.between(0, 1).all()
+
+
+def test_the_command_writes_a_file(recipe: dict[str, Any], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(recipe)
+    picture = next((pictures / "test").rglob("*.png"))
+    assert main(["predict", str(result.path), str(picture)]) == 0
+    assert capsys.readouterr().out.startswith("image,predicted,confidence\n")
+    assert main(["predict", str(result.path), str(picture), "--out", "said.csv"]) == 0
+    assert len(Path("said.csv").read_text().splitlines()) == 2
+
+
+def test_bad_input_is_refused_in_words(recipe: dict[str, Any], tmp_path: Path) -> None:
+    result = run(recipe)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="finished run"):
+        predict_images(tmp_path, [tmp_path])
+    with pytest.raises(InputError, match="no such picture"):
+        predict_images(result.path, [tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="no pictures"):
+        predict_images(result.path, [tmp_path / "empty"])
+    with pytest.raises(InputError, match="1 pictures? cannot be read"):
+        predict_images(result.path, [tmp_path / "bad.png"])
