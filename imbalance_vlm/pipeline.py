@@ -51,7 +51,7 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     criterion = create_loss(recipe["balancing"]["loss"]["name"], tail, **settings(recipe["balancing"]["loss"])).to(
         device
     )
-    trained = fit(recipe, head, criterion, features, tuning, folder) if tuning.trains else Trained(0.0, 0.0, 0)
+    trained = fit(recipe, head, criterion, features, tuning, folder) if tuning.trains else Trained(0.0, 0.0)
     predictions = evaluate(head, features.source("test"), **settings(recipe["evaluation"]))
 
     found = scores(predictions, tail, recipe["evaluation"]["calibration_bins"])

@@ -91,6 +91,21 @@ def recipe(pictures: Path, tiny_clip: str) -> dict[str, object]:
     }
 
 
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of all matrix products that a test has torch make with `@`."""
+    sizes: list[int] = []
+    multiply = torch.Tensor.__matmul__
+
+    def watched(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        made = multiply(self, other)
+        sizes.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    return sizes
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests, and those that need what this machine lacks, are skipped with their reason."""
     reasons = {

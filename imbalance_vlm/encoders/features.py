@@ -16,12 +16,12 @@ from torch import Tensor
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loading import Transform, pixel_batches
 from imbalance_vlm.encoders.base import Encoder
-from imbalance_vlm.encoders.cache import FeatureCache
+from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source
 from imbalance_vlm.progress import note
 from imbalance_vlm.types import NonNegative
 
-ENCODE_BATCH = 256
+ENCODE_BATCH = CHUNK // 4  # a divisor: a resumed entry goes on at a whole chunk, with the same batches as before
 FEATURES_VERSION = "1"
 """Raised whenever the way features are computed changes, so that no cache serves what an older version made."""
 
@@ -147,7 +147,7 @@ def _describe(transform: Transform) -> str:
 def _encode(
     encoder: Encoder, split: Split, kind: str, transform: Transform, device: torch.device, start: int
 ) -> Iterator[NDArray[np.floating]]:
-    """The features of the rows from `start` on. CHUNK is a multiple of the batch: a resumed run has equal batches."""
+    """The features of the rows from `start` to the last, batch by batch."""
     rows = [rows.tolist() for rows in torch.arange(start, len(split)).split(ENCODE_BATCH)]
     for pixels in pixel_batches(split.images, transform, rows):
         with torch.inference_mode():  # inside the loop: around a `yield` it would hold in the caller too

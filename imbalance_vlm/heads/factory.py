@@ -33,12 +33,13 @@ def create_head(
     build = catalogue.HEADS.get(name).load()
     if name != "text":  # its one argument comes from the encoder, not from a recipe
         settings = checked_settings(f"head '{name}'", build, settings)
-        init = settings.get("init", settings_of(build)["init"].default) if "init" in settings_of(build) else "random"
-        if init != "random" and directions is None:
-            raise InputError(
-                f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; give "
-                "them or set init='random'"
-            )
+    defaults = {key: setting.default for key, setting in settings_of(build).items()}
+    init = (defaults | settings).get("init", "random")
+    if init != "random" and directions is None:
+        raise InputError(
+            f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; give "
+            "them or set init='random'"
+        )
     head: nn.Module = build(width, num_classes, directions, **settings)
     return head
 

@@ -24,7 +24,6 @@ class TextHead(nn.Module):
     """
 
     reads = "pooled"
-    init = "text"
 
     def __init__(self, width: int, num_classes: int, directions: Tensor | None = None, scale: float = 100.0) -> None:
         super().__init__()

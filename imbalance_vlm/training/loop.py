@@ -16,7 +16,7 @@ from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, write_text
+from imbalance_vlm.files import write_text
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.training.checkpoints import load_checkpoint, save_checkpoint
 from imbalance_vlm.types import Count, NonNegative, Positive
@@ -31,7 +31,6 @@ class Trained:
 
     seconds: float
     images_per_second: float
-    resumed_from_epoch: int
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -97,8 +96,8 @@ def train(
                 run.save(epoch + 1)
                 saved = time.monotonic()
             progress.update()
-    run.finish()
-    return Trained(run.seconds, run.images / max(run.seconds, 1e-9), first)
+    run.write_history()  # the checkpoint stays until the result is on the disk
+    return Trained(run.seconds, run.images / max(run.seconds, 1e-9))
 
 
 class _Run:
@@ -155,12 +154,7 @@ class _Run:
             "images": self.images,
         }
         save_checkpoint(self.checkpoint, state)
-        self._write_metrics()
+        self.write_history()
 
-    def finish(self) -> None:
-        """Write the history; the checkpoint stays until the result is on the disk."""
-        self._write_metrics()
-
-    def _write_metrics(self) -> None:
-        with disk_errors(self.metrics):
-            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.history))
+    def write_history(self) -> None:
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.history))
