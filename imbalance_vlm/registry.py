@@ -77,12 +77,34 @@ def settings_of(build: Callable[..., Any]) -> dict[str, Setting]:
     """The keyword-only parameters of `build`.
 
     The convention of the whole package: positional parameters come from the pipeline (counts, widths, data),
-    keyword-only ones belong to the recipe.
+    keyword-only ones belong to the recipe. A class whose constructor hands `**shared` on to its parent's has the
+    settings of its parent behind its own.
     """
-    target = build.__init__ if inspect.isclass(build) else build
+    found: dict[str, Setting] = {}
+    for constructor in constructors_of(build):
+        own = _settings_of(vars(constructor)["__init__"] if inspect.isclass(constructor) else constructor)
+        found |= {name: setting for name, setting in own.items() if name not in found}
+    return found
+
+
+def constructors_of(build: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """Whose settings `build` has: its own, and those of each parent that a constructor hands its `**shared` on to."""
+    if not inspect.isclass(build):
+        return [build]
+    homes: list[Any] = [one for one in build.__mro__ if "__init__" in vars(one) and one is not object]
+    kinds = [{one.kind for one in _parameters(home.__init__).values()} for home in homes]
+    last = next((row for row, kind in enumerate(kinds) if inspect.Parameter.VAR_KEYWORD not in kind), len(homes))
+    return homes[: last + 1]
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(target).parameters
+
+
+def _settings_of(target: Callable[..., Any]) -> dict[str, Setting]:
     settable = {
         name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
+        for name, parameter in _parameters(target).items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     # Only their annotations are looked up: the others may name types whose import is slow.

@@ -10,7 +10,7 @@ import yaml
 
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.recipe.typecheck import describe
-from imbalance_vlm.registry import Entry
+from imbalance_vlm.registry import Entry, constructors_of
 from imbalance_vlm.results.folder import plain
 
 
@@ -32,6 +32,8 @@ def show_component(found: Sequence[tuple[str, Entry]]) -> str:
             default = "required" if setting.required else f"default {_word(setting.default)}"
             lines.append(f"  {setting.name}: {describe(setting.annotation)} ({default})")
         lines += ["", inspect.getdoc(entry.load()) or "", ""]
+        for parent in constructors_of(entry.load())[1:]:
+            lines += [f"{parent.__name__}: {inspect.getdoc(parent) or ''}", ""]
     return "\n".join(lines)
 
 

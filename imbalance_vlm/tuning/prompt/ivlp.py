@@ -14,12 +14,14 @@ Differs from [1] in: the depth is 9 in both towers, as in MaPLe, with which it i
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import SharedText
 from imbalance_vlm.tuning.prompt.vision_tokens import TwoTowerHead, TwoTowerTuning, VisionTokens, normal
-from imbalance_vlm.types import Count, Natural, Part, Positive
+from imbalance_vlm.types import Count
 
 
 class IVLPHead(TwoTowerHead):
@@ -48,37 +50,17 @@ class IVLPHead(TwoTowerHead):
 
 
 class IVLP(TwoTowerTuning):
-    """Deep prompts in both towers, each learned for itself; other settings as in `TwoTowerTuning`.
+    """Deep prompts in both towers, each learned for itself.
 
     Args:
         tokens: learned tokens in the image tower.
+        shared: the settings of `TwoTowerTuning`.
     """
 
     name = "ivlp"
 
-    def __init__(
-        self,
-        *,
-        n_ctx: Count = 2,
-        tokens: Count = 2,
-        init: str | None = "a photo of a",
-        depth: Count = 9,
-        views: Natural | None = None,
-        min_scale: Part = 0.08,
-        suffix: str = ".",
-        memory_gb: Positive = 2.0,
-        chunk: Count | None = None,
-    ) -> None:
-        super().__init__(
-            n_ctx=n_ctx,
-            init=init,
-            depth=depth,
-            views=views,
-            min_scale=min_scale,
-            suffix=suffix,
-            memory_gb=memory_gb,
-            chunk=chunk,
-        )
+    def __init__(self, *, tokens: Count = 2, **shared: Any) -> None:
+        super().__init__(**shared)
         self.tokens = tokens
 
     def two_tower_head(

@@ -12,12 +12,13 @@ Differs from [1] in: any loss in place of cross-entropy; the sentence can be a d
 
 from __future__ import annotations
 
+from typing import Any
+
 from imbalance_vlm.balancing.regularizers.base import Regularizer
 from imbalance_vlm.balancing.regularizers.text_anchor import AnchorTarget, TextAnchor, templates_of
-from imbalance_vlm.encoders.prompt_layout import Position
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import PromptTuning
-from imbalance_vlm.types import Count, Natural, NonNegative, Part, Positive
+from imbalance_vlm.types import NonNegative
 
 
 class KgCoOp(PromptTuning):
@@ -26,35 +27,11 @@ class KgCoOp(PromptTuning):
     Args:
         weight: of the distance.
         target: what to stay near: the first of the dataset's sentences ("template"), or the mean of all ("ensemble").
-        n_ctx, init, position, suffix, csc, views, min_scale, memory_gb, chunk: as in `PromptTuning`.
+        shared: the settings of `PromptTuning`.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: NonNegative = 8.0,
-        target: AnchorTarget = "template",
-        n_ctx: Count | None = None,
-        init: str | None = "a photo of a",
-        position: Position = "end",
-        suffix: str = ".",
-        csc: bool = False,
-        views: Natural = 4,
-        min_scale: Part = 0.08,
-        memory_gb: Positive = 2.0,
-        chunk: Count | None = None,
-    ) -> None:
-        super().__init__(
-            n_ctx=n_ctx,
-            init=init,
-            position=position,
-            suffix=suffix,
-            csc=csc,
-            views=views,
-            min_scale=min_scale,
-            memory_gb=memory_gb,
-            chunk=chunk,
-        )
+    def __init__(self, *, weight: NonNegative = 8.0, target: AnchorTarget = "template", **shared: Any) -> None:
+        super().__init__(**shared)
         self.weight = weight
         self.target = target
 

@@ -10,12 +10,13 @@ Differs from [1] in: any loss in place of cross-entropy; the zero-shot model rea
 
 from __future__ import annotations
 
+from typing import Any
+
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.gradients.prograd import ProGrad
-from imbalance_vlm.encoders.prompt_layout import Position
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import PromptTuning
-from imbalance_vlm.types import Count, Natural, NonNegative, Part, Positive
+from imbalance_vlm.types import NonNegative, Positive
 
 
 class ProGradTuning(PromptTuning):
@@ -24,35 +25,11 @@ class ProGradTuning(PromptTuning):
     Args:
         strength: lambda, how much of the conflicting part is taken away; 0 is CoOp.
         temperature: of both distributions.
-        n_ctx, init, position, suffix, csc, views, min_scale, memory_gb, chunk: as in `PromptTuning`.
+        shared: the settings of `PromptTuning`.
     """
 
-    def __init__(
-        self,
-        *,
-        strength: NonNegative = 1.0,
-        temperature: Positive = 1.0,
-        n_ctx: Count | None = None,
-        init: str | None = "a photo of a",
-        position: Position = "end",
-        suffix: str = ".",
-        csc: bool = False,
-        views: Natural = 4,
-        min_scale: Part = 0.08,
-        memory_gb: Positive = 2.0,
-        chunk: Count | None = None,
-    ) -> None:
-        super().__init__(
-            n_ctx=n_ctx,
-            init=init,
-            position=position,
-            suffix=suffix,
-            csc=csc,
-            views=views,
-            min_scale=min_scale,
-            memory_gb=memory_gb,
-            chunk=chunk,
-        )
+    def __init__(self, *, strength: NonNegative = 1.0, temperature: Positive = 1.0, **shared: Any) -> None:
+        super().__init__(**shared)
         self.strength = strength
         self.temperature = temperature
 

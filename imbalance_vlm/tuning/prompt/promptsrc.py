@@ -21,6 +21,7 @@ shorter than mu works (its last epoch has nearly all the weight).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import SharedText
 from imbalance_vlm.tuning.prompt.ivlp import IVLP, IVLPHead
 from imbalance_vlm.tuning.prompt.vision_tokens import VisionTokens, normal
-from imbalance_vlm.types import Count, Natural, NonNegative, Part, Positive
+from imbalance_vlm.types import Count, NonNegative, Positive
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> Tensor:
@@ -129,15 +130,17 @@ class SelfRegulation(Regularizer):
 
 
 class PromptSRC(IVLP):
-    """Deep prompts in both towers under self-regulation; other settings as in `TwoTowerTuning`.
+    """Deep prompts in both towers under self-regulation.
 
     Args:
+        n_ctx: learned tokens in the text tower.
         tokens: learned tokens in the image tower.
         text: weight of the distance to the frozen text features.
         image: weight of the distance to the frozen image features.
         logits: weight of the divergence from the frozen model's predictions.
         mean: epoch, counted from 1, around which the prompts are averaged.
         std: how many epochs around it count.
+        shared: the other settings of `TwoTowerTuning`.
     """
 
     name = "promptsrc"
@@ -147,30 +150,14 @@ class PromptSRC(IVLP):
         *,
         n_ctx: Count = 4,
         tokens: Count = 4,
-        init: str | None = "a photo of a",
-        depth: Count = 9,
         text: NonNegative = 25.0,
         image: NonNegative = 10.0,
         logits: NonNegative = 1.0,
         mean: Positive = 15.0,
         std: Positive = 1.0,
-        views: Natural | None = None,
-        min_scale: Part = 0.08,
-        suffix: str = ".",
-        memory_gb: Positive = 2.0,
-        chunk: Count | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            n_ctx=n_ctx,
-            tokens=tokens,
-            init=init,
-            depth=depth,
-            views=views,
-            min_scale=min_scale,
-            suffix=suffix,
-            memory_gb=memory_gb,
-            chunk=chunk,
-        )
+        super().__init__(n_ctx=n_ctx, tokens=tokens, **shared)
         self.text = text
         self.image = image
         self.logits = logits

@@ -178,7 +178,9 @@ class TwoTowerTuning(PromptTuning):
         views: k random crops of each picture (mirrored too, where the dataset's classes survive that), epoch e on crop
             e mod k; None for a new one at every epoch, 0 for the model's own view.
         min_scale: smallest share of the picture that a crop shows.
-        suffix, memory_gb, chunk: see `PromptTuning`.
+        suffix: what stands directly behind the name.
+        memory_gb: what the backward pass may keep of the text tower, in GiB; the result does not depend on it.
+        chunk: classes at once; None lets `memory_gb` decide.
     """
 
     name: str
