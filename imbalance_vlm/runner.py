@@ -19,7 +19,7 @@ from imbalance_vlm.data.prepare import identities_kept
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_json
 from imbalance_vlm.progress import bar, note
-from imbalance_vlm.recipe.study import Plan, plan
+from imbalance_vlm.recipe.study import Plan, coordinates, plan
 from imbalance_vlm.results.folder import run_folder
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
 
@@ -190,5 +190,9 @@ def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult
         from imbalance_vlm.results.plots import plot
 
         frame = curves(results) if wanted.plot["x"] == "epoch" else full
+        places = coordinates(wanted)
+        for column in next(iter(places.values())):
+            if column not in frame.columns:
+                frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
         plot(frame, folder / "plot.png", **wanted.plot)
     return StudyResult(folder, results, shown)

@@ -118,7 +118,7 @@ class Prompts:
             body = [self.tokens.stand_in if place >= 0 else next(words) for place in places]
             row = [*self.tokens.start, *body, *self.tokens.end]
             if len(row) > ids.shape[1]:
-                raise self._too_long(number, n_ctx, len(row))
+                raise self._too_long(n_ctx)
             ids[number, : len(row)] = torch.tensor(row)
             slots[number, first : first + len(places)] = torch.tensor(places)
         pooled = self.tower.pooled_at(ids)
@@ -134,14 +134,16 @@ class Prompts:
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.position]
         return [*range(before), *[-1] * name, *range(before, n_ctx), *[-1] * (count - name)]
 
-    def _too_long(self, number: int, n_ctx: int, length: int) -> InputError:
-        most, name = self.tower.context_length, len(self._names[number])
-        room = most - length + n_ctx
+    def _too_long(self, n_ctx: int) -> InputError:
+        """What is wrong with the longest name, so that its remedy is one for all."""
+        name, first = max((len(tokens), -number) for number, tokens in enumerate(self._names))
+        most, around = self.tower.context_length, len(self.tokens.start) + len(self.tokens.end)
+        room = most - name - around
         remedy = f"n_ctx of at most {room}, or a shorter name" if room > 0 else "a shorter name"
         return InputError(
-            f"a prompt must have at most {most} tokens for '{self.tower.name}', got {length} for class {number} "
-            f"('{self.class_names[number]}'): {n_ctx} of context, {name} of the name and its full stop, "
-            f"{length - n_ctx - name} around them. Use {remedy}"
+            f"a prompt must have at most {most} tokens for '{self.tower.name}', got {n_ctx + name + around} for class "
+            f"{-first} ('{self.class_names[-first]}'): {n_ctx} of context, {name} of the name and its full stop, "
+            f"{around} around them. Use {remedy}"
         )
 
 

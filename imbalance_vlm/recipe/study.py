@@ -7,6 +7,7 @@ grid:
 table: {columns: [...], sort: overall, baseline: VARIANT, score: h}
                                        baseline: the row the others are tested against, in score (overall)
 plot: {x: ..., y: [...], by: ..., log_x: true}                x: epoch plots the curves of the runs
+      {x: KEY.OF.AN.AXIS, y: [...], each: variant}             a line for each variant
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _PLOT: dict[str, Any] = {
     "x": str,
     "y": list[str],
     "by": str | None,
+    "each": str | None,
     "log_x": bool,
     "lines": bool,
     "title": str,
@@ -51,6 +53,7 @@ class Plan:
     name: str
     recipes: list[dict[str, Any]]
     is_study: bool = False
+    axes: tuple[str, ...] = ()
     table: Mapping[str, Any] = field(default_factory=dict)
     plot: Mapping[str, Any] | None = None
 
@@ -80,7 +83,25 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
         problems.append(Problem("table.baseline", said, loaded.origin("table.baseline")))
     if problems:
         raise RecipeError(problems)
-    return Plan(_name(loaded), recipes, is_study, study.get("table") or {}, study.get("plot"))
+    axes = tuple((study.get("grid") or {}).get("axes") or ())
+    return Plan(_name(loaded), recipes, is_study, axes, study.get("table") or {}, study.get("plot"))
+
+
+def coordinates(wanted: Plan) -> dict[str, dict[str, Any]]:
+    """Where each row of a study stands in its grid: {row: {"variant": ..., axis: value, ...}}."""
+    found = {}
+    for recipe in wanted.recipes:
+        label = str(recipe["name"]).removeprefix(f"{wanted.name}/")
+        values = {axis: _at(recipe, axis) for axis in wanted.axes}
+        variant = label.split("/")[: -len(wanted.axes) or None]
+        found[label] = {"variant": "/".join(variant), **values}
+    return found
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _name(loaded: Loaded) -> str:
@@ -92,6 +113,8 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     shapes = {"grid": _GRID, "table": _TABLE, "plot": _PLOT}
     if "grid" not in study:
         return [Problem(key, "only a study, a recipe with `grid`, has one", loaded.origin(key)) for key in study]
+    grid = study["grid"]
+    places = ["variant", *((grid.get("axes") or {}) if isinstance(grid, Mapping) else ())]
     for section, value in study.items():
         known = shapes[section]
         if not isinstance(value, Mapping):
@@ -115,9 +138,10 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
             problems += [Problem(f"plot.{key}", "missing; give a value") for key in ("x", "y") if key not in value]
         problems += [
             Problem(f"{section}.{key}", _unknown_column(column), loaded.origin(f"{section}.{key}"))
-            for key in ("columns", "sort", "score", "x", "y", "by")
+            for key in ("columns", "sort", "score", "x", "y", "by", "each")
             for column in _words(value.get(key))
             if section != "grid" and column not in COLUMNS and (section, key, column) != ("plot", "x", "epoch")
+            if not (section == "plot" and key in ("x", "by", "each") and column in places)
         ]
     return problems
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +19,15 @@ def plot(
     x: str,
     y: list[str],
     by: str | None = None,
+    each: str | None = None,
     log_x: bool = False,
     lines: bool = True,
     title: str = "",
     x_label: str = "",
     y_label: str = "accuracy (%)",
 ) -> None:
-    """Columns `y` against column `x`, one panel for each value of `by`; error bars where the table has them.
+    """Columns `y` against column `x`, a panel for each value of `by`, a line for each of `each`; error bars where the
+    table has them.
 
     Without `lines` the points stand alone, and the legend has the correlation over them (Pearson's r).
 
@@ -36,7 +39,7 @@ def plot(
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise InputError("plots need matplotlib: pip install 'imbalance_vlm[plot]'") from error
-    for column in [x, *y, *([by] if by else [])]:
+    for column in [x, *y, *(one for one in (by, each) if one)]:
         if column not in frame.columns:
             raise InputError(f"unknown plot column {column!r}; available: {', '.join(map(str, frame.columns))}")
     panels: Sequence[tuple[str, pd.DataFrame]] = (
@@ -45,17 +48,18 @@ def plot(
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, group) in zip(axes, panels, strict=True):
-        ordered = group.sort_values(x)
-        for column in y:
+        curves = [(f"{value}: ", part) for value, part in group.groupby(each, sort=False)] if each else [("", group)]
+        for (whose, curve), column in itertools.product(curves, y):
+            ordered = curve.sort_values(x)
             deviation = f"{column}_std"
             spread = ordered[deviation] if deviation in ordered.columns else None
-            label = column if lines else f"{column}, r = {ordered[x].corr(ordered[column]):+.2f}"
+            label = f"{whose}{column}" + ("" if lines else f", r = {ordered[x].corr(ordered[column]):+.2f}")
             axis.errorbar(
                 ordered[x], ordered[column], yerr=spread, marker="o", ls="-" if lines else "", capsize=3, label=label
             )
         if log_x:
             axis.set_xscale("log")
-            axis.set_xticks(sorted(set(ordered[x])))
+            axis.set_xticks(sorted(set(group[x])))
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.minorticks_off()
         axis.set_title(name)

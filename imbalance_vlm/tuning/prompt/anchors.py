@@ -46,7 +46,7 @@ def _novel(task: Task) -> Sequence[str]:
     if not task.novel_names:
         raise InputError(
             "regularizer 'text_anchor' with names 'novel' needs classes that are tested and never trained, got none; "
-            "set data.split to base_to_novel, or names to external"
+            "set data.classes to base, or names to external"
         )
     return task.novel_names
 

@@ -181,7 +181,7 @@ def check_task(task: Task) -> None:
         InputError: no classes, a name twice, or features in another space than the text's.
     """
     if not task.class_names:
-        raise InputError("prompts need at least one class to train on, got none; check data.split and data.shots")
+        raise InputError("prompts need at least one class to train on, got none; check data.classes and data.shots")
     seen: dict[str, int] = {}
     for number, name in enumerate(task.class_names):
         first = seen.setdefault(name.replace("_", " "), number)

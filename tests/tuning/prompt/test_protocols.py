@@ -1,0 +1,177 @@
+"""The protocols of the prompt papers from recipe to table, on miniatures in the real layouts; and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+from safetensors.torch import save_file
+
+from imbalance_vlm import run
+from imbalance_vlm.data.few_shot import SETS, VARIANTS
+from imbalance_vlm.data.prepare import create_dataset, drawn
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.recipe.study import plan
+from imbalance_vlm.results.result import RunResult, StudyResult
+from tests.conftest import TINY_CLIP
+from tests.data.miniatures import MINIATURES, picture
+
+ALL_SETS = ("imagenet", *SETS, "fgvc_aircraft", *VARIANTS)
+
+
+COLOURS = ("red_apple", "green_leaf", "blue_car", "white_cup")
+
+
+@pytest.fixture(scope="module")
+def roomy_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model that reads as many tokens as CLIP does."""
+    folder = tmp_path_factory.mktemp("roomy_clip")
+    settings = {**TINY_CLIP["model_cfg"], "text_cfg": {**TINY_CLIP["model_cfg"]["text_cfg"], "context_length": 77}}
+    (folder / "open_clip_config.json").write_text(json.dumps({**TINY_CLIP, "model_cfg": settings}))
+    save_file(open_clip.CLIP(**settings).state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_classes(root: Path, train: dict[str, int]) -> Path:
+    """train/ and test/ class folders with so many pictures a class, two of each to test on."""
+    for shade, (name, count) in enumerate(train.items()):
+        for split, many in (("train", count), ("test", 2)):
+            for number in range(many):
+                picture(root / split / name / f"{name} {number}.png", shade=shade + 100 * number)
+    return root
+
+
+def prompted(root: Path, tiny_clip: str, **more: Any) -> dict[str, Any]:
+    """CoOp on the four colours of the test pictures."""
+    return {
+        "name": "prompted",
+        "data": {"name": "folder", "root": str(root)},
+        "encoder": {"name": tiny_clip},
+        "tuning": {"name": "prompt", "method": "coop", "views": 0},
+        "head": "text",
+        "training": {"epochs": 1, "optimizer": {"lr": 0.01}},
+        **more,
+    }
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "pictures", dict.fromkeys(COLOURS, 20))
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "maple"])
+def test_a_tuned_prompt_is_applied_to_the_names_of_fourteen_other_sets(
+    method: str, tmp_path: Path, tiny_clip: str
+) -> None:
+    for name in ALL_SETS:
+        MINIATURES[name](tmp_path)
+    own = {"data.root": str(tmp_path / "few_shot"), "data.shots": 2, "encoder": {"name": tiny_clip}}
+    words = {} if method == "zero_shot" else {"tuning.init": "a photo"}  # the tiny tower reads 16 tokens
+    result = run(f"cross_dataset/{method}", own | words | {"training.epochs": 1})
+    assert isinstance(result, RunResult)
+    others = [result.scores[f"transfer_{name}"] for name in ALL_SETS[1:]]
+    assert all(0 <= accuracy <= 100 for accuracy in others)
+    assert result.scores["transfer"] == pytest.approx(sum(others) / 14)
+
+
+def test_a_set_without_a_root_lies_where_the_recipe_s_own_data_lie() -> None:
+    recipe = prompted(
+        Path("/a"), "tiny", evaluation={"transfer": ["dtd", {"name": "eurosat", "root": "/b"}, "icons_lt"]}
+    )
+    found = plan(recipe).recipes[0]["evaluation"]["transfer"]
+    assert [section.get("root") for section in found] == ["/a", "/b", None]
+
+
+def test_the_few_shot_study_runs_on_any_of_the_eleven_sets(tmp_path: Path, roomy_clip: str) -> None:
+    section = MINIATURES["dtd"](tmp_path)
+    own = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
+    result = run("few_shot/coop", own | {"training.epochs": 1, "grid.seeds": [0, 1]})
+    assert isinstance(result, StudyResult)
+    assert result.table["n"].tolist() == [2] * len(result.table)
+    assert result.table["overall"].between(0, 100).all()
+
+
+def test_subpt_runs_with_one_shot(tmp_path: Path, roomy_clip: str) -> None:
+    section = MINIATURES["dtd"](tmp_path)
+    own = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
+    one = plan("few_shot/subpt", own | {"training.epochs": 10, "training.batch_size": 1}).recipes[0]
+    assert (one["data"]["shots"], one["balancing"]["gradient"]["rank"]) == (1, 5)
+    one["training"]["optimizer"]["lr"] = 0.1  # random weights have small gradients
+    result = run(one)
+    assert isinstance(result, RunResult)
+    assert 0 <= result.scores["overall"] <= 100
+
+
+def test_each_seed_draws_its_own_images_where_the_recipe_says_so(pictures: Path, tiny_clip: str) -> None:
+    recipe = prompted(pictures, tiny_clip)
+    recipe["data"] |= {"shots": 1, "draw_seed": None}
+    first, second = (plan(recipe, {"seed": seed}).recipes[0] for seed in (0, 1))
+    of_first, of_second = (
+        create_dataset(**drawn(one["data"], one["seed"])).splits["train"].images.name(0) for one in (first, second)
+    )
+    assert of_first != of_second
+    assert create_dataset(**drawn(first["data"] | {"draw_seed": 1}, 0)).splits["train"].images.name(0) == of_second
+
+
+def test_fewer_images_than_a_batch_train(tmp_path: Path, tiny_clip: str) -> None:
+    recipe = prompted(write_classes(tmp_path, dict(zip(COLOURS, (16, 8, 3, 1), strict=True))), tiny_clip)
+    recipe["training"] |= {"batch_size": 32, "epochs": 2}
+    result = run(recipe)
+    assert isinstance(result, RunResult)
+    assert 0 <= result.scores["overall"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        pytest.param(
+            {"balancing.regularizers": [{"name": "npt", "form": "simplex"}]}, "at most 17", id="too many for an ETF"
+        ),
+        pytest.param({"tuning.init": None, "tuning.n_ctx": 15}, "at most 16 tokens", id="prompt longer than the tower"),
+        pytest.param(
+            {"tuning.csc": True, "balancing.regularizers": [{"name": "text_anchor", "names": "external"}]},
+            "context that all classes share",
+            id="CSC with an anchor on other names",
+        ),
+        pytest.param(
+            {"balancing.regularizers": [{"name": "text_anchor", "names": "novel"}]},
+            "set data.classes to base",
+            id="novel",
+        ),
+        pytest.param({"tuning.init": "a photo", "tuning.n_ctx": 7}, "set tuning.init to null", id="words and a number"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_clear_error(
+    changes: dict[str, Any], said: str, tmp_path: Path, tiny_clip: str
+) -> None:
+    classes = [f"thing {number}" for number in range(18)]  # the tiny tower's features are 16 wide
+    recipe = prompted(write_classes(tmp_path, dict.fromkeys(classes, 2)), tiny_clip)
+    with pytest.raises(InputError, match=said) as error:
+        run(recipe, {"tuning.init": "a photo", **changes})
+    assert "\n" not in str(error.value)
+    assert not list(Path("runs").rglob("result.json"))
+
+
+def test_one_class_has_no_base_and_no_novel_half(tmp_path: Path, tiny_clip: str) -> None:
+    recipe = prompted(write_classes(tmp_path / "one", {"red_apple": 2}), tiny_clip)
+    recipe["data"] |= {"classes": "base"}
+    with pytest.raises(InputError, match="at least 2 classes"):
+        run(recipe)
+
+
+def test_names_that_read_alike_are_refused(tmp_path: Path, tiny_clip: str) -> None:
+    twins = write_classes(tmp_path, {"red_apple": 2, "red apple": 2})
+    with pytest.raises(InputError, match="'red apple' more than once"):
+        run(prompted(twins, tiny_clip), {"tuning.init": "a photo"})
+
+
+def test_a_split_file_with_a_missing_image_names_it(tmp_path: Path, tiny_clip: str) -> None:
+    section = MINIATURES["dtd"](tmp_path)
+    gone = next(iter(sorted((Path(section["root"])).rglob("*.jpg"))))
+    gone.unlink()
+    recipe = prompted(tmp_path, tiny_clip) | {"data": section}
+    with pytest.raises(InputError, match=gone.name):
+        run(recipe, {"tuning.init": "a photo"})
