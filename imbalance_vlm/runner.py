@@ -174,6 +174,7 @@ def _device(name: str) -> Any:
 
 def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult:
     """Write the study's table (and plot) beside its runs."""
+    from imbalance_vlm.results.averages import with_averages
     from imbalance_vlm.results.comparison import compare
     from imbalance_vlm.results.tables import save_table, select, table
 
@@ -181,6 +182,8 @@ def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult
     if wanted.table.get("baseline"):
         full = compare(full, results, wanted.table["baseline"], wanted.table.get("score") or "overall")
     full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
+    if wanted.table.get("average"):
+        full = with_averages(full, coordinates(wanted), wanted.table["average"])
     shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"))
     save_table(full, folder / "table.csv")
     save_table(shown, folder / "table.md")

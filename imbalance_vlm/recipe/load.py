@@ -15,6 +15,8 @@ from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 
 COMMAND_LINE = "command line"
+MOST_VALUES = 100_000
+"""Values in a recipe file; the largest study has some hundreds."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -109,16 +111,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if content is None:
         return {}
+    if (values := _values(content, {})) > MOST_VALUES:
+        said = f"must hold at most {MOST_VALUES:,} values, got {values:,} when its aliases (*name) are written out"
+        raise RecipeError([Problem("", said, str(path))])
     if not isinstance(content, dict):
         raise RecipeError([Problem("", f"must be a mapping of keys, got a {type(content).__name__}", str(path))])
     return content
+
+
+def _values(content: Any, known: dict[int, int]) -> int:
+    """How many values these are with every alias written out; ten short lines can mean a billion."""
+    if not isinstance(content, (dict, list)):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = 1  # of one that holds itself
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] += sum(_values(part, known) for part in parts)
+    return known[id(content)]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping.
 
     A component with another `name` replaces the one below it whole: its settings would mean nothing to the other. So
-    does one that names a family's other `method`; the bare `method` keeps what both have.
+    does one that names a family's other `method`; the bare `method` keeps what both have. So does a published row with
+    its `source`: figures of two sources are no row. But another dataset keeps how the recipe cuts and draws images,
+    which every dataset understands, and the `root` if it takes one: it is the same protocol on other data.
     A bare name stands for a component without settings.
     """
     merged = deepcopy(dict(base))
@@ -130,11 +148,23 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             value = {"name": value}
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             differs = any(key in value and value[key] != below.get(key, value[key]) for key in ("name", "method"))
-            replaces = "name" in value and differs
-            merged[key] = deepcopy(dict(value)) if replaces else merge(below, value)
+            replaces = ("name" in value and differs) or "source" in value
+            kept = _of_any_dataset(below, str(value.get("name"))) if key == "data" else {}
+            merged[key] = deepcopy(kept | dict(value)) if replaces else merge(below, value)
         else:
             merged[key] = deepcopy(value)
     return merged
+
+
+def _of_any_dataset(section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What of a data section holds for the dataset `name` too."""
+    from imbalance_vlm import catalogue
+    from imbalance_vlm.data.prepare import prepare
+    from imbalance_vlm.registry import settings_of
+
+    own = catalogue.DATASETS.get(name).settings() if name in catalogue.DATASETS else {}
+    shared = {*settings_of(prepare), *({"root"} & own.keys())}
+    return {key: value for key, value in section.items() if key in shared}
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ grid:
   seeds: [0, 1, 2]
 table: {columns: [...], sort: overall, baseline: VARIANT, score: h}
                                        baseline: the row the others are tested against, in score (overall)
+                                       average: an axis, whose rows are averaged below them
 plot: {x: ..., y: [...], by: ..., log_x: true}                x: epoch plots the curves of the runs
       {x: KEY.OF.AN.AXIS, y: [...], each: variant}             a line for each variant
 """
@@ -32,7 +33,13 @@ _GRID: dict[str, Any] = {
     "axes": dict[str, list[Any]],
     "seeds": list[Natural],
 }
-_TABLE: dict[str, Any] = {"columns": list[str] | None, "sort": str | None, "baseline": str | None, "score": str | None}
+_TABLE: dict[str, Any] = {
+    "columns": list[str] | None,
+    "sort": str | None,
+    "baseline": str | None,
+    "score": str | None,
+    "average": str | None,
+}
 _PLOT: dict[str, Any] = {
     "x": str,
     "y": list[str],
@@ -81,9 +88,13 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
     if baseline and not problems and baseline not in labels:
         said = f"must be a row of the study, got {baseline!r}.{did_you_mean(baseline, labels)}"
         problems.append(Problem("table.baseline", said, loaded.origin("table.baseline")))
+    axes = tuple((study.get("grid") or {}).get("axes") or ())
+    average = (study.get("table") or {}).get("average")
+    if average and average not in axes:
+        said = f"must be an axis of the study, got {average!r}.{did_you_mean(average, axes)}"
+        problems.append(Problem("table.average", said, loaded.origin("table.average")))
     if problems:
         raise RecipeError(problems)
-    axes = tuple((study.get("grid") or {}).get("axes") or ())
     return Plan(_name(loaded), recipes, is_study, axes, study.get("table") or {}, study.get("plot"))
 
 

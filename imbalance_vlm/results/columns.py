@@ -28,10 +28,15 @@ COST = ("trainable_parameters", "encode_seconds", "train_seconds", "peak_memory_
 SPREADS = tuple(f"{score}_std" for score in (*MAIN, "base", "novel", "h"))
 NOVEL = ("base", "novel", "h", "joint", "joint_base", "joint_novel", "novel_class_mean", "transfer")
 """Only in the rows of recipes with `evaluation.novel` or `evaluation.transfer`."""
+AVERAGES = ("mean_of_h",)
+"""Only with `table.average`, in the rows of averages."""
 BEST = ("best_epoch", "best_base", "best_novel", "best_h")
 """Only with `evaluation.curve`; chosen on test images, so a bound and no result."""
 COMPARISON = ("difference", "p_value")
 """Of a study with a `table.baseline`."""
-COLUMNS = (*IDENTITY, "seeds", "n", *SCORES, *SPREADS, *COMPARISON, *NOVEL, *BEST, *GEOMETRY, "chosen", *COST)
+SAMPLES = "samples_seen"
+"""Of pre-training, every epoch counted; beside `pretrain_pairs`, where an encoder's tag says it."""
+_OF_RUNS = (*SCORES, *SPREADS, *COMPARISON, *NOVEL, *AVERAGES, *BEST, *GEOMETRY, "chosen", *COST)
+COLUMNS = (*IDENTITY, SAMPLES, "seeds", "n", *_OF_RUNS)
 SMALL_IS_GOOD = (*CALIBRATION, "p_value", *(name for name in GEOMETRY if "rank" not in name), *COST[:-1])
 """What a sort from best to worst begins with the smallest of."""

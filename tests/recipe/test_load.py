@@ -137,6 +137,15 @@ def test_another_component_drops_the_settings_of_the_first() -> None:
     assert merge(base, {"optimizer": "adamw"}) == {"optimizer": {"name": "adamw"}}
 
 
+def test_another_dataset_keeps_what_every_dataset_understands() -> None:
+    base = {"data": {"name": "caltech101", "root": "DATA", "on_error": "skip", "shots": 16, "draw_seed": None}}
+    protocol = {"shots": 16, "draw_seed": None}
+    assert merge(base, {"data": {"name": "dtd"}}) == {"data": {"name": "dtd", "root": "DATA", **protocol}}
+    assert merge(base, {"data": {"name": "icons_lt", "shots": 4}}) == {
+        "data": {"name": "icons_lt", "shots": 4, "draw_seed": None}
+    }
+
+
 def test_the_same_component_keeps_them() -> None:
     base = {"optimizer": {"name": "sgd", "lr": 0.1}}
     for over in ("sgd", {"name": "sgd"}, {}):

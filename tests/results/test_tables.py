@@ -10,7 +10,19 @@ import pandas as pd
 import pytest
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.results.columns import BEST, COLUMNS, COMPARISON, COST, GEOMETRY, IDENTITY, NOVEL, SCORES, SPREADS
+from imbalance_vlm.results.columns import (
+    AVERAGES,
+    BEST,
+    COLUMNS,
+    COMPARISON,
+    COST,
+    GEOMETRY,
+    IDENTITY,
+    NOVEL,
+    SAMPLES,
+    SCORES,
+    SPREADS,
+)
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import format_table, markdown, save_table, select, table
 
@@ -33,7 +45,8 @@ def test_configurations_that_look_alike_are_not_seeds_of_one() -> None:
 
 
 def test_columns_are_the_documented_ones_in_order() -> None:
-    assert set(table([run(1.0)]).columns) == set(COLUMNS) - {*SPREADS, *COMPARISON, *NOVEL, *BEST, *GEOMETRY, "chosen"}
+    others = {SAMPLES, *SPREADS, *COMPARISON, *NOVEL, *AVERAGES, *BEST, *GEOMETRY, "chosen"}
+    assert set(table([run(1.0)]).columns) == set(COLUMNS) - others
     assert list(table([run(1.0)]).columns[:10]) == [*IDENTITY, "seeds", "n"]
 
 
