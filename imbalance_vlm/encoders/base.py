@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.errors import InputError
 
 KINDS = ("embedding", "class_token", "tokens")
 """Image features: "embedding" (B, d), in the space the text features share; "class_token" (B, w), after the tower's
@@ -67,6 +68,25 @@ def weights_fingerprint(module: nn.Module) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_base(path: Path, trained_on: str, fingerprint: str) -> None:
+    """Refuse weights that were trained on other weights than those of the encoder that is to use them.
+
+    Args:
+        path: the file, for the error.
+        trained_on: the fingerprint that the file gives.
+        fingerprint: the encoder's.
+
+    Raises:
+        InputError: they differ.
+    """
+    if trained_on != fingerprint:
+        raise InputError(
+            f"{path} was trained on another base model: it belongs to the encoder with fingerprint {trained_on}, and "
+            f"the encoder's is {fingerprint}; put back the weights of the encoder that it was trained on, or train on "
+            "these: run the recipe again"
+        )
 
 
 @contextmanager

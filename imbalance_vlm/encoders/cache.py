@@ -87,8 +87,11 @@ class FeatureCache:
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
         folder = self.root / key
         finished = folder / "features.bin"
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if finished.is_file() and finished.stat().st_size != size:  # cut short, by a copy or a repaired disk
+            finished.unlink(missing_ok=True)
         if not finished.is_file():
-            self._check_limit(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            self._check_limit(size)
             with disk_errors(folder, _REMEDY):
                 folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(folder / "lock")):  # a second run waits for the first and then reads

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from imbalance_vlm.data.dataset import Split
-from imbalance_vlm.data.loading import Transform, pixel_batches
+from imbalance_vlm.data.loading import Decoder, Transform, pixel_batches
+from imbalance_vlm.data.resized import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source
 from imbalance_vlm.progress import note
-from imbalance_vlm.types import NonNegative
+from imbalance_vlm.types import Natural, NonNegative
 
 ENCODE_BATCH = CHUNK // 4  # a divisor: a resumed entry goes on at a whole chunk, with the same batches as before
 CPU_NUMBERS = 2**21
@@ -75,6 +76,8 @@ def feature_source(
     *,
     cache: bool = True,
     token_limit_gb: NonNegative = 4.0,
+    decoder: Decoder = "pil",
+    resized: Natural = 0,
 ) -> Source:
     """The features of a split.
 
@@ -88,9 +91,15 @@ def feature_source(
         cache: false sends the pictures through the tower at every pass.
         token_limit_gb: all image tokens take T times the room of a pooled feature; above this many GB (10^9 bytes) a
             split's tokens are computed at every pass instead of kept.
+        decoder: what reads pictures that go through the tower at every pass: "pil"; "torchvision", which is faster and
+            differs by a step of 255 at most; "gpu", torchvision on the GPU where there is one. Kept features are always
+            made with "pil".
+        resized: keeps a copy of each larger picture, with its shorter side at this many pixels, in the cache, and reads
+            that (3 bytes a pixel); 0 for none. At the model's own size the numbers stay as they are, but for crops.
 
     Pooled features are kept in float32, tokens in float16.
     """
+    split = resized_split(split, resized)
     shape = _shape(encoder, split, kind, transforms[0], device)
     dtype = "float16" if kind == "tokens" else "float32"
     size = len(transforms) * int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -101,7 +110,7 @@ def feature_source(
         )
         cache = False
     if not cache:
-        return ImageSource(split, encoder, kind, transforms, device)
+        return ImageSource(split, encoder, kind, transforms, device, decoder)
     store = FeatureCache()
     arrays = [
         store.get(

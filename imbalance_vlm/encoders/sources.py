@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imbalance_vlm.data.dataset import Split
-from imbalance_vlm.data.loading import Decoder, PixelLoader, Transform
+from imbalance_vlm.data.loading import Decoder, PixelLoader, Transform, TransformedImages
 from imbalance_vlm.encoders.base import Encoder
+
+EVALUATION_NUMBERS = {"cpu": 2**22, "cuda": 2**24}
+"""Numbers of pictures or tokens to a batch of an evaluation: 27 pictures of 224 pixels on the CPU, 111 on a GPU."""
 
 
 class Source(Protocol):
@@ -85,7 +88,7 @@ class ImageSource:
         kind: which features; see `imbalance_vlm.encoders.base.KINDS`.
         transforms: one for each view; epoch e uses transform e mod k.
         device: where the encoder is.
-        decoder: "pil", or "torchvision"; see `imbalance_vlm.data.decoding`.
+        decoder: see `PixelLoader`.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class ImageSource:
         self.transforms = transforms
         self.device = device
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.loader = PixelLoader(split.images, transforms, decoder)
+        self.loader = PixelLoader(split.images, transforms, decoder, device=device)
 
     @property
     def num_views(self) -> int:
@@ -130,7 +133,7 @@ class PixelSource:
         split: pictures and labels.
         transforms: one for each view; epoch e uses transform e mod k.
         device: where batches are wanted.
-        decoder: "pil", or "torchvision"; see `imbalance_vlm.data.decoding`.
+        decoder: see `PixelLoader`.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class PixelSource:
         self.transforms = transforms
         self.device = device
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.loader = PixelLoader(split.images, transforms, decoder)
+        self.loader = PixelLoader(split.images, transforms, decoder, device=device)
 
     @property
     def num_views(self) -> int:
@@ -157,6 +160,27 @@ class PixelSource:
         for chosen, batch in zip(rows, pixels, strict=True):
             labels = self.labels.index_select(0, chosen.to(self.device))
             yield batch.to(self.device, non_blocking=True), labels
+
+
+def evaluation_rows(source: Source, batch_size: int) -> tuple[Tensor, ...]:
+    """All rows of a source in order, in batches for a pass without gradients, whose size changes no number.
+
+    A batch holds at most as many pictures (or tokens) as `EVALUATION_NUMBERS` says: 1024 pictures of 224 pixels, read
+    ahead by some workers, would take gigabytes, and what a tower makes of them many more.
+
+    Args:
+        source: features or pictures.
+        batch_size: rows to a batch, at most.
+    """
+    probe: Tensor | None = None
+    if isinstance(source, (ImageSource, PixelSource)):
+        probe = TransformedImages(source.split.images, source.transforms[:1])[0]
+    elif isinstance(source, FeatureSource) and source.views[0].ndim > 2:
+        probe = torch.empty(tuple(source.views[0].shape[1:]), device="meta")  # (T, w)
+    if probe is not None:
+        most = EVALUATION_NUMBERS["cuda" if source.labels.is_cuda else "cpu"]
+        batch_size = max(1, min(batch_size, most // probe.numel()))
+    return torch.arange(len(source)).split(batch_size)
 
 
 def free_memory(device: torch.device) -> int:

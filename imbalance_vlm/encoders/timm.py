@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_start, weights_fingerprint
+from imbalance_vlm.encoders.formats import differences
+from imbalance_vlm.encoders.hub import download_command, require_repository
 from imbalance_vlm.errors import InputError, did_you_mean
 
 
@@ -54,16 +56,8 @@ class TimmEncoder(nn.Module):
         with autocast(self.device, self.precision):
             features = self.module.forward_features(pixels)  # type: ignore[operator]
             if kind == "tokens":
-                return self._as_tokens(features).float()
+                return as_tokens(self.module, features).float()
             return self.module.forward_head(features, pre_logits=True).float()  # type: ignore[operator]
-
-    def _as_tokens(self, features: Tensor) -> Tensor:
-        if features.ndim == 4:  # a feature map, (B, C, H, W), or (B, H, W, C) in hierarchical transformers
-            channels_last = features.shape[-1] == self.module.num_features
-            features = features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
-        if getattr(self.module, "num_prefix_tokens", 0):
-            return features
-        return torch.cat([features.mean(1, keepdim=True), features], dim=1)
 
     def _refuse_text(self) -> NoReturn:
         raise InputError(
@@ -76,6 +70,16 @@ class TimmEncoder(nn.Module):
 
     def text_in(self, kind: str, text_features: Tensor) -> Tensor:
         self._refuse_text()
+
+
+def as_tokens(trunk: Any, features: Tensor) -> Tensor:
+    """What a timm backbone's forward_features gives as (B, T, w), the class token, or the mean in its place, first."""
+    if features.ndim == 4:  # a feature map, (B, C, H, W), or (B, H, W, C) in hierarchical transformers
+        channels_last = features.shape[-1] == trunk.num_features
+        features = features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+    if getattr(trunk, "num_prefix_tokens", 0):
+        return features
+    return torch.cat([features.mean(1, keepdim=True), features], dim=1)
 
 
 def timm_encoder(
@@ -94,7 +98,8 @@ def timm_encoder(
         features: the pooled features, under either name (a timm backbone has no projection).
 
     Raises:
-        InputError: an unknown model, a missing file, or weights of another architecture.
+        InputError: an unknown model, a missing file, weights of another architecture, or weights that would have to be
+            fetched and cannot be.
     """
     import timm
     from timm.data import create_transform, resolve_model_data_config
@@ -103,6 +108,8 @@ def timm_encoder(
     if not timm.is_model(name):
         raise InputError(f"unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}")
     path = checkpoint_path(pretrained)
+    if pretrained is True:
+        _check_reachable(name)
     try:
         with fixed_start():
             net = timm.create_model(name, pretrained=pretrained is True, num_classes=0)
@@ -139,8 +146,35 @@ def checkpoint_path(pretrained: bool | str) -> Path | None:
         return None
     path = Path(pretrained).expanduser()
     if not path.is_file():
-        raise InputError(f"`pretrained` must be true, 'random' or a local checkpoint, got {pretrained!r}: no such file")
+        why = "a folder; name the file in it" if path.is_dir() else "no such file"
+        raise InputError(f"`pretrained` must be true, 'random' or a local checkpoint, got {pretrained!r}: {why}")
     return path
+
+
+def _check_reachable(name: str) -> None:
+    """Refuse at once, with the command that helps, weights that would have to be fetched and cannot be.
+
+    Raises:
+        InputError: a model without weights, or weights that are neither in the cache nor within reach.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise InputError(
+            f"timm keeps no weights of '{name}'; set encoder.pretrained to a local checkpoint or 'random', or choose "
+            "one of timm.list_models(pretrained=True)"
+        )
+    if not config.hf_hub_id:
+        return
+    folder = config.hf_hub_id.rpartition("/")[2]
+    require_repository(
+        config.hf_hub_id,
+        [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"],
+        f"the weights of 'timm:{name}'",
+        f"Where there is a network: {download_command(config.hf_hub_id)}. Copy the folder here and set "
+        f"encoder.pretrained=/path/to/{folder}/model.safetensors",
+    )
 
 
 def _load(net: nn.Module, path: Path, name: str) -> None:
@@ -149,12 +183,14 @@ def _load(net: nn.Module, path: Path, name: str) -> None:
 
     found = load_state_dict(str(path), use_ema=False, weights_only=True)
     own = net.state_dict()
-    wrong = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]
+    classifier = net.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    layers = [classifier] if isinstance(classifier, str) else classifier
+    parts = tuple(f"{layer.split('.')[0]}." for layer in layers)  # with the norms that some heads have
+    found = {key: value for key, value in found.items() if key in own or not key.startswith(parts)}
+    wrong = differences(own, found)
     if wrong:
-        key = wrong[0]
-        came = tuple(found[key].shape) if key in found else "nothing"
         raise InputError(
-            f"`pretrained` '{path}' holds weights of another architecture than '{name}': {len(wrong)} of {len(own)} "
-            f"tensors do not fit, such as {key}: expected {tuple(own[key].shape)}, got {came}"
+            f"`pretrained` '{path}' holds weights of another architecture than '{name}': {len(wrong)} tensors do not "
+            f"fit {len(own)}, such as {wrong[0]}"
         )
-    net.load_state_dict({key: found[key] for key in own})
+    net.load_state_dict(found)

@@ -193,7 +193,9 @@ def test_a_local_directory_of_another_architecture_is_refused(tiny_folder: Path)
 def test_a_local_directory_that_is_none(tmp_path: Path, tiny_folder: Path) -> None:
     refused("open_clip_config.json", name=f"local-dir:{tmp_path}/nowhere")
     (tiny_folder / "open_clip_config.json").write_text("{broken")
-    refused("local-dir", name=f"local-dir:{tiny_folder}")
+    refused("open_clip_config.json must hold JSON", name=f"local-dir:{tiny_folder}")
+    (tiny_folder / "open_clip_config.json").write_text("{}")
+    refused("local-dir", "could not be made", name=f"local-dir:{tiny_folder}")
 
 
 def test_a_local_directory_without_weights_is_refused(tiny_folder: Path) -> None:
@@ -241,3 +243,67 @@ def test_logging_is_left_as_it_was(tiny_clip: str) -> None:
     level = logging.getLogger().level
     create_encoder(tiny_clip)
     assert logging.getLogger().level == level
+
+
+# -- towers of other kinds ---------------------------------------------------------------------------------------------
+
+
+def on_timm(tmp_path: Path, name: str, **vision: Any) -> OpenClipEncoder:
+    """An open_clip model around one of the tiny towers that timm keeps for tests."""
+    tower = {"timm_model_name": name, "image_size": 160, "timm_proj": "linear", "timm_pool": ""} | vision
+    config = {**TINY_CLIP["model_cfg"], "vision_cfg": tower}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return create_encoder(f"local-dir:{tmp_path}", pretrained="random")  # type: ignore[return-value]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_tokens_of_a_tower_from_timm_are_its_own(tmp_path: Path, name: str) -> None:
+    encoder = on_timm(tmp_path, name)
+    batch = torch.rand(2, 3, 160, 160)
+    trunk: Any = encoder.module.visual.trunk  # type: ignore[union-attr]
+    theirs = trunk.forward_features(batch)
+    tokens = encoder.image_features(batch, "tokens")
+    assert tokens.shape[::2] == (2, encoder.width("tokens"))
+    if name == "test_vit":  # a class token stands first
+        torch.testing.assert_close(tokens, theirs)
+    else:
+        torch.testing.assert_close(tokens[:, 1:], theirs.flatten(2).transpose(1, 2))
+        torch.testing.assert_close(tokens[:, 0], theirs.mean((2, 3)))
+    with pytest.raises(InputError, match="classifies by a class token"):
+        encoder.image_features(batch, "class_token")
+    encoder.final_norm = False
+    with pytest.raises(InputError, match="final_norm must be true"):
+        encoder.image_features(batch, "tokens")
+
+
+@torch.no_grad()
+def test_a_tower_that_pools_by_attention_has_no_normed_tokens(tmp_path: Path) -> None:
+    """CoCa's final norm comes after the pooling, and has another width."""
+    config = json.loads(json.dumps(TINY_CLIP))
+    config["model_cfg"]["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": False}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    encoder: Any = create_encoder(f"local-dir:{tmp_path}", pretrained="random")
+    batch = torch.rand(2, 3, 16, 16)
+    for kind in ("tokens", "class_token"):
+        with pytest.raises(InputError, match="final_norm to false"):
+            encoder.image_features(batch, kind)
+    encoder.final_norm = False
+    assert encoder.image_features(batch, "tokens").shape == (2, 5, 32)
+
+
+@torch.no_grad()
+def test_a_tower_that_averages_its_tokens_has_no_trained_class_token(tmp_path: Path) -> None:
+    config = json.loads(json.dumps(TINY_CLIP))
+    config["model_cfg"]["vision_cfg"] |= {"pool_type": "avg"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    encoder = create_encoder(f"local-dir:{tmp_path}", pretrained="random")
+    with pytest.raises(InputError, match="classifies by a class token"):
+        encoder.image_features(torch.rand(2, 3, 16, 16), "class_token")
+
+
+def test_a_text_tower_from_hugging_face_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from imbalance_vlm.encoders import open_clip as ours
+
+    monkeypatch.setattr(ours, "has_transformers", lambda: False)
+    refused("needs the package transformers", "roberta-base", name="roberta-ViT-B-32", pretrained="random")

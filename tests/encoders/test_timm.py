@@ -72,6 +72,9 @@ def test_weights_of_another_architecture_name_a_tensor(tmp_path: Path) -> None:
     refused("timm:test_vit", "another architecture", "expected", pretrained=str(tmp_path / "w.pt"))
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "c.pt")
     refused("timm:test_vit", "another architecture", "got nothing", pretrained=str(tmp_path / "c.pt"))
+    deeper = timm.create_model("test_vit", depth=9)
+    torch.save(deeper.state_dict(), tmp_path / "d.pt")
+    refused("timm:test_vit", "blocks.6.norm1.weight: expected nothing", pretrained=str(tmp_path / "d.pt"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
@@ -90,6 +93,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 def test_unknown_models_and_files_are_refused(tmp_path: Path) -> None:
     refused("timm:resnet5", "unknown timm model 'resnet5'", "Did you mean 'resnet50'?")
     refused("timm:test_vit", "no such file", pretrained=str(tmp_path / "nowhere.pt"))
+    refused("timm:test_vit", "a folder; name the file in it", pretrained=str(tmp_path))
+    refused("timm:coatnet_0_224", "timm keeps no weights", pretrained=True)
 
 
 def test_text_is_refused_in_words() -> None:

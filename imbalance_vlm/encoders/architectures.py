@@ -1,0 +1,158 @@
+"""open_clip's architectures without weights: built on the meta device, compared with a file, and filled from one."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imbalance_vlm.encoders.formats import Weights, differences
+from imbalance_vlm.errors import InputError
+
+NAMED = 3
+"""Tensors that a message about weights of another architecture names."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """open_clip logs to the root logger, also what it raises, and that no weights were loaded where none were asked
+    for."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def skeleton(name: str) -> nn.Module:
+    """One of open_clip's architectures on the meta device: names and shapes, no memory, no downloads."""
+    import open_clip
+
+    with quiet(), torch.device("meta"):
+        return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta").eval()
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """The configuration of one of open_clip's architectures, {} for another name."""
+    import open_clip
+
+    found = None if ":" in name else open_clip.get_model_config(name.replace("/", "-"))
+    return found or {}
+
+
+def text_config(name: str) -> dict[str, Any]:
+    """The text tower's part of it."""
+    found: dict[str, Any] = configuration(name).get("text_cfg", {})
+    return found
+
+
+def has_transformers() -> bool:
+    """Whether the library is installed that text towers and tokenizers from Hugging Face need."""
+    return importlib.util.find_spec("transformers") is not None
+
+
+def fill(net: nn.Module, weights: Weights, model: str, pretrained: str) -> None:
+    """Load weights into a model, every tensor of both, and see that pictures and texts give finite features.
+
+    Args:
+        net: an open_clip model.
+        weights: from a file.
+        model, pretrained: what the recipe calls them.
+
+    Raises:
+        InputError: weights of another architecture, with the architectures they fit, or weights that are not finite.
+    """
+    own = net.state_dict()
+    state = adapted(own, weights.state)
+    wrong = differences(own, state)
+    if wrong:
+        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        raise InputError(
+            f"`pretrained` {pretrained!r} holds weights of another architecture than '{model}' ({weights.file.name}, "
+            f"{weights.format} format): {'; '.join(wrong[:NAMED])}{more}. {_advice(weights)}"
+        )
+    net.load_state_dict(state)
+    _check_forward(net, pretrained)
+
+
+def adapted(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in the shape that a model wants, where that is a matter of spelling: the text tower's parts on the
+    model or on its `text`, one number or a vector of one, position numbers that older libraries saved."""
+    from open_clip import model as library
+
+    new = dict(state)
+    if "text.positional_embedding" in own and "positional_embedding" in new:
+        new = library.convert_to_custom_text_state_dict(new)
+    if "positional_embedding" in own and "text.positional_embedding" in new:
+        new = {name.removeprefix("text."): value for name, value in new.items()}
+    for name in ("logit_scale", "logit_bias"):
+        if name in own and name in new and own[name].numel() == new[name].numel():
+            new[name] = new[name].reshape(own[name].shape)
+    numbers = "text.transformer.embeddings.position_ids"
+    if numbers not in own:
+        new.pop(numbers, None)
+    return new
+
+
+def fitting(weights: Weights) -> list[str]:
+    """The architectures of open_clip's that a file's tensors fit to the last one."""
+    found = []
+    for name in _candidates(weights.state):
+        try:
+            own = skeleton(name).state_dict()
+        except Exception:  # noqa: S112  # an architecture that needs another library is no advice
+            continue
+        if not differences(own, adapted(own, weights.state)):
+            found.append(name)
+    return found
+
+
+def _candidates(state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Architectures whose text tower has a file's vocabulary, width and length: the few that are worth building."""
+    import open_clip
+
+    plain = {name.removeprefix("text."): tuple(value.shape) for name, value in state.items()}
+    wanted = plain.get("token_embedding.weight"), plain.get("positional_embedding")
+    for name in open_clip.list_models():
+        text = text_config(name)
+        width = text.get("width", 512)
+        length = text.get("context_length", 77) + bool(text.get("embed_cls"))
+        if "hf_model_name" not in text and wanted == ((text.get("vocab_size", 49408), width), (length, width)):
+            yield name
+
+
+def _advice(weights: Weights) -> str:
+    quick = weights.quick_gelu
+    names = [name for name in fitting(weights) if quick is None or quick or not name.endswith("-quickgelu")]
+    if quick:  # the plain name is given QuickGELU too; the other says so
+        names = [name for name in names if f"{name}-quickgelu" not in names]
+    if not names:
+        return "None of open_clip's architectures has these shapes; name the one that the file was trained with"
+    return f"Set encoder.name to {' or '.join(repr(name) for name in names)}, whose shapes these are"
+
+
+@torch.no_grad()
+def _check_forward(net: Any, pretrained: str) -> None:
+    size = net.visual.image_size
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    text = getattr(net, "text", net)
+    ids = torch.zeros(1, text.context_length, dtype=torch.long) if hasattr(text, "context_length") else None
+    was_training = net.training
+    net.eval()
+    features = {"pictures": net.encode_image(torch.zeros(1, 3, height, width))}
+    if ids is not None:
+        features["texts"] = net.encode_text(ids)
+    net.train(was_training)
+    for what, values in features.items():
+        if not bool(values.isfinite().all()):
+            raise InputError(
+                f"`pretrained` {pretrained!r} holds weights that make features of {what} that are not finite; the file "
+                "is damaged, or its training diverged"
+            )

@@ -1,0 +1,79 @@
+"""The table of docs/models.md: current for a sample, whole in the slow tier."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import open_clip
+import pytest
+
+from imbalance_vlm import InputError
+from tools import models
+
+PAGE = models.PAGE.read_text(encoding="utf-8")
+SAMPLE = ("ViT-B-16", "ViT-B-16-SigLIP", "EVA02-B-16", "coca_ViT-B-32", "roberta-ViT-B-32")
+
+
+@pytest.fixture(autouse=True)
+def _as_written() -> None:
+    version = re.search(r"As open_clip (\S+) has them", PAGE)
+    assert version
+    if version[1] != open_clip.__version__:
+        pytest.skip(f"the table was made with open_clip {version[1]}, this is {open_clip.__version__}")
+
+
+def row_of(name: str) -> dict[str, str]:
+    """What the page says of an architecture, by way of tuning."""
+    lines = [
+        [part.strip() for part in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("|")
+    ]
+    head = next(line for line in lines if line[0] == "architecture")
+    (row,) = (line for line in lines if f"`{name}`" in line[0].split(", "))
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", PAGE, re.MULTILINE))
+    said = {}
+    for labels, answer in zip(head[2:], row[2:], strict=True):
+        for label in re.split(r", (?!lr decay)", labels):
+            said[label] = reasons[answer.strip("()")] if answer.startswith("(") else answer
+    return said
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_page_says_what_the_functions_say(name: str) -> None:
+    found = {models.short(way): answer for way, answer in models.supported(name).items()}
+    assert row_of(name) == found
+
+
+def test_every_architecture_and_every_method_is_in_the_table() -> None:
+    for name in open_clip.list_models():
+        if "test" not in name and "fmt" not in name:  # those that other tests add
+            assert row_of(name)
+    assert row_of("ViT-B-16").keys() == {models.short(way) for way in models.ways()}
+
+
+def test_a_refusal_and_a_failure_are_answers() -> None:
+    def refuse() -> None:
+        raise InputError("encoder 'ViT-x' is refused by method 'lora'")
+
+    def fail() -> None:
+        raise RuntimeError("shapes")
+
+    assert models.answer(refuse, "ViT-x") == "encoder of this kind is refused by this method"
+    assert models.answer(fail, "ViT-x").startswith(models.UNREFUSED)
+    assert models.answer(lambda: None, "ViT-x") == "yes"
+
+
+def test_what_supports_the_same_shares_a_row_and_a_column() -> None:
+    ways = list(models.ways())
+    yes, no = dict.fromkeys(ways, "yes"), dict.fromkeys(ways, "why not")
+    lines = models.table({"ViT-B-16": yes, "ViT-B-32": yes, "RN50": no}).splitlines()
+    assert "| `ViT-B-16`, `ViT-B-32` | built in | yes |" in lines
+    assert "| `RN50` | built in | (1) |" in lines
+    assert lines[-1] == "1. why not"
+
+
+@pytest.mark.slow
+def test_the_whole_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = open_clip.list_models
+    monkeypatch.setattr(open_clip, "list_models", lambda: [name for name in real() if "test" not in name])
+    assert models.main(["--check"]) == 0
