@@ -14,6 +14,7 @@ from imbalance_vlm import __version__, catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.results.columns import MAIN
 
+EXIT_FINDINGS = 1
 EXIT_BAD_INPUT = 2
 
 
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
 
-    def command(name: str, do: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+    def command(name: str, do: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(do=do)
         return sub
@@ -54,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="write a CSV file here instead of printing it")
     sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
+    sub = command("data", do_data, "check a dataset before it is trained on, or look at its head and tail")
+    add_data_arguments(sub.add_subparsers(dest="what", required=True, metavar="WHAT"))
+
     sub = command("cache", do_cache, "list or prune the feature cache")
     sub.add_argument("action", choices=["ls", "prune", "path"])
     sub.add_argument(
@@ -66,6 +70,34 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_data_arguments(what: Any) -> None:
+    source = "a recipe, a folder of class folders, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz)"
+    verify = what.add_parser(
+        "verify",
+        help="counts, broken and repeated images, leakage, and the published numbers",
+        description="Check every image of a dataset, and the dataset as a whole. Nothing is written beside the data. "
+        "Exit status: 0 when nothing is wrong, 1 when there are findings, 2 for bad input.",
+    )
+    show = what.add_parser(
+        "show",
+        help="a contact sheet of the largest and the smallest classes",
+        description="Draw a contact sheet of the largest and the smallest classes, a row each.",
+    )
+    for sub in (verify, show):
+        sub.add_argument("source", help=source)
+        sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, or of a path's reader")
+    verify.add_argument("--out", type=Path, help="write report.md, report.json, findings.csv, ... to this folder")
+    verify.add_argument("--embeddings", action="store_true", help="look for wrong labels with the recipe's encoder")
+    verify.add_argument("--neighbours", type=int, default=10, help="that must agree on another class (default 10)")
+    verify.add_argument("--near", type=int, default=12, help="of 128 bits that near duplicates differ in; -1: off")
+    verify.add_argument("--ignore", nargs="+", default=[], metavar="KIND", help="kinds of findings to leave out")
+    verify.add_argument("--workers", type=int, help="processes that read images; one a core by default")
+    verify.add_argument("--device", default="auto", help="of the encoder: auto (default), cpu, cuda, ...")
+    show.add_argument("--classes", type=int, default=5, help="classes from each end (default 5)")
+    show.add_argument("--images", type=int, default=8, help="images of each class (default 8)")
+    show.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="default: contact_sheet.png")
+
+
 def add_benchmarks(what: Any) -> None:
     sub = what.add_parser("features", help="a linear probe on cached features, and re-encoding at every epoch")
     sub.add_argument("--epochs", type=int, default=50, help="epochs to compare (default 50)")
@@ -75,6 +107,14 @@ def add_benchmarks(what: Any) -> None:
     sub.add_argument("--classes", type=int, default=8142, help="columns of the logits (default 8142)")
     sub.add_argument("--repeats", type=int, default=5, help="measurements of each (default 5)")
     sub.add_argument("--names", nargs="+", help="only these losses")
+    sub = what.add_parser("probe", help="a linear probe at the size of iNaturalist 2018, on random cached features")
+    sub.add_argument("--images", type=int, default=437_513, help="training vectors (default 437513)")
+    sub.add_argument("--classes", type=int, default=8_142, help="default 8142")
+    sub.add_argument("--width", type=int, default=768, help="of a vector (default 768)")
+    sub.add_argument("--test-images", type=int, default=24_426, help="vectors to test on (default 24426)")
+    sub.add_argument("--batch", type=int, default=512, help="vectors to a step (default 512)")
+    sub.add_argument("--epochs", type=int, default=1, help="passes over the training set (default 1)")
+    sub.add_argument("--loss", default="balanced_softmax", help="default: balanced_softmax")
     sub = what.add_parser("text", help="prompt tuning's text tower: the plain way, and each exact saving")
     sub.add_argument("--classes", type=int, nargs="+", default=[100, 1000, 8142], help="default: 100 1000 8142")
     sub.add_argument("--contexts", type=int, nargs="+", default=[4, 16], help="learned tokens (default: 4 16)")
@@ -101,10 +141,10 @@ def add_run_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line; 0 when all went well, 1 when data have findings, 2 for bad input, 130 after Ctrl-C."""
     given = parse(arguments)
     try:
-        given.do(given)
+        return given.do(given) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -232,6 +272,32 @@ def do_predict(given: argparse.Namespace) -> None:
         write_text(given.out, content)
     else:
         print(content, end="")
+
+
+def do_data(given: argparse.Namespace) -> int:
+    from imbalance_vlm.progress import note
+    from imbalance_vlm.verification import report
+    from imbalance_vlm.verification.collection import collect
+    from imbalance_vlm.verification.contact_sheet import show
+    from imbalance_vlm.verification.verify import verify
+
+    source, overrides = given.source, given.overrides
+    settings = {key: value for key, value in vars(given).items() if key not in _NO_SETTINGS}
+    if given.what == "show":
+        show(source, overrides, **settings)
+        note(f"contact sheet: {given.out}")
+        return 0
+    collection = collect(source, overrides)
+    out = report.outside(settings.pop("out"), collection.roots, "--out") if given.out else settings.pop("out")
+    found = verify(collection, **settings)
+    print(report.text(found), end="")
+    if out:
+        report.save(found, out)
+        note(f"report: {out}")
+    return 0 if found.ok else EXIT_FINDINGS
+
+
+_NO_SETTINGS = ("do", "command", "what", "source", "overrides")
 
 
 def do_cache(given: argparse.Namespace) -> None:

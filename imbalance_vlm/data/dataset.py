@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +27,14 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> Image.Image: ...
     def name(self, index: int) -> str: ...
     def take(self, keep: NDArray[np.int64]) -> Images: ...
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB. Where Pillow cuts 16 bits off at 255, which leaves white, they are scaled."""
+    if picture.mode.startswith("I"):  # "I;16" and its kin; "I" in older versions of Pillow
+        deep = np.asarray(picture)
+        picture = Image.fromarray((deep >> 8 if deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +85,11 @@ class FileImages:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in self.paths:
-            status = (self.root / path).stat()
+            try:
+                status = (self.root / path).stat()
+            except OSError as error:  # a link to nothing, or no permission; whoever reads the picture says so
+                digest.update(f"{path}\0{error.errno}\n".encode())
+                continue
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
@@ -84,7 +98,7 @@ class FileImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         with Image.open(self.root / self.paths[index]) as image:
-            return image.convert("RGB")
+            return rgb(image)
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -157,11 +171,9 @@ class Dataset:
         for required in ("test",) if self.test_only else ("train", "test"):
             if required not in self.splits:
                 raise InputError(f"dataset '{self.name}' must have a '{required}' split, got {sorted(self.splits)}")
-        repeated = (
-            sorted({n for n in self.class_names if self.class_names.count(n) > 1})
-            if (len(set(self.class_names)) < len(self.class_names))
-            else []
-        )
+        # An accented letter may be one character or two, which look the same and are the same to a tokenizer.
+        times = Counter(unicodedata.normalize("NFC", name) for name in self.class_names)
+        repeated = sorted(name for name, count in times.items() if count > 1)
         if repeated:
             raise InputError(
                 f"class names of dataset '{self.name}' must differ, got {repeated[0]!r} more than once; "

@@ -9,8 +9,9 @@ go; PIL takes over where they are gone.
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imbalance_vlm.data.dataset import rgb
+
 OnTensor = Callable[[Tensor], Tensor]
 
+JPEG = b"\xff\xd8"
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 """Files that torchvision decodes to what PIL makes of them."""
 
@@ -41,7 +45,45 @@ def decode(path: Path) -> Tensor:
         except (RuntimeError, AttributeError):
             pass  # CMYK, a wrong ending, a damaged file, or no decoder any more
     with Image.open(path) as image:
-        return to_tensor(image.convert("RGB"))
+        return to_tensor(rgb(image))
+
+
+def encoded(path: Path) -> Tensor:
+    """What a GPU decodes: the bytes of a JPEG file, (n,) uint8; of any other the picture, (3, H, W) uint8."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        content = np.fromfile(path, np.uint8)
+        if content[:2].tobytes() == JPEG:
+            return torch.from_numpy(content)
+    return decode(path)
+
+
+def decode_on(device: torch.device, files: Sequence[Tensor]) -> list[Tensor]:
+    """(3, H, W) uint8 of each, on the device, of what `encoded` gave; a GPU decodes all JPEG files at once.
+
+    Its decoder rounds otherwise than the CPU's, by a step or two of 255. What it does not read (CMYK) PIL does.
+
+    Raises:
+        OSError: what neither reads.
+    """
+    import torchvision.io
+
+    rows = [row for row, content in enumerate(files) if content.ndim == 1]
+    found = [content if content.ndim == 1 else content.to(device) for content in files]
+    mode = torchvision.io.ImageReadMode.RGB
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            decoded = torchvision.io.decode_jpeg([files[row] for row in rows], mode, device) if rows else []
+    except (RuntimeError, AttributeError):
+        decoded = [to_tensor(_opened(files[row])).to(device) for row in rows]
+    for row, picture in zip(rows, decoded, strict=True):
+        found[row] = picture
+    return found
+
+
+def _opened(content: Tensor) -> Image.Image:
+    with Image.open(io.BytesIO(content.numpy().tobytes())) as image:
+        return rgb(image)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -69,9 +111,55 @@ def on_tensors(transform: object) -> OnTensor | None:
             steps.append(v2.Normalize(list(step.mean), list(step.std)))
         elif isinstance(step, v1.ToTensor) or name == "MaybeToTensor":
             steps.append(v2.ToDtype(torch.float32, scale=True))
-        elif name not in ("_convert_to_rgb", "convert_to_rgb"):
+        elif not _to_rgb(step):
             return None
     return v2.Compose(steps) if steps else None
+
+
+def _to_rgb(step: object) -> bool:
+    """Whether a step turns pictures into RGB and does no more, as each library writes it."""
+    name = getattr(step, "__name__", type(step).__name__)
+    return name in ("_convert_to_rgb", "convert_to_rgb") or (
+        name == "MaybeConvertMode" and getattr(step, "mode", "") == "RGB"
+    )
+
+
+def on_whole_batch(transform: object, height: int, width: int) -> OnTensor | None:
+    """A preprocessing for uint8 batches (B, 3, H, W) that gives PIL's numbers to the last bit: of pictures that have
+    the model's size already, which are converted and normalised and no more. None for others."""
+    from torchvision import transforms as v1
+
+    normalise: list[Any] = []
+    converted = False
+    for step in getattr(transform, "transforms", [transform]):
+        name = getattr(step, "__name__", type(step).__name__)
+        if isinstance(step, (v1.Resize, v1.CenterCrop)):
+            size = step.size
+            sides = [size] if isinstance(size, int) else list(size)
+            square = isinstance(step, v1.CenterCrop) or len(sides) == 2
+            wanted = [sides[0], sides[-1]] if square else [min(height, width)] * 2
+            if (wanted != [height, width]) if square else (sides[0] != min(height, width)):
+                return None
+        elif isinstance(step, v1.Normalize):
+            normalise.append(step)
+        elif isinstance(step, v1.ToTensor) or name == "MaybeToTensor":
+            converted = True
+        elif not _to_rgb(step):
+            return None
+    return _Numbers(normalise) if converted else None
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """uint8 to [0, 1], then what is left of a preprocessing."""
+
+    steps: Sequence[Any]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        numbers = pixels.contiguous().float().div(255)
+        for step in self.steps:
+            numbers = step(numbers)
+        return numbers
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm.data.as_listed import listing
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.data.reading import unreadable
 from imbalance_vlm.errors import InputError
@@ -67,7 +68,10 @@ def folder(
         splits |= draw_splits(splits["train"], 0.0, val_fraction, split_seed)
     for required in ("train", "test"):
         if required not in splits:
-            raise InputError(f"`root` {root} must have images for '{required}', and has none")
+            raise InputError(
+                f"`root` {root} must have images for '{required}', and has none; give them, or class folders alone and "
+                "a test_fraction that leaves some of each class"
+            )
     splits, skipped = _readable(splits, on_error)
     name = root.resolve().name or "folder"
     return Dataset(name, tuple(map(_spoken, classes)), splits, flips=flips, skipped=skipped)
@@ -102,14 +106,23 @@ def _scan(root: Path) -> list[tuple[str, str, str]]:
             "split as root to have a test part drawn from it"
         )
     found = []
+    named = set()
     for split in SPLITS if has_splits else ("",):
         base = root / split
         for class_folder in _folders(base) if base.is_dir() else ():
+            named.add(class_folder)
             found += [(split, class_folder, path.relative_to(root).as_posix()) for path in _images(base / class_folder)]
     if not found:
         raise InputError(
             f"`root` {root} must hold class folders with images ({', '.join(sorted(SUFFIXES))}), or train/ and test/ "
             f"with such folders; found none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
+        )
+    empty = sorted(named - {class_folder for _, class_folder, _ in found})
+    if empty and not listing():
+        more = f", nor do {len(empty) - 1} others" if len(empty) > 1 else ""
+        raise InputError(
+            f"every folder in `root` {root} is a class and must hold images, but class folder {empty[0]!r} holds no "
+            f"images{more}; put them there, or remove it"
         )
     return sorted(found)
 
@@ -130,6 +143,10 @@ def draw_splits(everything: Split, test_fraction: float, val_fraction: float, se
 
     A class's share is rounded to the nearest whole image; a class of one image is for training alone.
     """
+    now = listing()
+    if now and now.whole and test_fraction:
+        now.drawn = True
+        return {"train": everything, "test": everything}
     rng = np.random.default_rng(seed)
     parts: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
     for label in np.unique(everything.labels):
@@ -145,6 +162,8 @@ def draw_splits(everything: Split, test_fraction: float, val_fraction: float, se
 
 def _readable(splits: dict[str, Split], on_error: str) -> tuple[dict[str, Split], list[str]]:
     """The splits without the images that cannot be read, and the paths of those."""
+    if listing():
+        return splits, []
     kept: dict[str, Split] = {}
     bad: dict[str, str] = {}
     for name, split in splits.items():

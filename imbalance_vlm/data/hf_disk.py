@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm.data.class_names import spoken
-from imbalance_vlm.data.dataset import Dataset, Split
+from imbalance_vlm.data.dataset import Dataset, Split, rgb
 from imbalance_vlm.data.lists import expanded, files_identity
 from imbalance_vlm.data.table import SPLIT_WORDS, to_labels, with_test
 from imbalance_vlm.errors import InputError, did_you_mean
@@ -56,7 +56,7 @@ class HFImages:
             value = Image.open(io.BytesIO(value))
         if not isinstance(value, Image.Image):
             raise ValueError(f"column {self.column!r} must hold images, got {type(value).__name__}")
-        return value.convert("RGB")
+        return rgb(value)
 
     def name(self, index: int) -> str:
         return f"{self.prefix}{self.rows[index]}"

@@ -1,6 +1,7 @@
 """List files of the benchmarks, and pictures that a list names: read without opening any of them.
 
-A list has one `relative/path label` a line; the label stands last, so a path may hold spaces.
+A list has one `relative/path label` a line, with spaces or tabs between; the label stands last, so a path may hold
+spaces.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm.data.as_listed import listing
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.errors import InputError
 
@@ -36,14 +38,16 @@ def read_list(file: Path) -> Listed:
     """A list file, line by line; empty lines are passed over.
 
     Raises:
-        InputError: a line without path or label, or a path that leads out of the folder; with its number and text.
+        InputError: a line without path or label, a path that leads out of the folder, or one that stands twice; with
+            its number and text.
     """
     paths: list[str] = []
     labels: list[int] = []
+    line_of: dict[str, int] = {}
     for number, line in enumerate(text_of(file).splitlines(), 1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
+        path, label = line.rsplit(maxsplit=1) if len(line.split(maxsplit=1)) > 1 else ("", "")
         path = path.strip()
         if not path or not (label.isascii() and label.isdigit()):
             raise InputError(
@@ -52,6 +56,11 @@ def read_list(file: Path) -> Listed:
             )
         if leads_out(path):
             raise InputError(f"{file}, line {number}: the path must stay below `root`, got {path!r}")
+        if line_of.setdefault(path, number) != number:
+            raise InputError(
+                f"{file}, line {number}: an image must stand in a list once, got {path!r}, which is in line "
+                f"{line_of[path]} too; remove one of them"
+            )
         paths.append(path)
         labels.append(int(label))
     if not paths:
@@ -160,6 +169,8 @@ def splits_of(root: Path, lists: Mapping[str, Listed], on_error: OnError) -> tup
     """
     if not root.is_dir():
         raise InputError(f"`root` must be the folder of the images, got {str(root)!r}: no such folder")
+    if listing():
+        return {name: Split(FileImages(root, listed.paths), listed.labels) for name, listed in lists.items()}, []
     splits: dict[str, Split] = {}
     missing: list[str] = []
     total = 0
@@ -185,8 +196,8 @@ def missing_images(root: Path, missing: Sequence[str], total: int) -> str:
         remedy = f"Is `root` the folder that holds {first!r}? It holds: {held}"
     else:
         remedy = "Add them, or set data.on_error to skip to leave them out"
-    plural = "s are" if len(missing) > 1 else " is"
-    return f"{len(missing)} of {total} image{plural} not in {root}:\n{shown}{more}\n{remedy}"
+    are = "are" if len(missing) > 1 else "is"
+    return f"{len(missing)} of {total} images {are} not in {root}:\n{shown}{more}\n{remedy}"
 
 
 def files_identity(files: Iterable[Path]) -> str:

@@ -34,7 +34,7 @@ def prepare(
     tau: Part = 1.0,
     test_shift: Shift | None = None,
     test_shift_factor: Factor = 10.0,
-    draw_seed: Natural = 0,
+    draw_seed: Natural | None = 0,
     split_by: Literal["train", "dataset"] = "train",
 ) -> Dataset:
     """A dataset as the recipe wants it. The steps are taken in the order of the arguments from `tail` to `test_shift`.
@@ -54,7 +54,8 @@ def prepare(
             classes are left as they are.
         test_shift: make the test classes a tail as in training ("forward"), the reverse ("backward") or all alike.
         test_shift_factor: largest test class over smallest.
-        draw_seed: of everything drawn here; it does not depend on the run's seed.
+        draw_seed: of everything drawn here. It does not depend on the run's seed, so that all seeds have the same
+            images; null takes the run's seed, so that their spread holds that of the draw (0 where there is no run).
         split_by: whose counts make a class many, medium or few: those of the images that train, or those of the
             dataset before it was thinned here.
 
@@ -63,6 +64,7 @@ def prepare(
             cut from fewer than two, or training images asked of a set for testing alone.
     """
     del allow_empty  # read where the LongTail is made; it stands here because every dataset accepts it
+    draw_seed = draw_seed or 0
     if tau < 1 and shots is None:
         raise InputError(
             f"`tau` {tau:g} thins a few-shot set and needs `shots`, such as 16; for others there is `tail`"
@@ -99,16 +101,26 @@ def resolve_templates(templates: str | list[str]) -> tuple[str, ...]:
     raise InputError(f"`templates` must be 'dataset', 'simple', 'openai' or a list of sentences, got {templates!r}")
 
 
+def drawn(section: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A recipe's data section as the run of that seed draws it."""
+    return dict(section) | ({"draw_seed": seed} if section["draw_seed"] is None else {})
+
+
 def create_dataset(name: str, **settings: Any) -> Dataset:
     """A dataset by its recipe name.
 
     Raises:
-        InputError: unknown name, missing files, unreadable images.
+        InputError: unknown name, missing files, unreadable images, a single class.
     """
     catalogue.load_plugins()
     own, shared = _split(settings)
-    dataset: Dataset = prepare(catalogue.DATASETS.get(name).load()(**own), **shared)
-    return dataset
+    dataset: Dataset = catalogue.DATASETS.get(name).load()(**own)
+    if dataset.num_classes < 2:
+        raise InputError(
+            f"dataset '{dataset.name}' must have at least 2 classes to tell apart, got {dataset.num_classes} "
+            f"({dataset.class_names[0]!r}); is `root` the folder above the class folders?"
+        )
+    return prepare(dataset, **shared)
 
 
 _kept: ContextVar[dict[str, str] | None] = ContextVar("_kept", default=None)

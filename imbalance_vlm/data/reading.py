@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,7 +47,10 @@ def unreadable(images: Images) -> dict[int, str]:
 
 def _reason(images: FileImages, path: str) -> str:
     try:
-        with Image.open(images.root / path) as image:
+        file = images.root / path
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for ever
+            return "not a regular file"
+        with Image.open(file) as image:
             image.draft("RGB", (32, 32))
             image.load()
     except Exception as error:  # decoders raise a dozen types, all of which mean the same here

@@ -53,11 +53,12 @@ def base_novel(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """The first ceil(C / 2) classes and the others, each in a label space of its own.
 
     Raises:
-        InputError: fewer than two classes, or a half without images to train or to test on.
+        InputError: a half of fewer than two classes, or without images to train or to test on.
     """
-    if dataset.num_classes < 2:
+    if dataset.num_classes < 4:
         raise InputError(
-            f"base and novel classes need at least 2 classes, dataset '{dataset.name}' has {dataset.num_classes}"
+            f"base and novel halves need at least 2 classes each to tell apart, dataset '{dataset.name}' has "
+            f"{dataset.num_classes} in all; set data.classes to all"
         )
     half = math.ceil(dataset.num_classes / 2)
     return (

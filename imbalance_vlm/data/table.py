@@ -60,14 +60,15 @@ def table(
         flips: whether a mirrored picture still shows its class; false for text, arrows, left and right hands.
 
     Raises:
-        InputError: a file or column that is not there, a row without path or label, a split of another name, missing
-            images.
+        InputError: a file or column that is not there, a row without path or label, an image in two rows, a split of
+            another name, missing images.
     """
     file = expanded(file)
     base = expanded(root) if root else file.parent
     rows = _read(file, [path_column, label_column, split_column])
     paths = _filled(file, rows, path_column)
     words = _filled(file, rows, label_column)
+    _once(file, paths)
     labels, names = to_labels(words, expanded(class_names) if class_names else None, f"{file}, column {label_column!r}")
     if split_column in rows.columns:
         split_of = np.array(_splits(file, _filled(file, rows, split_column)))
@@ -222,6 +223,16 @@ def _filled(file: Path, rows: pd.DataFrame, column: str | None) -> list[str]:
             f"{file}, row {words.index('') + 1} (after the header): {column!r} is empty; fill it or drop it"
         )
     return words
+
+
+def _once(file: Path, paths: Sequence[str]) -> None:
+    row_of: dict[str, int] = {}
+    for row, path in enumerate(paths, 1):
+        if row_of.setdefault(path, row) != row:
+            raise InputError(
+                f"{file}, row {row} (after the header): an image must stand in a table once, got {path!r}, which is in "
+                f"row {row_of[path]} too; drop one of them"
+            )
 
 
 def _splits(file: Path, words: Sequence[str]) -> list[str]:

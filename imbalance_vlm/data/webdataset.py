@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imbalance_vlm.data.dataset import Dataset, Split
+from imbalance_vlm.data.dataset import Dataset, Split, rgb
 from imbalance_vlm.data.folder import SUFFIXES
 from imbalance_vlm.data.lists import expanded, files_identity, leads_out
 from imbalance_vlm.data.table import SPLIT_WORDS, to_labels, with_test
@@ -67,7 +67,7 @@ class TarImages:
             stream.seek(start)
             content = stream.read(length)
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return rgb(image)
 
     def name(self, index: int) -> str:
         return self.names[index]

@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,14 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def picture(file: Path, shade: int = 0, size: int = 8) -> None:
-    """A small noisy picture; its format follows the name."""
+    """A small noisy picture of the colour of its shade; its format follows the name, its noise the last two parts."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(encoded(file.suffix, shade, size))
+    file.write_bytes(encoded(file.suffix, shade, size, zlib.crc32("/".join(file.parts[-2:]).encode())))
 
 
-def encoded(suffix: str, shade: int, size: int = 8) -> bytes:
-    rng = np.random.default_rng(shade)
-    colour = rng.integers(40, 216, 3)
+def encoded(suffix: str, shade: int, size: int = 8, noise: int = 0) -> bytes:
+    colour = np.random.default_rng(shade).integers(40, 216, 3)
+    rng = np.random.default_rng([shade, noise])
     pixels = np.clip(colour + rng.normal(0, 20, (size, size, 3)), 0, 255).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG" if suffix.lower() == ".png" else "JPEG")
@@ -109,7 +110,7 @@ def inat2018(folder: Path) -> Section:
 
 def write_batch(file: Path, labels: Sequence[int], key: str) -> None:
     """Pictures of CIFAR's form, 3072 bytes a row; a row begins with its number, so that a draw can be followed."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(zlib.crc32(file.name.encode()))
     data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
     data[:, 0], data[:, 1] = np.arange(len(labels)) % 256, np.arange(len(labels)) // 256
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +227,9 @@ def webdataset(folder: Path) -> Section:
         for shard in range(2):
             members = {}
             for label, number in samples[shard::2]:
-                members[f"{label}_{number}.jpg"] = encoded(".jpg", label)
+                members[f"{label}_{number}.jpg"] = encoded(
+                    ".jpg", label, noise=zlib.crc32(f"{split} {number}".encode())
+                )
                 members[f"{label}_{number}.cls"] = str(label).encode()
             write_tar(root / f"own-{split}-00000{shard}.tar", members)
     (folder / "names.txt").write_text("\n".join(USERS_OWN) + "\n", encoding="utf-8")

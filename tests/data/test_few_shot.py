@@ -126,7 +126,7 @@ def change(change_line: Callable[[list[Any]], Any]) -> Callable[[dict[str, Any]]
         (change(lambda line: ["../../x.jpg", 0, line[2]]), "the path must stay below `root`"),
         (change(lambda line: [line[0], 0, "striped"]), "one class name, got 'banded' and 'striped' for label 0"),
         (change(lambda line: [line[0], 7, "striped"]), "without holes, but 3 of them"),
-        (change(lambda line: ["banded/no.jpg", 0, line[2]]), "1 of 40 image is not in"),
+        (change(lambda line: ["banded/no.jpg", 0, line[2]]), "1 of 40 images is not in"),
         (change(lambda line: [line[0], 4, "banded"]), "'banded' more than once"),
     ],
 )

@@ -116,7 +116,7 @@ def test_lists_lie_in_root_in_lists_or_elsewhere(tmp_path: Path) -> None:
 def test_images_skipped_are_counted(tmp_path: Path) -> None:
     section = miniatures.imagenet_lt(tmp_path)
     (Path(section["root"]) / "train/n01440764/n01440764_0.JPEG").unlink()
-    with pytest.raises(InputError, match="1 of 31 image is not in"):
+    with pytest.raises(InputError, match="1 of 31 images is not in"):
         build(imagenet_lt, section)
     data = build(imagenet_lt, section | {"on_error": "skip"})
     assert data.counts.tolist() == [5, 4, 3, 2]

@@ -151,7 +151,7 @@ def test_groups_of_a_part_are_those_of_the_whole() -> None:
 
 
 def test_classes_without_images_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 2 classes, dataset 'd' has 1"):
+    with pytest.raises(InputError, match="at least 2 classes each to tell apart, dataset 'd' has 1"):
         base_novel(dataset(classes=1))
     with pytest.raises(InputError, match="no image of the novel classes in 'test'"):
         base_novel(dataset(test=[0, 1, 2]))

@@ -1,0 +1,45 @@
+"""Datasets as their lists and folders name them, for tools that look at the pictures by themselves.
+
+A reader refuses a dataset that lacks pictures, or that holds pictures nobody can decode: right for training, and in the
+way of whoever wants to know all that is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass
+class Listing:
+    """How readers behave at the moment.
+
+    Args:
+        whole: leave a set without a test part whole, in "train", instead of drawing one; "test" is then the same
+            images again.
+        drawn: whether a reader has met such a set.
+    """
+
+    whole: bool
+    drawn: bool = False
+
+
+_now: ContextVar[Listing | None] = ContextVar("_now", default=None)
+
+
+@contextmanager
+def as_listed(whole: bool = False) -> Iterator[Listing]:
+    """While this lasts, readers take lists and folders at their word: no picture is looked for or opened."""
+    listing = Listing(whole)
+    token = _now.set(listing)
+    try:
+        yield listing
+    finally:
+        _now.reset(token)
+
+
+def listing() -> Listing | None:
+    """How readers behave at the moment; None for as usual."""
+    return _now.get()

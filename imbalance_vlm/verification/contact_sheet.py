@@ -1,0 +1,115 @@
+"""A contact sheet of the head and the tail of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import write_atomically
+from imbalance_vlm.verification.collection import Collection, Picture, collect
+from imbalance_vlm.verification.verify import picture_of
+
+SIDE = 96
+GAP = 6
+LABEL = 220
+INK, PAPER, BROKEN = (30, 30, 30), (255, 255, 255), (225, 205, 205)
+FONT = 14
+
+
+def show(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    classes: int = 5,
+    images: int = 8,
+    out: Path | None = None,
+) -> Image.Image:
+    """Draw the largest and the smallest classes, a row each, with name and count.
+
+    Args:
+        source: a recipe, a folder of class folders, a table or an archive; see `collect`.
+        overrides: `key.path=value` strings.
+        classes: how many from each end.
+        images: how many of each class, spread evenly over its list.
+        out: a PNG file to write.
+
+    Raises:
+        InputError: as `collect`; no class at all; `out` inside the user's data.
+    """
+    from imbalance_vlm.verification.report import outside
+
+    if classes < 1 or images < 1:
+        raise InputError(f"`classes` and `images` must be at least 1, got {classes} and {images}")
+    collection = collect(source, overrides)
+    if not collection.class_names:
+        raise InputError(f"{collection.source} must hold class folders to be shown by class, and has none")
+    place = outside(out, collection.roots, "out") if out is not None else None
+    sheet = draw(collection, classes, images)
+    if place is not None:
+        write_atomically(place, lambda temporary: sheet.save(temporary, "PNG"))
+    return sheet
+
+
+def draw(collection: Collection, classes: int, images: int) -> Image.Image:
+    """The sheet: head classes, a line, tail classes; all of them once where there are few."""
+    counts = collection.counts(collection.main)
+    order = np.argsort(-counts, kind="stable").tolist()
+    head, tail = (order, []) if len(order) <= 2 * classes else (order[:classes], order[-classes:])
+    rows_of: dict[int, list[Picture]] = {label: [] for label in [*head, *tail]}
+    for one in collection.pictures:
+        if one.split == collection.main and one.label in rows_of:
+            rows_of[one.label].append(one)
+    step = SIDE + GAP
+    divide = GAP if tail else 0
+    size = (LABEL + images * step + GAP, (len(head) + len(tail)) * step + GAP + divide)
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT)
+    for number, label in enumerate([*head, *tail]):
+        top = GAP + number * step + (divide if number >= len(head) else 0)
+        if tail and number == len(head):
+            pen.line([(0, top - GAP), (size[0], top - GAP)], INK, 1)
+        plural = "" if counts[label] == 1 else "s"
+        said = f"{_short(collection.class_names[label], pen, font)}\n{counts[label]:,} image{plural}"
+        pen.multiline_text((GAP, top + SIDE // 2 - FONT), said, INK, font)
+        for column, one in enumerate(_spread(rows_of[label], images)):
+            sheet.paste(thumbnail(one), (LABEL + column * step, top))
+    return sheet
+
+
+def _spread(pictures: Sequence[Picture], images: int) -> list[Picture]:
+    """So many of them, evenly over the list."""
+    kept = min(images, len(pictures))
+    return [pictures[place * len(pictures) // kept] for place in range(kept)]
+
+
+def _short(name: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
+    """The name, cut to the width of the label."""
+    while pen.textlength(name, font) > LABEL - 3 * GAP and len(name) > 1:
+        name = f"{name.removesuffix('…')[:-1]}…"
+    return name
+
+
+def thumbnail(one: Picture) -> Image.Image:
+    """(SIDE, SIDE) with the whole picture in it; a box that says so where it cannot be read."""
+    tile = Image.new("RGB", (SIDE, SIDE), PAPER)
+    try:
+        if one.told is not None and one.told.problem:
+            raise ValueError(one.told.problem)
+        picture = picture_of(one)
+        scale = SIDE / max(picture.size)
+        fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+        shown = picture.convert("RGBA").resize(fitted, smooth)
+        tile.paste(shown, ((SIDE - fitted[0]) // 2, (SIDE - fitted[1]) // 2), shown)
+    except Exception:  # decoders raise a dozen types, all of which mean the same here
+        tile.paste(BROKEN, (0, 0, SIDE, SIDE))
+        ImageDraw.Draw(tile).multiline_text(
+            (GAP, SIDE // 2 - FONT), "cannot\nbe read", INK, ImageFont.load_default(FONT)
+        )
+    return tile

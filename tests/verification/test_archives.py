@@ -1,0 +1,154 @@
+"""Archives are listed without being unpacked, and what unpacking them would do is named."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.verification.archives import Archive, read_archive, structure
+from tests.data.miniatures import encoded, write_tar
+
+PICTURE = encoded(".jpg", 1)
+
+
+def kinds(found: Archive) -> dict[str, str]:
+    return {name: kind for kind, name, _ in found.findings}
+
+
+def names(found: Archive) -> list[str]:
+    return [member.name for member in found.members]
+
+
+def test_zip_names_all_that_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (
+            "cat/1.jpg",
+            "../up.jpg",
+            "/etc/x.jpg",
+            "C:/x.jpg",
+            "cat\\..\\..\\x.jpg",
+            "notes.txt",
+            "__MACOSX/cat/._1.jpg",
+        ):
+            archive.writestr(name, PICTURE)
+        archive.writestr("cat/bomb.jpg", bytes(20 << 20))
+        archive.writestr("cat/none.jpg", b"")
+        link = zipfile.ZipInfo("cat/link.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    found = read_archive(file)
+    assert kinds(found) == {
+        "../up.jpg": "path_traversal",
+        "/etc/x.jpg": "path_traversal",
+        "C:/x.jpg": "path_traversal",
+        "cat\\..\\..\\x.jpg": "path_traversal",
+        "cat/bomb.jpg": "bomb",
+        "cat/link.jpg": "link",
+    }
+    assert names(found) == ["cat/1.jpg", "cat/none.jpg"]
+    assert found.others == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_a_name_that_comes_twice(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("cat/1.jpg", PICTURE)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("cat/1.jpg", PICTURE + b"more")
+    found = read_archive(tmp_path / "a.zip")
+    assert kinds(found) == {"cat/1.jpg": "repeated_name"}
+    first, second = (member.place for member in found.members)
+    assert first is not None
+    assert second is not None
+    assert (first.read(), second.read()) == (PICTURE, PICTURE + b"more")
+
+
+def test_members_that_share_their_bytes_are_a_bomb(tmp_path: Path) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("cat/1.jpg", PICTURE * 100)
+        for number in range(20):
+            twin = zipfile.ZipInfo(f"cat/again{number}.jpg")
+            first = archive.infolist()[0]
+            twin.file_size, twin.compress_size, twin.CRC = first.file_size, first.compress_size, first.CRC
+            twin.header_offset = first.header_offset
+            archive.filelist.append(twin)
+        archive.start_dir = archive.fp.tell()  # type: ignore[union-attr]
+    assert kinds(read_archive(file)) == {"a.zip": "bomb"}
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("w", ".tar"), ("w:gz", ".tar.gz"), ("w:xz", ".txz")])
+def test_tar_names_all_that_is_wrong(tmp_path: Path, mode: str, ending: str) -> None:
+    file = tmp_path / f"a{ending}"
+    with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
+        for name, kind, content in (
+            ("cat/1.jpg", tarfile.REGTYPE, PICTURE),
+            ("../up.jpg", tarfile.REGTYPE, PICTURE),
+            ("/x.jpg", tarfile.REGTYPE, PICTURE),
+            ("cat/soft.jpg", tarfile.SYMTYPE, b""),
+            ("cat/hard.jpg", tarfile.LNKTYPE, b""),
+            ("cat/pipe.jpg", tarfile.FIFOTYPE, b""),
+            ("notes.txt", tarfile.REGTYPE, b"hello"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(content), "1.jpg"
+            archive.addfile(info, io.BytesIO(content))
+    found = read_archive(file)
+    assert kinds(found) == {
+        "../up.jpg": "path_traversal",
+        "/x.jpg": "path_traversal",
+        "cat/soft.jpg": "link",
+        "cat/hard.jpg": "link",
+        "cat/pipe.jpg": "special_file",
+    }
+    (one,) = found.members
+    assert one.name == "cat/1.jpg"
+    assert (one.place is None) == (ending != ".tar")
+    assert one.place is None or one.place.read() == PICTURE
+    assert found.others == 1
+
+
+def test_a_compressed_tar_that_grows_without_end_is_left(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+        for name, content in (("cat/1.jpg", PICTURE), ("cat/2.jpg", bytes(40 << 20)), ("cat/3.jpg", PICTURE)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    found = read_archive(tmp_path / "a.tgz")
+    assert kinds(found) == {"cat/2.jpg": "bomb"}
+    assert names(found) == ["cat/1.jpg"]
+
+
+def test_a_tar_that_ends_too_early_gives_what_it_has(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(5)})
+    file.write_bytes(file.read_bytes()[:2500])
+    found = read_archive(file)
+    assert kinds(found) == {"a.tar": "damaged_archive"}
+    assert names(found)[:2] == ["cat/0.jpg", "cat/1.jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"hello, I am no archive" * 99)
+    with pytest.raises(InputError, match="cannot be read as an archive"):
+        read_archive(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["train/cat/1.jpg", "test/cat/1.jpg"], [("train", "cat"), ("test", "cat")]),
+        (["set/train/cat/1.jpg", "set/Validation/dog/1.jpg"], [("train", "cat"), ("val", "dog")]),
+        (["cat/1.jpg", "cat/2.jpg"], [("", "cat"), ("", "cat")]),
+        (["set/cat/1.jpg", "set/dog/2.jpg", "set/3.jpg"], [("", "cat"), ("", "dog"), ("", "")]),
+        (["train/1.jpg", "bus/1.jpg"], [("", "train"), ("", "bus")]),
+    ],
+)
+def test_structure(given: list[str], expected: list[tuple[str, str]]) -> None:
+    assert structure(given) == expected

@@ -1,0 +1,171 @@
+"""One picture: what is wrong with it, and its hashes."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imbalance_vlm.verification import inspecting
+from imbalance_vlm.verification.inspecting import Inspected, Place, inspect, inspect_all, inspect_bytes, look, state
+
+
+def photograph(seed: int = 0, size: int = 64) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    blocks = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
+    return blocks.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG", **settings: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **settings)
+    return stream.getvalue()
+
+
+def huge_png() -> bytes:
+    """60,000 x 60,000 pixels by its header, a hundred bytes in all."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_whole_picture_has_no_problem_and_both_hashes(kind: str) -> None:
+    found = inspect_bytes(encoded(photograph(), kind))
+    assert (found.problem, found.width, found.height) == ("", 64, 64)
+    assert len(found.content) == len(found.look) == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "zero_byte"), (b"hello", "unreadable"), (b"\xff\xd8\xff\xe0", "unreadable"), (huge_png(), "bomb")],
+)
+def test_what_is_no_picture_is_named(content: bytes, problem: str) -> None:
+    assert inspect_bytes(content).problem == problem
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"quality": 30}])
+def test_the_quick_look_stops_at_the_same_cuts_as_a_full_decode(settings: dict[str, object]) -> None:
+    whole = encoded(photograph(size=200), "JPEG", **settings)
+    cuts = [*range(700, len(whole), 211), *(len(whole) - back for back in range(1, 12)), len(whole)]
+    refused = []
+    for cut in cuts:
+        try:
+            Image.open(io.BytesIO(whole[:cut])).load()
+            expected = ""
+        except OSError:
+            expected = "truncated"
+        refused.append(expected)
+        assert inspect_bytes(whole[:cut]).problem == expected, cut
+    assert "truncated" in refused
+    assert not refused[-1]
+
+
+def test_half_a_png_is_truncated() -> None:
+    whole = encoded(photograph(), "PNG")
+    assert inspect_bytes(whole[: len(whole) // 2]).problem == "truncated"
+
+
+def reference_look(picture: Image.Image) -> str:
+    """The hash bit by bit, from its definition: 9 x 9 boxes, compared with the neighbour to the right and below."""
+    grey = np.asarray(picture.convert("L"), np.float64)
+    side = grey.shape[0] // 9
+    boxes = [[grey[r * side : (r + 1) * side, c * side : (c + 1) * side].mean() for c in range(9)] for r in range(9)]
+    bits = [boxes[r][c + 1] > boxes[r][c] for r in range(8) for c in range(8)]
+    bits += [boxes[r + 1][c] > boxes[r][c] for r in range(8) for c in range(8)]
+    return f"{int(''.join('01'[int(bit)] for bit in bits), 2):032x}"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_perceptual_hash_is_its_definition(seed: int) -> None:
+    squares = np.random.default_rng(seed).integers(0, 256, (9, 9), dtype=np.uint8)
+    picture = Image.fromarray(np.kron(squares, np.ones((8, 8), np.uint8)))  # boxes of one grey: no rounding
+    assert look(picture) == reference_look(picture)
+
+
+def distance(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+def test_copies_look_alike_and_others_do_not() -> None:
+    first = look(photograph(0))
+    for copy in (photograph(0).resize((150, 150)), Image.open(io.BytesIO(encoded(photograph(0), "JPEG", quality=30)))):
+        assert distance(first, look(copy)) <= 12
+    assert min(distance(first, look(photograph(seed))) for seed in range(1, 30)) > 20
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_every_mode_has_a_hash(mode: str) -> None:
+    if mode == "I;16":
+        grey = np.asarray(photograph().convert("L"), np.uint16) * 256
+        picture = Image.fromarray(grey)
+    else:
+        picture = photograph().convert(mode)
+    assert distance(look(picture), look(photograph())) <= (40 if mode == "1" else 12)
+
+
+def test_a_flat_picture_has_no_look() -> None:
+    assert look(Image.new("RGB", (32, 32), "white")) == ""
+
+
+def test_a_bomb_is_not_decoded_and_the_limit_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(inspecting, "MOST_PIXELS", 1000)
+    found = inspect_bytes(encoded(photograph()))
+    assert found.problem == "bomb"
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "pipe.jpg").parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("/nowhere/at/all.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "empty.jpg").touch()
+    wrong = {}
+    for name in ("pipe", "link", "folder", "empty", "none"):
+        found = state(str(tmp_path / f"{name}.jpg"))
+        assert isinstance(found, Inspected)
+        wrong[name] = found.problem
+    assert wrong == {
+        "pipe": "unreadable",
+        "link": "missing",
+        "folder": "unreadable",
+        "empty": "zero_byte",
+        "none": "missing",
+    }
+    assert inspect(Place(str(tmp_path / "none.jpg"))).problem == "missing"
+
+
+def test_stretches_and_members_are_read_in_place(tmp_path: Path) -> None:
+    content = encoded(photograph())
+    (tmp_path / "shard").write_bytes(b"before" + content + b"behind")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x.jpg", content)
+    alone = inspect_bytes(content)
+    assert inspect(Place(str(tmp_path / "shard"), 6, len(content))) == alone
+    assert inspect(Place(str(tmp_path / "a.zip"), 0, len(content), "x.jpg")) == alone
+
+
+def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspecting, "FEW", 4)
+    monkeypatch.setattr(inspecting, "CHUNK", 3)
+    places = []
+    for number in range(10):
+        content = encoded(photograph(number))
+        (tmp_path / f"{number}.jpg").write_bytes(content if number % 4 else content[:-60])
+        places.append(Place(str(tmp_path / f"{number}.jpg")))
+    together = dict(inspect_all(places, 2))
+    assert together == dict(inspect_all(places, 1))
+    assert [number for number in range(10) if together[number].problem] == [0, 4, 8]
