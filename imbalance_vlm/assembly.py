@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.prototype_assignment import prototypes_for
 from imbalance_vlm.balancing.regularizers.base import Regularizer
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.prepare import create_dataset, dataset_identity
+from imbalance_vlm.data.prepare import create_dataset, dataset_identity, drawn
+from imbalance_vlm.data.resized import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.features import feature_source, view_transforms
@@ -40,9 +42,12 @@ from imbalance_vlm.heads.factory import class_mean_directions, create_head, read
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.recipe.schema import encoder_entry
 from imbalance_vlm.registry import Registry, settings_of
+from imbalance_vlm.training.checkpoints import check_trained_on
+from imbalance_vlm.training.devices import fast_layout, shard
 from imbalance_vlm.training.loop import AfterEpoch
 from imbalance_vlm.tuning.base import Task, Tuning
 from imbalance_vlm.tuning.prompt.anchors import anchor_for
+from imbalance_vlm.tuning.tuned_tower import TunedTower
 
 Recipe = Mapping[str, Any]
 
@@ -74,7 +79,7 @@ def dataset(section: str, identity: str) -> Dataset:
 def encoder(section: str, identity: str, device: torch.device) -> Encoder:
     """An encoder by its section in JSON and what its weights are now, frozen, on its device; a study shares it."""
     made = create_encoder(**json.loads(section))
-    made.module.requires_grad_(False).to(device)
+    fast_layout(made.module.requires_grad_(False), device)
     return made
 
 
@@ -94,7 +99,7 @@ def novel_half(recipe: Recipe) -> Dataset | None:
     """The classes that a recipe on base classes leaves out; None for a recipe on all."""
     if recipe["data"]["classes"] != "base":
         return None
-    section = recipe["data"] | {"classes": "novel"}
+    section = drawn(recipe["data"] | {"classes": "novel"}, recipe["seed"])
     return dataset(as_key(section), dataset_identity(section))
 
 
@@ -133,8 +138,9 @@ class Features:
         "test_views" are two random crops of the test images, "test_tta" the views that evaluation averages over.
         """
         if self.reads_pixels:
-            images = self.data.splits[split.partition("_")[0]]
-            return PixelSource(images, self.transforms.get(split, [self.encoder.transform]), self.task.device)
+            pictures = resized_split(self.data.splits[split.partition("_")[0]], self.how["resized"])
+            views = self.transforms.get(split, [self.encoder.transform])
+            return PixelSource(pictures, views, self.task.device, self.how["decoder"])
         return self.source(split)
 
     def source(self, split: str) -> Source:
@@ -226,7 +232,8 @@ class Others:
         """What the head makes of other datasets' names and images."""
         sets = {}
         templates = {}
-        for section in self.settings["transfer"]:
+        for named in self.settings["transfer"]:
+            section = drawn(named, self.recipe["seed"])
             data = dataset(as_key(section), dataset_identity(section))
             part = Features(data, self.features.task, self.recipe, self.features.tuning)
             sets[data.name] = (data.class_names, part.batches("test"))
@@ -246,6 +253,12 @@ def make_head(section: Mapping[str, Any], features: Features) -> Head:
     return create_head(section["name"], width, features.data.num_classes, directions, **own)
 
 
+def spread(recipe: Recipe, head: Head) -> None:
+    """Spread a tower under tuning over the processes, where the recipe asks for it and there are several."""
+    if recipe["training"]["shard"] and isinstance(head, TunedTower):
+        shard(head.tuned.root, head)
+
+
 def make_objective(recipe: Recipe, head: Head, features: Features, tail: LongTail, tuning: Tuning) -> Objective:
     """The recipe's loss, regularizers and gradient transform around the head."""
     section = recipe["balancing"]
@@ -254,6 +267,8 @@ def make_objective(recipe: Recipe, head: Head, features: Features, tail: LongTai
     regularizers = [make_regularizer(one, head, features) for one in section["regularizers"]]
     regularizers += tuning.regularizers(features.task)
     transform = section["gradient"]
+    if transform and transform.get("reuse"):
+        check_trained_on(Path(transform["reuse"]).expanduser() / "head.safetensors", features.encoder.fingerprint)
     gradient = component(catalogue.GRADIENTS, transform)() if transform else tuning.gradient(features.task)
     return Objective(head, criterion, regularizers, gradient, features.directions("text") if head.learns_text else None)
 

@@ -30,11 +30,12 @@ from imbalance_vlm.assembly import (
     make_objective,
     make_task,
     novel_half,
+    spread,
 )
 from imbalance_vlm.balancing.corrected import Corrected
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.prepare import dataset_identity
+from imbalance_vlm.data.prepare import dataset_identity, drawn
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.sources import Source
@@ -59,7 +60,8 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     """Run a complete recipe (one that `imbalance_vlm.recipe.schema.check` has filled in) and write its folder."""
     begin_peak_memory(device)
     torch.manual_seed(recipe["seed"])  # heads start from it; the order of the data has generators of its own
-    data = dataset(as_key(recipe["data"]), dataset_identity(recipe["data"]))
+    section = drawn(recipe["data"], recipe["seed"])
+    data = dataset(as_key(section), dataset_identity(section))
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), device)
     tuning = component(catalogue.TUNINGS, recipe["tuning"])()
     try:
@@ -67,6 +69,8 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
             return run_tuning(recipe, folder, device, data, net, tuning)
     finally:
         tuning.close()
+        if recipe["training"]["shard"]:
+            encoder.cache_clear()  # its tower may lie in parts from now on
 
 
 def run_tuning(
@@ -85,6 +89,7 @@ def run_tuning(
     model = make_model(recipe, head, tail).to(device)
     check_validation(recipe, model, data)
     objective = make_objective(recipe, head, features, tail, tuning).to(device)
+    spread(recipe, head)
     trainable = sum(parameter.numel() for parameter in tuning.parameters(head))
     trained = (
         fit(recipe, objective, features, tuning, folder, after_epoch(tuning, head, others))
@@ -101,7 +106,7 @@ def run_tuning(
     spent = cost(device, trainable, features.seconds, trained.seconds + seconds, trained.images_per_second)
     record = describe(recipe, data, tail, net, found, predictions)
     record |= {"chosen": chosen, "cost": spent, "environment": environment(device)}
-    return write_run(folder, recipe, record, head if model.plain else model, data, predictions)
+    return write_run(folder, recipe, record, head if model.plain else model, data, predictions, net.fingerprint)
 
 
 def fit(

@@ -14,7 +14,9 @@ from imbalance_vlm import catalogue
 from imbalance_vlm.assembly import as_key, component, encoder, encoder_settings, make_model, settings
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.folder import SUFFIXES
+from imbalance_vlm.data.loading import Decoder
 from imbalance_vlm.data.reading import unreadable
+from imbalance_vlm.data.resized import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.sources import ImageSource, PixelSource
@@ -31,6 +33,8 @@ from imbalance_vlm.tuning.base import Task, Tuning
 if TYPE_CHECKING:
     import pandas as pd
 
+PARTS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
+"""Of a complete recipe, what says how a picture is classified."""
 BATCH = 256
 
 
@@ -46,7 +50,8 @@ def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str 
         One row a picture: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
 
     Raises:
-        InputError: no finished run, no pictures, or pictures that cannot be read.
+        InputError: no finished run, no pictures, pictures that cannot be read, or an encoder that is not the one the
+            run was trained on.
     """
     import pandas as pd
 
@@ -54,19 +59,29 @@ def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str 
     if result is None:
         raise InputError(f"`run` must be the folder of a finished run (it holds result.json), got {str(run)!r}")
     recipe = read_yaml(Path(run) / "recipe.resolved.yaml")
+    lost = [part for part in PARTS if part not in recipe]
+    if lost:
+        raise InputError(
+            f"{Path(run) / 'recipe.resolved.yaml'} must be a whole recipe, and lacks "
+            f"{', '.join(map(repr, lost))}; run the recipe again with --force"
+        )
     names = list(result.record["classes"]["names"])
     files = _files(pictures)
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), torch.device(device))
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
     task = Task(net, kind, names, (), (), torch.device(device), recipe["training"]["epochs"], recipe["seed"], False)
     tuning: Tuning = component(catalogue.TUNINGS, recipe["tuning"])()
+    how = recipe["encoder"]
     split = Split(files, np.zeros(len(files), np.int64))  # labels nobody knows; the predictions do not use them
+    split = resized_split(split, how.get("resized", 0), keep=False)
     try:
         head = tuning.head(task, partial(_head, recipe["head"], net, net.width(kind), len(names))).to(device)
         model = make_model(recipe, head, _tail(result, recipe)).to(device)
-        load_weights(Path(run) / "head.safetensors", head if model.plain else model)
-        pictures_of = PixelSource(split, [net.transform], task.device)
-        features_of = ImageSource(split, net, kind, [net.transform], task.device)
+        load_weights(Path(run) / "head.safetensors", head if model.plain else model, net.fingerprint)
+        decoder: Decoder = how.get("decoder", "pil")
+        pictures_of = PixelSource(split, [net.transform], task.device, decoder)
+        as_kept: Decoder = "pil" if how["cache"] else decoder
+        features_of = ImageSource(split, net, kind, [net.transform], task.device, as_kept)
         found = predict(model, pictures_of if tuning.reads_pixels else features_of, BATCH)
     finally:
         tuning.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from imbalance_vlm import catalogue
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.recipe.typecheck import describe
 from imbalance_vlm.registry import Entry, constructors_of
@@ -32,9 +33,18 @@ def show_component(found: Sequence[tuple[str, Entry]]) -> str:
             default = "required" if setting.required else f"default {_word(setting.default)}"
             lines.append(f"  {setting.name}: {describe(setting.annotation)} ({default})")
         lines += ["", inspect.getdoc(entry.load()) or "", ""]
+        if entry in _tower_methods():
+            from imbalance_vlm.tuning.peft.listing import trained_set
+
+            lines += [trained_set(entry.load()().method), ""]
         for parent in constructors_of(entry.load())[1:]:
             lines += [f"{parent.__name__}: {inspect.getdoc(parent) or ''}", ""]
     return "\n".join(lines)
+
+
+def _tower_methods() -> list[Entry]:
+    """The entries that train something in the image tower."""
+    return [*(catalogue.PEFT.get(name) for name in catalogue.PEFT.names()), catalogue.TUNINGS.get("full")]
 
 
 def _word(value: Any) -> str:

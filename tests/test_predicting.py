@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from imbalance_vlm import InputError, predict_images, run
+from imbalance_vlm import InputError, create_encoder, predict_images, run
 from imbalance_vlm.cli import main
+
+WEIGHTS = "open_clip_model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,41 @@ def test_the_command_writes_a_file(recipe: dict[str, Any], pictures: Path, capsy
     assert capsys.readouterr().out.startswith("image,predicted,confidence\n")
     assert main(["predict", str(result.path), str(picture), "--out", "said.csv"]) == 0
     assert len(Path("said.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("tuning", [{"name": "peft", "method": "adaptformer"}, "linear_probe"])
+def test_a_run_is_not_applied_to_another_base_model(
+    tuning: Any, recipe: dict[str, Any], pictures: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_clip.removeprefix("local-dir:"), folder)
+    result = run(recipe | {"encoder": {"name": f"local-dir:{folder}"}, "tuning": tuning, "head": "cosine"})
+    said = predict_images(result.path, [pictures / "test"])
+    kept, weights = (folder / WEIGHTS).read_bytes(), load_file(folder / WEIGHTS)
+    save_file({name: value + 0.01 for name, value in weights.items()}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"head\.safetensors was trained on another base model") as error:
+        predict_images(result.path, [pictures / "test"])
+    with safe_open(result.path / "head.safetensors", "pt") as file:
+        before = json.loads(file.metadata()["imbalance_vlm"])["base"]
+    after = create_encoder(f"local-dir:{folder}").fingerprint
+    assert before != after
+    for wanted in (before, after, "put back the weights"):
+        assert wanted in str(error.value)
+    (folder / WEIGHTS).write_bytes(kept)
+    assert predict_images(result.path, [pictures / "test"]).equals(said)
+
+
+def test_a_first_pass_on_another_base_model_is_not_reused(recipe: dict[str, Any], tiny_clip: str) -> None:
+    change = {
+        "tuning": {"name": "prompt", "method": "coop", "n_ctx": 2, "init": None, "views": 0},
+        "head": "text",
+        "training.epochs": 2,
+        "balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1},
+    }
+    first = run(recipe, change)
+    again = {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1, "reuse": str(first.path)}}
+    with pytest.raises(InputError, match="head.safetensors was trained on another base model"):
+        run(recipe, change | again | {"encoder": {"name": tiny_clip, "pretrained": "random"}})
 
 
 def test_bad_input_is_refused_in_words(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -53,6 +53,12 @@ class Objective(nn.Module):
         """Embeddings (B, d) and logits (B, C), sample by sample: of several processes, each has its own samples."""
         embeddings = self.head.embed(features)
         return embeddings, self.head.classify(embeddings)
+
+    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+        """Called between `outputs` and `value` where the outputs were those of a part of the batch, and gathered."""
+        for regularizer in self.regularizers:
+            if isinstance(regularizer, Regularizer):
+                regularizer.gather(together)
 
     def value(self, embeddings: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         """The number to minimise, of a whole batch of outputs."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imbalance_vlm.encoders.sources import Source
+from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.evaluation.metrics import Predictions
 from imbalance_vlm.evaluation.tta import Tta, mean_logits
 from imbalance_vlm.types import Count, Natural
@@ -23,7 +23,7 @@ def predict(head: nn.Module, source: Source, batch_size: int = 1024) -> Predicti
     Only four numbers an image are kept: the logits of 24,426 images over 8,142 classes would take 800 MB.
     """
     head.eval()
-    rows = torch.arange(len(source)).split(batch_size)
+    rows = evaluation_rows(source, batch_size)
     kept: dict[str, list[torch.Tensor]] = {"labels": [], "predicted": [], "confidence": [], "nll": []}
     for logits, labels in mean_logits(head, source, rows):
         log_probs = logits.log_softmax(dim=1)  # (B, C)
@@ -67,7 +67,7 @@ def evaluate(
         curve: with `novel`, measure both halves behind every so many epochs, into metrics.jsonl; 0 for never.
         tta: average the logits over "five_crops" of each test image, or over these and their mirror images
             ("five_crops_flips"), instead of its one view; see `imbalance_vlm.evaluation.tta`.
-        batch_size: images at a time.
+        batch_size: images at a time, at most: of large pictures and of tokens there are fewer, to save memory.
     """
     # What is deleted is read where the scores are made; it stands here as one of the section's settings.
     del groups, calibration_bins, geometry, novel, curve, tta

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imbalance_vlm.encoders.sources import Source
+from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.evaluate import predict
 from imbalance_vlm.evaluation.metrics import Predictions, mean, per_class_accuracy
@@ -140,7 +140,7 @@ def novel_predictions(
     own: list[Tensor] = []
     joint: list[Tensor] = []
     for source, is_novel in ((base, False), (novel, True)):
-        for features, labels in source.batches(torch.arange(len(source)).split(batch_size)):
+        for features, labels in source.batches(evaluation_rows(source, batch_size)):
             embeddings = head.embed(features)
             of_base, of_novel = head.classify(embeddings), others.classify(embeddings)
             if is_novel:

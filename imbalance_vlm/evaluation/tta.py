@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from imbalance_vlm.data.dataset import rgb
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import ImageSource, PixelSource, Source
@@ -57,7 +58,7 @@ class CropView:
 
     def resized(self, picture: Image.Image) -> Image.Image:
         """The whole picture at the size that all crops of it are cut from."""
-        picture = picture.convert("RGB")
+        picture = rgb(picture)
         short = min(picture.size)
         width, height = (self.scaled * side // short for side in picture.size)
         return picture.resize((width, height), Image.Resampling(self.interpolation))

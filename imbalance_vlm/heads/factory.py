@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from imbalance_vlm import catalogue
 from imbalance_vlm.encoders.base import Encoder
-from imbalance_vlm.encoders.sources import Source
+from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.recipe.typecheck import checked_settings
@@ -58,8 +58,7 @@ def class_mean_directions(source: Source, num_classes: int, batch_size: int = 10
     """(C, w) unit directions of each class's mean unit feature (tokens: the class token); a class without images gets
     the mean of all."""
     total: Tensor | None = None
-    rows = torch.arange(len(source)).split(batch_size)
-    for features, labels in source.batches(rows):
+    for features, labels in source.batches(evaluation_rows(source, batch_size)):
         unit = F.normalize(features[:, 0] if features.ndim == 3 else features, dim=-1)  # (B, w)
         if total is None:
             total = torch.zeros(num_classes, unit.shape[1], device=unit.device)

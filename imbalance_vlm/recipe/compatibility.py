@@ -34,6 +34,7 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
         _after_training,
         _averages,
         _full_tuning,
+        _sharded,
         _published,
     )
     for rule in rules:
@@ -203,18 +204,28 @@ def _averages(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _full_tuning(recipe: Recipe) -> Iterator[Conflict]:
-    """Full fine-tuning is held to where it starts, which must mean something; and one average is enough."""
+    """Full fine-tuning is held to where it starts, which must mean something."""
     tuning, head = recipe["tuning"], recipe["head"]
     if tuning["name"] != "full":
         return
-    for key, plain in (("kl", 0), ("average", 1)):
-        if tuning[key] != plain and head.get("init") == "random":
-            yield (
-                f"tuning.{key}",
-                f"holds to the head's start, and '{head['name']}' starts at random: use init 'text' or 'class_mean'",
-            )
-    if tuning["average"] < 1 and recipe["training"]["interpolation"] < 1:
-        yield "tuning.average", "is training.interpolation for tower and head: set one of the two to 1"
+    if tuning["kl"] and head.get("init") == "random":
+        yield (
+            "tuning.kl",
+            f"holds to the head's start, and '{head['name']}' starts at random: use init 'text' or 'class_mean'",
+        )
+
+
+def _sharded(recipe: Recipe) -> Iterator[Conflict]:
+    """A tower in parts is one that is trained, by its plain gradient, and never in one piece."""
+    plan, tuning = recipe["training"], recipe["tuning"]["name"]
+    if not plan["shard"]:
+        return
+    if tuning not in ("full", "peft"):
+        yield "training.shard", f"is for a tower that is trained: use tuning 'full' or 'peft', got '{tuning}'"
+    if plan["ema"] or plan["interpolation"] < 1:
+        yield "training.shard", "needs training.ema 0 and training.interpolation 1, which average weights in one piece"
+    if recipe["balancing"]["gradient"]:
+        yield "training.shard", "needs every gradient in one piece to transform it: leave out balancing.gradient"
 
 
 def _published(recipe: Recipe) -> Iterator[Conflict]:

@@ -15,6 +15,8 @@ from imbalance_vlm.registry import Entry, Registry, Setting, settings_of
 from imbalance_vlm.types import Natural
 
 REQUIRED = object()
+MOVED = {"tuning.average": "training.interpolation"}
+"""Keys of earlier versions, and what they are now."""
 Report = Callable[[str, str], None]
 
 
@@ -125,7 +127,7 @@ def check(loaded: Loaded) -> dict[str, Any]:
     def report(key: str, message: str) -> None:
         problems.append(Problem(key, message, loaded.origin(key)))
 
-    resolved = _section(RECIPE, loaded.tree, "", report)
+    resolved = _section(RECIPE, with_roots(loaded.tree), "", report)
     name = resolved["name"]
     if isinstance(name, str) and {"", ".", ".."} & set(name.split("/")):  # it is a path below the runs folder
         report("name", f"must be a word or words joined by single slashes, such as icons_lt/mine, got {name!r}")
@@ -137,6 +139,23 @@ def check(loaded: Loaded) -> dict[str, Any]:
     return resolved
 
 
+def with_roots(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe whose transfer datasets, where they name no `root`, lie where its own data lie: one root for all."""
+    data, evaluation = tree.get("data"), tree.get("evaluation")
+    given = evaluation.get("transfer") if isinstance(evaluation, Mapping) else None
+    if not isinstance(data, Mapping) or "root" not in data or not isinstance(given, (list, tuple)):
+        return tree
+
+    def placed(item: Any) -> Any:
+        section = {"name": item} if isinstance(item, str) else item
+        name = section.get("name") if isinstance(section, Mapping) else None
+        if name not in catalogue.DATASETS or "root" not in catalogue.DATASETS.get(str(name)).settings():
+            return item
+        return {"root": data["root"], **dict(section)}
+
+    return {**tree, "evaluation": {**(evaluation or {}), "transfer": [placed(item) for item in given]}}
+
+
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
@@ -144,7 +163,9 @@ def _join(path: str, key: str) -> str:
 def _unknown(keys: Mapping[str, Any], known: list[str], path: str, report: Report) -> None:
     for key in keys:
         if key not in known:
-            report(_join(path, str(key)), f"unknown key.{did_you_mean(key, known)} Allowed: {', '.join(known)}")
+            here = _join(path, str(key))
+            hint = f" It is `{MOVED[here]}` now." if here in MOVED else did_you_mean(key, known)
+            report(here, f"unknown key.{hint} Allowed: {', '.join(known)}")
 
 
 def _section(node: Section, value: Any, path: str, report: Report) -> dict[str, Any]:

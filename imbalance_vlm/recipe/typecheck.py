@@ -35,7 +35,7 @@ def describe(annotation: Any) -> str:
     if origin in (list, tuple, Sequence):
         return f"a list of [{describe(arguments[0])}]" if arguments else "a list"
     if origin in (dict, Mapping):
-        return "a mapping"
+        return f"a mapping of {describe(arguments[0])} to {describe(arguments[1])}" if arguments else "a mapping"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -44,12 +44,23 @@ def mistake(annotation: Any, value: Any) -> str | None:
     if fits(annotation, value):
         return None
     shown = "null" if value is None else repr(value)
+    if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
+        shown += ", which is text: leave out the quotes"
     hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""
     return (
         f"must be {describe(annotation)}, got {shown}.{hint}"
         if hint
         else f"must be {describe(annotation)}, got {shown}"
     )
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
 
 
 def fits(annotation: Any, value: Any) -> bool:

@@ -28,8 +28,8 @@ def with_averages(frame: pd.DataFrame, places: Mapping[str, Mapping[str, Any]], 
     groups: dict[str, list[int]] = {}
     for row, name in enumerate(frame["recipe"]):
         if name in places:  # published rows have no place
-            rest = [str(value) for key, value in places[name].items() if key != axis and value != ""]
-            groups.setdefault("/".join(rest), []).append(row)
+            others = [str(value) for key, value in places[name].items() if key != axis and value != ""]
+            groups.setdefault("/".join(others), []).append(row)
     parts: list[pd.DataFrame] = []
     for rest, members in groups.items():
         own = frame.iloc[members]

@@ -27,6 +27,11 @@ from imbalance_vlm.results.result import SCHEMA_VERSION, RunResult, read_result
 from imbalance_vlm.training.checkpoints import save_weights
 
 _NO_INFLUENCE = ("name", "description", "paper")
+_ONLY_HOW = ("checkpoint_seconds", "shard")
+"""Settings of the training that say how its numbers are come by, not which they are."""
+_LATER = {("encoder", "decoder"): "pil", ("encoder", "resized"): 0, ("training", "shard"): False}
+"""Settings that are younger than finished runs, each with the value at which nothing is other than it was before: at
+that value a setting does not count, so that what was run without it is found again."""
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
@@ -34,13 +39,13 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 
     It does not see the code: after changing a component, run with --force.
     """
-    core = {key: value for key, value in recipe.items() if key not in _NO_INFLUENCE}
-    core["training"] = {key: value for key, value in recipe["training"].items() if key != "checkpoint_seconds"}
+    core = {key: value for key, value in _without_later(recipe).items() if key not in _NO_INFLUENCE}
+    core["training"] = {key: value for key, value in core["training"].items() if key not in _ONLY_HOW}
     parts = [
         json.dumps(core, sort_keys=True, default=str),
-        dataset_identity(recipe["data"]),
+        dataset_identity(core["data"]),
         *(dataset_identity(section) for section in recipe["evaluation"]["transfer"]),
-        encoder_identity(recipe["encoder"]),
+        encoder_identity(core["encoder"]),
         __version__,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -54,7 +59,18 @@ def run_folder(root: Path, recipe: Mapping[str, Any]) -> Path:
 
 def config_hash(recipe: Mapping[str, Any]) -> str:
     """What the runs of one configuration share: everything but the seed."""
-    return hashlib.sha256(json.dumps(dict(recipe) | {"seed": None}, sort_keys=True, default=str).encode()).hexdigest()
+    core = _without_later(recipe) | {"seed": None}
+    return hashlib.sha256(json.dumps(core, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _without_later(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without the settings of `_LATER` that are as they were before they could be set."""
+    return {
+        key: {name: item for name, item in value.items() if (key, name) not in _LATER or item != _LATER[key, name]}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in recipe.items()
+    }
 
 
 def write_run(
@@ -64,12 +80,13 @@ def write_run(
     head: nn.Module,
     data: Dataset,
     predictions: Predictions,
+    base: str = "",
 ) -> RunResult:
-    """Write everything a run leaves, result.json last."""
+    """Write everything a run leaves, result.json last; `base` is the fingerprint of the encoder it was trained on."""
     digest = folder.name.rpartition("-")[2]  # of the data and weights as they were when the run began
     write_text(folder / "recipe.resolved.yaml", yaml.safe_dump(plain(recipe), sort_keys=False))
     if any(True for _ in head.state_dict()):
-        save_weights(folder / "head.safetensors", head, {"recipe": recipe["name"], "recipe_hash": digest})
+        save_weights(folder / "head.safetensors", head, {"recipe": recipe["name"], "recipe_hash": digest, "base": base})
     write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
     head_line = {"schema": SCHEMA_VERSION, "recipe_hash": digest, "config": config_hash(recipe)[:16]}
     write_json(folder / "result.json", head_line | dict(record))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+_PARTS = ("config", "seed", "identity", "scores", "classes", "cost")
+"""What tables and predictions read of a result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,9 @@ def read_result(folder: Path) -> RunResult | None:
         raise InputError(f"{path} is no result file: {error}; remove it, or run with --force") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{path} must be a result of schema {SCHEMA_VERSION}; run again with --force")
+    missing = [key for key in _PARTS if key not in record]
+    if missing:
+        raise InputError(f"{path} must hold {', '.join(_PARTS)}, and has no {missing[0]!r}; run again with --force")
     return RunResult(folder, record)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from imbalance_vlm.encoders.pretraining import samples_seen
 from imbalance_vlm.errors import InputError, did_you_mean, one_of
 from imbalance_vlm.files import write_atomically
-from imbalance_vlm.results.columns import COST, GEOMETRY, IDENTITY, MAIN, SMALL_IS_GOOD
+from imbalance_vlm.results.columns import COST, GEOMETRY, IDENTITY, MAIN, SAMPLES, SMALL_IS_GOOD
 from imbalance_vlm.results.result import RunResult
 
 
@@ -51,7 +52,16 @@ def table(results: Sequence[RunResult]) -> pd.DataFrame:
     mean.insert(1, "n", grouped.size())
     if any(single["chosen"]):
         mean.insert(mean.columns.get_loc(COST[0]), "chosen", grouped["chosen"].agg(_choices))  # type: ignore[arg-type]
-    return _with_published(mean.reset_index().drop(columns="config"), results)
+    return _with_samples(_with_published(mean.reset_index().drop(columns="config"), results))
+
+
+def _with_samples(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the samples seen in pre-training beside its pairs, where that is known of any row."""
+    seen = [samples_seen(*names) for names in zip(frame["encoder"], frame["pretrained"], strict=True)]
+    if any(seen):
+        place = int(frame.columns.get_loc("pretrain_pairs")) + 1  # type: ignore[arg-type]
+        frame.insert(place, SAMPLES, pd.Series(seen, index=frame.index, dtype="Int64"))
+    return frame
 
 
 def _choices(chosen: pd.Series) -> str:
@@ -88,7 +98,7 @@ def text(value: Any, column: str = "") -> str:
     """A cell as people read it."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "-"
-    if column in ("pretrain_pairs", "trainable_parameters", "n"):
+    if column in ("pretrain_pairs", SAMPLES, "trainable_parameters", "n"):
         return f"{int(value):,}"
     if isinstance(value, (float, np.floating)):
         if column == "difference":

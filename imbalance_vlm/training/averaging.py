@@ -240,13 +240,14 @@ def interpolate_files(start: Path, end: Path, alpha: float, out: Path) -> None:
     The header of `out` keeps that of `end` and says what it was made of.
 
     Raises:
-        InputError: a file that is missing or no weight file, weights of another shape, an alpha out of range, or an
-            `out` that is one of the two.
+        InputError: a file that is missing or no weight file, weights of another shape or another base model, an alpha
+            out of range, or an `out` that is one of the two.
     """
     _check_out(out, [start, end])
     (first, made_of), (second, metadata) = _read(start), _read(end)
     if not 0 <= alpha <= 1:
         raise InputError(f"`alpha` must lie in [0, 1], got {alpha}")
+    _check_base({str(start): made_of, str(end): metadata})
     _check_alike({str(start): first, str(end): second})
     how = {"averaged": "interpolation", "alpha": repr(alpha), "of": json.dumps([made_of, metadata], sort_keys=True)}
     _write(out, interpolate(first, second, alpha), metadata | how)
@@ -256,8 +257,8 @@ def soup_files(paths: Sequence[Path], out: Path) -> None:
     """Write the uniform soup of weight files to `out`; its header keeps that of the first and says what it was made of.
 
     Raises:
-        InputError: no files, one that is missing or no weight file, weights of another shape, or an `out` that is one
-            of them.
+        InputError: no files, one that is missing or no weight file, weights of another shape or another base model, or
+            an `out` that is one of them.
     """
     if not paths:
         raise InputError("`paths` must name at least one weight file, got none")
@@ -265,10 +266,23 @@ def soup_files(paths: Sequence[Path], out: Path) -> None:
     read = {str(path): _read(path) for path in paths}
     if len(read) < len(paths):
         raise InputError(f"`paths` must name each weight file once, got {', '.join(map(str, paths))}")
+    _check_base({name: metadata for name, (_, metadata) in read.items()})
     _check_alike({name: state for name, (state, _) in read.items()})
     sources = [metadata for _, metadata in read.values()]
     how = {"averaged": "uniform soup", "of": json.dumps(sources, sort_keys=True)}
     _write(out, uniform_soup([state for state, _ in read.values()]), sources[0] | how)
+
+
+def _check_base(metadata: Mapping[str, Mapping[str, str]]) -> None:
+    """All that say which base model they were trained on must say the same."""
+    known = {name: entries["base"] for name, entries in metadata.items() if entries.get("base")}
+    first = next(iter(known), "")
+    for name, base in known.items():
+        if base != known[first]:
+            raise InputError(
+                f"{first} and {name} were trained on different base models, with fingerprints {known[first]} and "
+                f"{base}; take runs of one encoder"
+            )
 
 
 def _check_out(out: Path, sources: Sequence[Path]) -> None:

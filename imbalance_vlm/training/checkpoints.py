@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from imbalance_vlm.encoders.base import check_base
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
 from imbalance_vlm.progress import note
@@ -63,18 +64,43 @@ def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> Non
             write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
+def load_weights(path: Path, module: nn.Module, base: str | None = None) -> None:
     """Load what `save_weights` wrote.
 
+    Args:
+        path: the file.
+        module: like the one that was saved.
+        base: fingerprint of the encoder that the module is used with; None where there is none to compare with.
+
     Raises:
-        InputError: no such file, or weights of a module of another shape.
+        InputError: no such file, weights of a module of another shape, or weights that were trained on another base
+            model (with both fingerprints).
     """
     if not path.is_file():
         raise InputError(f"no weights at {path}")
+    if base is not None:
+        check_trained_on(path, base)
     try:
         load_whole(module, load_file(path))
     except RuntimeError as error:
         raise InputError(f"{path} holds weights of another head: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_trained_on(path: Path, base: str) -> None:
+    """Refuse a weight file whose header names another base model than `base`; one that names none may be any.
+
+    Raises:
+        InputError: with both fingerprints.
+    """
+    if not path.is_file():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            entries = json.loads((file.metadata() or {}).get("imbalance_vlm", "{}"))
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file or a damaged one: {error}") from error
+    if entries.get("base"):
+        check_base(path, entries["base"], base)
 
 
 @contextmanager

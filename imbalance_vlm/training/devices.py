@@ -32,6 +32,8 @@ from imbalance_vlm.errors import InputError
 
 BUCKET = 2**23
 """Numbers of a gradient that travel together."""
+FEW_CONVOLUTIONS = 4
+"""As many as a transformer may have to cut a picture into patches."""
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
@@ -270,15 +272,18 @@ def shard(tower: nn.Module, *others: nn.Module) -> None:
     """
     if current().size == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     layers = _layers(tower)
     if not layers:
         raise InputError(f"{type(tower).__name__} has no list of layers to spread over the processes; do not shard it")
+    tower.to(memory_format=torch.contiguous_format)
     before = {id(value): name for name, value in tower.named_parameters()}
+    mesh = init_device_mesh(next(tower.parameters()).device.type, (current().size,))
     for layer in layers:
-        fully_shard(layer)
-    fully_shard(tower)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(tower, mesh=mesh)
     if hasattr(tower, "forward_intermediates"):
         register_fsdp_forward_method(tower, "forward_intermediates")
     after = dict(tower.named_parameters())
@@ -325,8 +330,13 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` of a state without parts into an optimizer whose parameters may have some."""
-    optimizer.load_state_dict(state)
+    """`load_state_dict` of a state without parts into an optimizer whose parameters may have some.
+
+    Which of torch's kernels take its steps stays as it is: the state may come from another kind of device.
+    """
+    own = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups]
+    groups = [group | kernels for group, kernels in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict(state | {"param_groups": groups})
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             kept = optimizer.state[parameter]
@@ -364,9 +374,31 @@ def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> None:
         nn.utils.clip_grads_with_norm_(part, largest, total)
 
 
+# -- speed -----------------------------------------------------------------------------------------------------------
+
+
+def fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on a device; on a GPU a convolutional net has its weights in the order its kernels are fastest in
+    (channels last), which changes no more than rounding. A transformer's one convolution is left alone.
+    """
+    module = module.to(device)
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    if device.type == "cuda" and len(convolutions) > FEW_CONVOLUTIONS:
+        for part in convolutions:
+            part.to(memory_format=torch.channels_last)
+    return module
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "out of shared memory",
+    "killed by signal: Killed",  # of a process that decodes pictures
+)
 
 
 @contextmanager
@@ -380,8 +412,9 @@ def memory_errors() -> Iterator[None]:
         if not known and not any(words in text for words in OUT_OF_MEMORY):
             raise
         raise InputError(
-            "the memory of the device ran out. For the same result with less of it: double training.accumulate (a "
+            "memory ran out. For the same result with less of it: double training.accumulate (a "
             "step in smaller parts), set the tuning's memory_gb or chunk lower where it has one, or "
-            "encoder.precision=bf16; a smaller training.batch_size needs less too, and is another training "
+            "encoder.precision=bf16; where it ran out behind training, lower evaluation.batch_size. A smaller "
+            "training.batch_size needs less too, and is another training "
             f"({text[:200] or type(error).__name__})"
         ) from error

@@ -86,6 +86,7 @@ def train(
     ema: Share = 0.0,
     interpolation: Part = 1.0,
     compile: bool = False,
+    shard: bool = False,
     checkpoint_seconds: NonNegative = 30.0,
 ) -> Trained:
     """Train the objective's head for `epochs` passes; the last epoch is the result, nothing is chosen on test data.
@@ -115,6 +116,8 @@ def train(
         interpolation: the result is start + interpolation * (trained - start), as in WiSE-FT; 1 is what was trained.
         compile: runs the head (and the tower in it) through torch.compile, which takes minutes to begin with; where
             that is not possible the training says so and goes on without.
+        shard: spreads the tower that is trained over the processes, for one that does not fit a device; the numbers are
+            the same. Nothing in one process. Who calls this has done it (`imbalance_vlm.training.devices.shard`).
         checkpoint_seconds: time between checkpoints; one is written at the next step after it, or later where writing
             takes more than a twentieth of the time.
 
@@ -128,7 +131,7 @@ def train(
     begin = {key: value.detach().clone() for key, value in head.state_dict().items()} if interpolation < 1 else {}
     average = Ema(head, ema) if ema else None
     step = _Step(objective, optimizer, current(), clip_grad_norm, compile)
-    step.check(accumulate, average is not None or interpolation < 1)
+    step.check(accumulate, average is not None or interpolation < 1, shard)
     run = _Run(objective, average, optimizer, source, folder, step.devices)
     trained = {name: parameter for name, parameter in head.named_parameters() if parameter.requires_grad}
     objective.gradient.start(trained)
@@ -196,7 +199,7 @@ class _Step:
             for group in optimizer.param_groups:  # torch's kernels over lists of tensors take one kind at a time
                 group["foreach"] = False
 
-    def check(self, accumulate: int, averages: bool) -> None:
+    def check(self, accumulate: int, averages: bool, shard: bool) -> None:
         """Refuse what would not be what the settings say."""
         if accumulate > 1 and not self.plain_gradient:
             transform = type(self.objective.gradient).__name__
@@ -204,7 +207,17 @@ class _Step:
                 f"`training.accumulate` must be 1 with a gradient transform ({transform}), which reads the gradient of "
                 f"a whole batch, got {accumulate}"
             )
-        if averages and any(map(is_sharded, self.parameters)):
+        sharded = any(map(is_sharded, self.parameters))
+        if shard and self.devices.size > 1 and not sharded:
+            raise InputError(
+                "`training.shard` must be false where no tower is trained that is spread over the processes, got true"
+            )
+        if sharded and not self.plain_gradient:
+            raise InputError(
+                f"`training.shard` must be false with a gradient transform ({type(self.objective.gradient).__name__}), "
+                "which needs every gradient in one piece, got true"
+            )
+        if averages and sharded:
             raise InputError(
                 "`training.ema` and `training.interpolation` need the weights in one piece, got a tower that is spread "
                 "over the processes; set them to 0 and 1, or leave out sharding"
@@ -237,6 +250,7 @@ class _Step:
         with devices.own_part():
             embeddings, logits = self.outputs(features)
         every = [devices.gather(own, count) for own in (embeddings, logits, targets)]
+        self.objective.gather(lambda own: devices.gather(own, count))
         return self.objective.value(*every)
 
 

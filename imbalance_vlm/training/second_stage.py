@@ -14,7 +14,7 @@ from imbalance_vlm.balancing.corrected import Corrected
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.second_stages.base import Stage
-from imbalance_vlm.encoders.sources import FeatureSource, Source
+from imbalance_vlm.encoders.sources import FeatureSource, Source, evaluation_rows
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.training.loop import steps_per_epoch, train
@@ -28,7 +28,7 @@ WEIGHT_DECAY = 5e-4
 def embedded(head: Head, source: Source, device: torch.device, batch_size: int = 1024) -> FeatureSource:
     """What a head makes of a split, every view of it, in memory."""
     head.eval()
-    rows = torch.arange(len(source)).split(batch_size)
+    rows = evaluation_rows(source, batch_size)
     views = [
         torch.cat([head.embed(features).float().cpu() for features, _ in source.batches(rows, view)])
         for view in range(source.num_views)

@@ -427,6 +427,18 @@ def test_files_that_cannot_be_averaged_are_refused_and_nothing_is_written(files:
     assert not out.exists()
 
 
+def test_runs_on_different_base_models_are_not_averaged(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{base}.safetensors" for base in ("one", "two")]
+    for path in paths:
+        save_weights(path, net(0), {"base": f"fingerprint-{path.stem}"})
+    said = "different base models, with fingerprints fingerprint-one and fingerprint-two; take runs of one encoder"
+    with pytest.raises(InputError, match=said):
+        interpolate_files(*paths, 0.5, tmp_path / "out.safetensors")
+    with pytest.raises(InputError, match=said):
+        soup_files(paths, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_an_input_is_never_overwritten(files: list[Path]) -> None:
     before = files[0].read_bytes()
     with pytest.raises(InputError, match="`out` must be a file of its own"):

@@ -58,3 +58,16 @@ def test_weights_of_another_head_are_refused(tmp_path: Path) -> None:
         load_weights(path, nn.Linear(3, 4))
     with pytest.raises(InputError, match="no weights at"):
         load_weights(tmp_path / "none.safetensors", other)
+
+
+def test_weights_of_another_base_model_are_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    path, module = tmp_path / "head.safetensors", nn.Linear(3, 2)
+    save_weights(path, module, {"base": "aaa"})
+    load_weights(path, module, "aaa")
+    with pytest.raises(InputError, match=r"another base model: .*fingerprint aaa, and the encoder's is bbb; put back"):
+        load_weights(path, module, "bbb")
+    save_weights(path, module, {"recipe": "r"})
+    load_weights(path, module, "bbb")  # it does not say
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="no safetensors file or a damaged one"):
+        load_weights(path, module, "bbb")

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import imbalance_vlm
-from imbalance_vlm import InputError, LongTail, catalogue
+from imbalance_vlm import InputError, LongTail, assembly, catalogue
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
@@ -29,6 +30,7 @@ from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.linear import LinearHead
+from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training import devices, loop
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
@@ -188,6 +190,50 @@ def interrupted(case: str, folder: Path, stop_at: int) -> dict[str, Any]:
     raise AssertionError("it was not stopped")
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "full, sharded": {"tuning": "full", "head": "cosine", "training.shard": True},
+    "full, kl": {"tuning": {"name": "full", "kl": 3.0}, "head": "cosine"},
+    "full, kl, sharded": {"tuning": {"name": "full", "kl": 3.0}, "head": "cosine", "training.shard": True},
+    "lora, sharded, with a second stage": {
+        "tuning": {"name": "peft", "method": "lora"},
+        "head": "cosine",
+        "training.shard": True,
+        "balancing.second_stage": {"name": "crt", "epochs": 1},
+    },
+    "promptsrc": {"tuning": {"name": "prompt", "method": "promptsrc", "depth": 2, "mean": 2.0}, "head": "text"},
+}
+"""Whole runs, each behind the other in one process: the next finds a tower in one piece."""
+
+
+def recipe_of(case: str, pictures: Path, tiny_clip: str) -> dict[str, Any]:
+    return {
+        "name": "two",
+        "data": {"name": "folder", "root": str(pictures)},
+        "encoder": {"name": tiny_clip},
+        "balancing": {"loss": "logit_adjustment"},
+        "training": {"epochs": 2, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.02}, "clip_grad_norm": 1.0},
+        "evaluation": {"groups": {"many": 12, "few": 6}},
+    } | {key: value for key, value in RECIPES[case].items() if "." not in key}
+
+
+def dotted(case: str) -> dict[str, Any]:
+    return {key: value for key, value in RECIPES[case].items() if "." in key}
+
+
+def outcome(recipe: dict[str, Any], change: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """Losses, weights and scores of a run."""
+    result = imbalance_vlm.run(recipe, change, runs=runs, device="cpu")
+    assert isinstance(result, RunResult)
+    lines = (result.path / "metrics.jsonl").read_text().splitlines()
+    weights = load_file(result.path / "head.safetensors").items()
+    return {
+        "losses": [json.loads(line)["loss"] for line in lines],
+        "weights": {key: value.flatten().tolist() for key, value in weights if value.is_floating_point()},
+        "nll": result.scores["nll"],
+        "trainable": result.record["cost"]["trainable_parameters"],
+    }
+
+
 def program(out: Path) -> None:
     """What each of the two processes does."""
     assert devices.start("cpu") == CPU
@@ -196,19 +242,30 @@ def program(out: Path) -> None:
     found = {case: run(case, out / case) for case in (*CASES, *ALONE_IN_TWO)}
     for case in ("linear", "dropout", "gaussian_clouded", "pixels, full, sharded"):
         found[f"{case}, stopped"] = interrupted(case, out / f"{case}, stopped", 4)
+    parts: list[int] = []
+
+    def spread(tower: nn.Module, head: nn.Module) -> None:
+        devices.shard(tower, head)
+        parts.append(sum(map(devices.is_sharded, head.parameters())))
+
+    assembly.shard = spread  # type: ignore[attr-defined]
+    for case, recipe in json.loads((out / "recipes.json").read_text()).items():
+        parts.clear()
+        found[f"recipe, {case}"] = outcome(recipe, dotted(case), out / "runs" / case) | {"sharded": sum(parts)}
     (out / f"{devices.current().rank}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_clip: str) -> list[dict[str, Any]]:
     """What each of two processes found."""
     out = tmp_path_factory.mktemp("two")
+    (out / "recipes.json").write_text(json.dumps({case: recipe_of(case, pictures, tiny_clip) for case in RECIPES}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     given |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
-    given |= {"GLOO_SOCKET_IFNAME": "lo"}
+    given |= {"GLOO_SOCKET_IFNAME": "lo", "IMBALANCE_VLM_CACHE": str(out / "cache")}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(out)],
@@ -263,6 +320,28 @@ def test_a_tower_in_parts_is_trained_as_a_whole_one(method: str, two: list[dict[
 def test_two_processes_stopped_within_an_epoch_go_on(case: str, two: list[dict[str, Any]]) -> None:
     for process in two:
         same(process[f"{case}, stopped"], process[case], exact=True)
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_a_recipe_gives_in_two_processes_what_it_gives_in_one(
+    case: str, two: list[dict[str, Any]], pictures: Path, tiny_clip: str
+) -> None:
+    """With `training.shard`, which does nothing in one process, and with terms that compare with a frozen model."""
+    wanted = outcome(recipe_of(case, pictures, tiny_clip), dotted(case), Path("alone"))
+    for process in two:
+        found = process[f"recipe, {case}"]
+        same(found, wanted)
+        assert found["nll"] == pytest.approx(wanted["nll"], rel=1e-5)
+        assert found["trainable"] == wanted["trainable"]
+        assert (found["sharded"] > 0) == ("sharded" in case)
+
+
+def test_a_recipe_that_spreads_what_is_not_trained_is_refused() -> None:
+    objective, _ = linear()
+    optimizer = torch.optim.SGD(objective.head.parameters(), lr=1.0)
+    step = loop._Step(objective, optimizer, devices.Devices(0, 2), None, False)
+    with pytest.raises(InputError, match=r"`training\.shard` must be false where no tower is trained"):
+        step.check(1, False, shard=True)
 
 
 def test_each_process_drops_at_its_own_places() -> None:
@@ -330,6 +409,8 @@ def test_random_states_come_back(tmp_path: Path) -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"),
         MemoryError(),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        RuntimeError("It is possible that dataloader's workers are out of shared memory."),
     ],
 )
 def test_memory_that_ran_out_says_what_to_change(error: Exception) -> None:
@@ -338,6 +419,21 @@ def test_memory_that_ran_out_says_what_to_change(error: Exception) -> None:
         raise error
     with pytest.raises(RuntimeError, match="something else"), devices.memory_errors():
         raise RuntimeError("something else")
+
+
+def test_a_run_that_needs_too_much_memory_says_so_and_leaves_no_result(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "forward", step)
+        with pytest.raises(InputError, match=r"memory ran out.*training\.accumulate.*Tried to allocate 2 GiB"):
+            imbalance_vlm.run(recipe, device="cpu")
+    assert not list(Path("runs").rglob("result.json"))
+    result = imbalance_vlm.run(recipe, device="cpu")
+    assert isinstance(result, RunResult)
 
 
 if __name__ == "__main__":

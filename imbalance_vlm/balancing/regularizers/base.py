@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -41,3 +42,7 @@ class Regularizer(nn.Module):
 
     def forward(self, seen: Seen) -> Tensor:
         raise NotImplementedError
+
+    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+        """Called before `forward` where the head ran on this process's part of the batch alone: what a term keeps for
+        each of its samples beside the outputs, `together` makes that of the whole batch of."""

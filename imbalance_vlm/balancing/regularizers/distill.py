@@ -48,7 +48,7 @@ class Distill(Regularizer):
         temperature: T; above 1 the classes that the frozen model finds unlikely count for more.
 
     Raises:
-        InputError: `features` of a part of the batch only, as in a training over several processes.
+        InputError: `features` of a part of the batch only, which nobody has gathered.
     """
 
     def __init__(
@@ -63,18 +63,25 @@ class Distill(Regularizer):
         self.start = copy.deepcopy(head).requires_grad_(False).eval()
         self.features = features
         self.temperature = temperature
+        self.gathered: Tensor | None = None  # (N, C), the frozen model's logits of a batch that is spread
 
     def train(self, mode: bool = True) -> Distill:
         super().train(mode)
         self.start.eval()
         return self
 
+    @torch.no_grad()
+    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+        self.gathered = together(self.start(self.features()))
+
     def forward(self, seen: Seen) -> Tensor:
-        with torch.no_grad():
-            frozen = self.start(self.features())  # (N, C)
+        frozen, self.gathered = self.gathered, None
+        if frozen is None:
+            with torch.no_grad():
+                frozen = self.start(self.features())  # (N, C)
         if len(frozen) != len(seen.logits):
             raise InputError(
                 f"`tuning.kl` compares whole batches with the frozen model, and this process has {len(frozen)} of "
-                f"{len(seen.logits)} pictures; train in one process, or set tuning.kl to 0"
+                f"{len(seen.logits)} pictures; call gather() first, or set tuning.kl to 0"
             )
         return divergence(seen.logits.float(), frozen.float(), self.temperature).mean()

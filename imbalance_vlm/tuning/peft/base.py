@@ -243,21 +243,6 @@ class Tuned:
             for part, mode in modes:
                 part.training = mode
 
-    @torch.no_grad()
-    def mix_with_base(self, alpha: float) -> None:
-        """Average the weights: (1 - alpha) of the base and alpha of what was trained, in place.
-
-        Raises:
-            InputError: a method that adds to the tower, whose weights have no counterpart to average with.
-        """
-        if self._places:
-            raise InputError(
-                f"weights are averaged with the base's only where these are trained, '{self.method}' adds others"
-            )
-        for name, value in self._values().items():
-            if value.is_floating_point():
-                value.copy_(torch.lerp(self.base_values[name].to(value), value, alpha))
-
     # -- the way back --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -268,7 +253,8 @@ class Tuned:
             handle.remove()
         present = dict(self.root.named_parameters()) | dict(self.root.named_buffers())
         for name, value in self.base_values.items():
-            present[name].copy_(value)
+            if not hasattr(present[name], "full_tensor"):  # in parts on several processes it stays as it is
+                present[name].copy_(value)
             present[name].grad = None
         for place, name in self._places:
             del place._modules[name]

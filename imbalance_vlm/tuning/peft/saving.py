@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from imbalance_vlm.encoders.base import check_base
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
 from imbalance_vlm.tuning.peft.base import Tuned
@@ -44,11 +45,7 @@ def load_trained(path: Path, tuned: Tuned, fingerprint: str) -> None:
         raise InputError(f"{path} cannot be read as trained weights: {' '.join(str(error).split())[:300]}") from error
     if "base" not in entries:
         raise InputError(f"{path} does not say which base model it belongs to: it was not written by save_trained")
-    if entries["base"] != fingerprint:
-        raise InputError(
-            f"{path} was trained on another base model: expected fingerprint {fingerprint}, got {entries['base']}; "
-            "give the encoder of that run"
-        )
+    check_base(path, entries["base"], fingerprint)
     if entries.get("method") != tuned.method:
         raise InputError(
             f"{path} was trained by method '{entries.get('method')}', the tower is tuned by '{tuned.method}'; give "

@@ -1,7 +1,8 @@
 """Tuning the image tower, as a recipe asks for it.
 
 `tuning: {name: peft, method: lora, rank: 4}` brings one of this folder's methods into the tower;
-`tuning: {name: full, lr_decay: 0.7, kl: 1.0, average: 0.5}` trains all of it. Pictures flow through the loop, in square
+`tuning: {name: full, lr_decay: 0.7, kl: 1.0}` trains all of it, and `training.interpolation: 0.5` averages the result
+with where it started. Pictures flow through the loop, in square
 crops that show more and more of them (`imbalance_vlm.tuning.minimalist`). Any head stands behind the tower: on pooled
 features or on all tokens.
 
@@ -119,8 +120,6 @@ class FullTuning(PeftTuning):
         projection: also trains the projection into the space of the text features, which features "embedding" pass.
         kl: weight of the divergence of the class probabilities from those of the frozen model under the head's start;
             0 for none. It costs a second pass through the tower, without gradients.
-        average: the result is start + average * (trained - start), for the tower and for the head; 1 is what was
-            trained.
         crops: what the training pictures show: "minimalist", squares that grow over the epochs; "random", a new crop
             of varying shape at every epoch (mirrored too, where the dataset's classes survive that); "none", the
             model's own view.
@@ -133,19 +132,15 @@ class FullTuning(PeftTuning):
         lr_decay: Part = 1.0,
         projection: bool = False,
         kl: NonNegative = 0.0,
-        average: Part = 1.0,
         crops: Crops = "minimalist",
         min_scale: Part = 0.08,
     ) -> None:
         super().__init__(Full(projection=projection, lr_decay=lr_decay), crops=crops, min_scale=min_scale)
         self.lr_decay = lr_decay
         self.kl = kl
-        self.average = average
         self._terms: list[Regularizer] = []
-        self._start: dict[str, Tensor] = {}
 
     def around(self, task: Task, tuned: Tuned, inner: Head) -> TunedTower:
-        self._start = {name: value.detach().clone() for name, value in inner.state_dict().items()}
         if not self.kl:
             return super().around(task, tuned, inner)
         tower = WatchedTower(task.encoder, tuned, inner, task.kind)
@@ -163,18 +158,9 @@ class FullTuning(PeftTuning):
         rest = [parameter for parameter in self.parameters(head) if id(parameter) not in in_tower]
         return [{"params": rest}, *({"params": group, "lr_scale": scale} for scale, group in reversed(scaled))]
 
-    @torch.no_grad()
-    def finish(self, head: Head) -> None:
-        if self.average == 1 or not isinstance(head, TunedTower):
-            return
-        head.tuned.mix_with_base(self.average)
-        for name, value in head.inner.state_dict().items():  # these share the head's memory
-            if value.is_floating_point():
-                value.copy_(torch.lerp(self._start[name].to(value), value, self.average))
-
     def close(self) -> None:
         super().close()
-        self._terms, self._start = [], {}
+        self._terms = []
 
 
 def of_recipe(method: type[Method]) -> Callable[..., PeftTuning]:

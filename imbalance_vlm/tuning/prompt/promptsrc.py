@@ -20,7 +20,7 @@ shorter than mu works (its last epoch has nearly all the weight).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,11 @@ class SelfRegulation(Regularizer):
         self.register_buffer("average", torch.zeros_like(own))  # (P,), the sum so far: a checkpoint holds it
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))  # epochs in it
 
+    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+        head = self._head[0]
+        if head.frozen is not None:
+            head.frozen = together(head.frozen)
+
     def forward(self, seen: Seen) -> Tensor:
         head, frozen_text = self._head[0], seen.frozen_text
         if head.frozen is None or frozen_text is None:
@@ -105,7 +110,7 @@ class SelfRegulation(Regularizer):
         if len(head.frozen) != len(seen.embeddings):
             raise InputError(
                 f"method 'promptsrc' needs the frozen model's features of all {len(seen.embeddings)} images of a "
-                f"batch, and has {len(head.frozen)}; train it in one process"
+                f"batch, and has {len(head.frozen)}; call gather() first"
             )
         frozen_logits = head.scale * head.frozen @ frozen_text.to(head.frozen).t()  # (N, C)
         distance = (seen.embeddings - head.frozen).abs().mean()

@@ -571,18 +571,6 @@ def test_learning_rates_fall_towards_the_input(kind: str) -> None:
     assert [scale for scale, _ in lr_groups(tuned, 1.0)] == [1.0]
 
 
-def test_weights_are_averaged_with_the_base() -> None:
-    net, base = tower("timm"), tower("timm").state_dict()
-    tuned = Full().apply(net, CLASSES)
-    trained(tuned)
-    end = {key: value.clone() for key, value in net.state_dict().items()}
-    tuned.mix_with_base(0.25)
-    for key, value in net.state_dict().items():
-        torch.testing.assert_close(value, 0.75 * base[key] + 0.25 * end[key], rtol=0, atol=1e-12)
-    with pytest.raises(InputError, match="averaged with the base's only where these are trained"):
-        LoRA().apply(tower("timm"), CLASSES).mix_with_base(0.5)
-
-
 # -- other towers ------------------------------------------------------------------------------------------------------
 
 

@@ -31,13 +31,13 @@ def test_trains_two_steps_and_is_tested(name: str, tiny_clip: str, tmp_path: Pat
     kept = {key: recipe["encoder"][key] for key in ("features", "precision")}  # another name drops the settings
     overrides["encoder"] = {"name": tiny_clip, "pretrained": None, **kept}
     overrides |= {"training.epochs": 1, "training.batch_size": (images + 1) // 2}
-    if name.endswith("decoder"):
+    if "/decoder" in name:
         overrides["tuning.views"] = 2
     result = imbalance_vlm.run(name, overrides, device="cpu")
     assert isinstance(result, RunResult)
     assert 0 <= result.scores["overall"] <= 100
     assert result.record["identity"]["dataset"] == section["name"]
-    assert result.record["cost"]["trainable_parameters"] > 0
+    assert (result.record["cost"]["trainable_parameters"] > 0) == ("zero_shot" not in name)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -77,7 +77,7 @@ def test_lift_is_the_authors_setting() -> None:
     assert recipe["encoder"]["name"].endswith("-quickgelu"), "OpenAI's weights were trained with that activation"
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("decoder")])
+@pytest.mark.parametrize("name", [name for name in RECIPES if "/decoder" in name])
 def test_the_decoder_trains_for_the_published_number_of_steps(name: str) -> None:
     (recipe,) = plan(name).recipes
     images = {"imagenet_lt": 115_846, "places_lt": 62_500, "inat2018": 437_513}[name.split("/")[0]]

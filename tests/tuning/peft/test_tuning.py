@@ -448,20 +448,6 @@ def test_the_divergence_is_from_the_untouched_model_under_the_head_s_start(encod
     tuning.close()
 
 
-@pytest.mark.parametrize("average", [0.25, 1.0])
-def test_the_result_is_averaged_with_the_start(encoder: Encoder, average: float) -> None:
-    tuning, head = full(encoder, average=average)
-    start = {key: value.clone() for key, value in head.state_dict().items()}
-    with torch.no_grad():
-        for parameter in tuning.parameters(head):
-            parameter.add_(torch.randn_like(parameter))
-    end = {key: value.clone() for key, value in head.state_dict().items()}
-    tuning.finish(head)
-    for key, value in head.state_dict().items():
-        torch.testing.assert_close(value, (1 - average) * start[key] + average * end[key], msg=key)
-    tuning.close()
-
-
 def test_the_divergence_wants_the_whole_batch(encoder: Encoder) -> None:
     tuning, head = full(encoder, kl=1.0)
     embeddings = head.embed(torch.randn(2, 3, 16, 16))
@@ -483,16 +469,20 @@ def test_full_has_no_term_of_its_own_unless_asked(encoder: Encoder) -> None:
 
 
 def test_an_averaged_run_lies_between_its_start_and_the_trained_one(recipe: Recipe) -> None:
-    """`average` is `training.interpolation` for tower and head, and what stands in the run's folder."""
+    """Tower and head, as they stand in the run's folder."""
     wanted = tuned_recipe(recipe, "full")
-    wanted["tuning"] = {"name": "full", "average": 0.5}
-    averaged = load_file(run(wanted, runs="a").path / "head.safetensors")
     wanted["tuning"] = {"name": "full"}
-    trained = load_file(run(wanted, runs="b").path / "head.safetensors")
-    half = load_file(run(wanted, "training.interpolation=0.5", runs="c").path / "head.safetensors")
-    for name, value in averaged.items():
-        torch.testing.assert_close(value, half[name], msg=name)
-    assert not any(torch.allclose(averaged[name], trained[name]) for name in ("inner.weight", "tower.ln_post.weight"))
+    start, half, end = (
+        load_file(run(wanted, change, runs=runs).path / "head.safetensors")
+        for change, runs in (
+            ("training.optimizer.lr=1e-30", "start"),
+            ("training.interpolation=0.5", "half"),
+            ("training.interpolation=1.0", "end"),
+        )
+    )
+    for name, value in half.items():
+        torch.testing.assert_close(value, (start[name] + end[name]) / 2, msg=name)
+    assert not any(torch.allclose(half[name], end[name]) for name in ("inner.weight", "tower.ln_post.weight"))
 
 
 def test_the_recipe_s_rate_falls_towards_the_input(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,6 +497,28 @@ def test_the_recipe_s_rate_falls_towards_the_input(recipe: Recipe, monkeypatch: 
     wanted = tuned_recipe(recipe, "full")
     run(wanted)
     assert [group.get("lr_scale", 1.0) for group in given[0]] == [1.0, 1.0, 0.5, 0.25, 0.125]
+
+
+def test_copies_of_the_model_s_size_change_no_number_of_a_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a tower that is trained nor for features that are kept; the pictures are PNG files of 20 pixels."""
+    for tuning in ({"name": "peft", "method": "bitfit", "crops": "none"}, "linear_probe"):
+        wanted = tuned_recipe(recipe, "bitfit") | {"tuning": tuning}
+        plain, copies = (run(wanted, f"encoder.resized={size}", runs=f"{size}") for size in (0, 16))
+        assert copies.scores == plain.scores
+        both = [load_file(result.path / "head.safetensors") for result in (plain, copies)]
+        assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+        assert list(Path("cache/pictures/16").rglob("*.npy"))
+
+
+def test_the_decoder_of_a_recipe_reads_the_pictures(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's is near PIL's, and on a machine without a GPU it is the GPU's."""
+    wanted = tuned_recipe(recipe, "bitfit")
+    wanted["tuning"]["crops"] = "none"
+    pil, other, gpu = (run(wanted, f"encoder.decoder={decoder}") for decoder in ("pil", "torchvision", "gpu"))
+    assert other.scores["nll"] == pytest.approx(pil.scores["nll"], rel=0.02)
+    assert other.scores["nll"] != pil.scores["nll"]
+    if not torch.cuda.is_available():
+        assert gpu.scores == other.scores
 
 
 @pytest.mark.parametrize("tuning", [{"name": "peft", "method": "vpt"}, "linear_probe"])
@@ -542,14 +554,11 @@ def test_prototypes_of_a_regularizer_are_those_of_the_untouched_tower(
     ("more", "said"),
     [
         ({"tuning": {"name": "full", "kl": 1.0}, "head": {"name": "cosine", "init": "random"}}, "tuning.kl"),
-        ({"tuning": {"name": "full", "average": 0.5}, "head": {"name": "decoder"}}, "tuning.average"),
+        ({"tuning": {"name": "full", "average": 0.5}}, r"tuning\.average: .*It is `training\.interpolation` now"),
+        ({"tuning": {"name": "full"}, "training": {"epochs": 1, "shard": True, "ema": 0.9}}, "needs training.ema 0"),
         (
-            {
-                "tuning": {"name": "full", "average": 0.5},
-                "head": {"name": "cosine"},
-                "training": {"epochs": 1, "interpolation": 0.5},
-            },
-            "set one of the two to 1",
+            {"training": {"epochs": 1, "shard": True}},
+            "training.shard: .*use tuning 'full' or 'peft', got 'linear_probe'",
         ),
     ],
 )

@@ -435,7 +435,7 @@ def test_every_loss_trains_a_prompt(name: str) -> None:
     [
         ({"class_names": ()}, {}, "at least one class to train on, got none"),
         ({"class_names": ("tea_cup", "cat", "tea cup")}, {}, "got 'tea cup' for class 0 and class 2"),
-        ({}, {"n_ctx": 12}, r"at most 16 tokens .*got 17 for class 1"),
+        ({}, {"n_ctx": 12}, r"at most 16 tokens .*got 22 for class 2"),
         ({"kind": "class_token"}, {}, "'embedding', got 'class_token'"),
         ({"encoder": object()}, {}, "has none; choose an open_clip encoder"),
     ],

@@ -545,7 +545,7 @@ def test_a_tower_of_another_kind_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", TWO_TOWERS)
 def test_prompts_that_are_too_long_or_have_no_text_tower_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"at most 16 tokens .*for class 1"):
+    with pytest.raises(InputError, match=r"at most 16 tokens .*for class 2"):
         made(name, n_ctx=12)
     with pytest.raises(InputError, match="has none; choose an open_clip encoder"):
         made(name, task(encoder=object()))
