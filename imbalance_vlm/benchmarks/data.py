@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from imbalance_vlm.benchmarks.train import Bench, check, pictures
-from imbalance_vlm.data.loading import Decoder, Transform, cores_for_workers
+from imbalance_vlm.data.dataset import Split
+from imbalance_vlm.data.loading import DECODERS, Decoder, Transform, cores_for_workers
+from imbalance_vlm.data.resized import resized_split
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource
 from imbalance_vlm.progress import note
 
@@ -25,8 +28,9 @@ def bench_data(
 ) -> str:
     """Images per second of loading alone, of compute alone and of both together, on generated JPEG files.
 
-    Loading is decoding, scaling, cropping and normalising in the workers, by PIL and by torchvision; compute is the
-    training step of `bench train` on pictures that are on the device already. A number is that of a second pass.
+    Loading is decoding, scaling, cropping and normalising in the workers, by PIL, by PIL from copies that have the
+    model's size (`encoder.resized`), by torchvision, and on a GPU by that; compute is the training step of `bench
+    train` on pictures that are on the device already. A number is that of a second pass.
 
     Args:
         images: pictures to a pass.
@@ -48,23 +52,26 @@ def bench_data(
         bench = Bench(model, split, batch, where, Path(folder))
         transforms: list[Transform] = [bench.encoder.transform]
         rows = torch.arange(images).split(batch)
-        decoders: tuple[Decoder, ...] = ("pil", "torchvision")
-        for decoder in decoders:
-            note(f"loading by {decoder} ...")
-            source = PixelSource(split, transforms, where, decoder)
+        decoders: tuple[Decoder, ...] = DECODERS if where.type == "cuda" else ("pil", "torchvision")
+        ways: dict[str, tuple[Split, Decoder]] = {decoder: (split, decoder) for decoder in decoders}
+        copies = resized_split(split, side(bench.encoder.transform), folder=Path(folder) / "copies")
+        ways["pil, copies"] = (copies, "pil")
+        for way, (pictured, decoder) in ways.items():
+            note(f"loading by {way} ...")
+            source = PixelSource(pictured, transforms, where, decoder)
             for _ in range(2):
                 begun = time.monotonic()
                 pixels = [batch for batch, _ in source.batches(rows)]
                 if where.type == "cuda":
                     torch.cuda.synchronize()
-                rates[f"loading alone, {decoder}"] = images / (time.monotonic() - begun)
+                rates[f"loading alone, {way}"] = images / (time.monotonic() - begun)
         note("compute ...")
         there = FeatureSource([torch.cat(pixels).cpu().numpy()], split.labels, where)
         rates["compute alone"] = images / bench.ours(precision, there)
-        for decoder in decoders:
-            note(f"both, {decoder} ...")
-            source = PixelSource(split, transforms, where, decoder)
-            rates[f"together, {decoder}"] = images / bench.ours(precision, source)
+        for way, (pictured, decoder) in ways.items():
+            note(f"both, {way} ...")
+            source = PixelSource(pictured, transforms, where, decoder)
+            rates[f"together, {way}"] = images / bench.ours(precision, source)
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
         f"{images} JPEG files of {width} x {height} ({size / 1e3:.0f} kB), {cores_for_workers()} workers; "
@@ -75,3 +82,8 @@ def bench_data(
     limit = "compute" if rates["loading alone, pil"] > rates["compute alone"] else "loading"
     lines.append(f"together is {100 * share:.0f} % of compute alone; the limit is {limit}")
     return "\n".join(lines) + "\n"
+
+
+def side(transform: Transform) -> int:
+    """The sides of the pictures that a model reads."""
+    return int(transform(Image.new("RGB", (8, 8))).shape[-1])

@@ -1,0 +1,121 @@
+"""The probe at many classes: what it prints, and that nothing of its size is classes x classes."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from imbalance_vlm import InputError
+from imbalance_vlm.benchmarks import probe
+from imbalance_vlm.benchmarks.losses import peak_on_cpu
+from imbalance_vlm.benchmarks.probe import bench_probe, source, tailed, vectors
+from imbalance_vlm.cli import main
+from imbalance_vlm.evaluation.evaluate import evaluate
+from imbalance_vlm.evaluation.metrics import Predictions, scores
+from imbalance_vlm.heads.linear import LinearHead
+from imbalance_vlm.longtail import LongTail
+
+
+def test_the_command_prints_times_memory_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--images", "400", "--classes", "30", "--width", "8", "--test-images", "60", "--batch", "64"]
+    assert main(["bench", "probe", *small]) == 0
+    said = capsys.readouterr().out
+    assert "30 classes, 400 vectors of 8 in float16, batch 64" in said
+    for what in ("into the cache", "training", "evaluation", "table"):
+        assert re.search(rf"{what}: +[\d.]+ s", said), what
+    assert re.search(r"peak memory: +[\d.]+ GB \(within 8 GB\)", said)
+    assert said.splitlines()[-3].startswith("| dataset | tuning")
+    assert "| random  | linear_probe | linear | balanced_softmax |" in said
+
+
+def test_every_class_is_there_and_the_tail_is_long() -> None:
+    counts = np.bincount(tailed(50_000, 500, 0), minlength=500)
+    assert counts.sum() == 50_000
+    assert counts.min() >= 1
+    assert 100 < counts.max() / counts.min() < 1000
+    assert counts[:50].sum() > 10 * counts[-50:].sum()
+
+
+def test_a_row_is_the_same_wherever_one_begins() -> None:
+    """What a killed run goes on with must be what it would have made."""
+    whole = np.concatenate(list(vectors(3000, 4, 1, 0)))
+    rest = np.concatenate(list(vectors(3000, 4, 1, 2048)))
+    assert whole.shape == (3000, 4)
+    assert whole.dtype == np.float16
+    np.testing.assert_array_equal(whole[2048:], rest)
+
+
+def test_vectors_go_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = tailed(100, 5, 0)
+    first = source(tmp_path, "train", labels, 4, torch.device("cpu"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("made a second time")
+
+    monkeypatch.setattr(probe, "vectors", refuse)
+    again = source(tmp_path, "train", labels, 4, torch.device("cpu"))
+    torch.testing.assert_close(first.views[0], again.views[0])
+    assert next(iter(first.batches([torch.arange(3)])))[0].dtype == torch.float32
+
+
+CLASSES = 3000
+
+
+@pytest.fixture
+def tail() -> LongTail:
+    counts = np.bincount(tailed(6000, CLASSES, 0), minlength=CLASSES)
+    return LongTail(counts, tuple(map(str, range(CLASSES))))
+
+
+def test_evaluation_makes_nothing_of_classes_times_classes(tmp_path: Path) -> None:
+    head = LinearHead(8, CLASSES)
+    test_on = source(tmp_path, "test", np.arange(CLASSES), 8, torch.device("cpu"))
+    assert peak_on_cpu(lambda: evaluate(head, test_on, batch_size=64)) < CLASSES**2  # one byte an entry
+
+
+def test_scores_and_table_make_nothing_of_classes_times_classes(tail: LongTail) -> None:
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, CLASSES, (2, 2 * CLASSES))
+    predictions = Predictions(labels, predicted, rng.random(len(labels)), rng.random(len(labels)))
+    scores(predictions, tail)  # what is imported on first use is no part of it
+    tracemalloc.start()
+    try:
+        found = scores(predictions, tail)
+        probe._table(found, dict.fromkeys(("trainable_parameters", "encode_seconds"), 0), "x")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < CLASSES**2  # one byte an entry
+
+
+def test_a_table_of_classes_times_classes_would_be_seen() -> None:
+    tracemalloc.start()
+    try:
+        np.zeros((CLASSES, CLASSES), np.int8)
+        assert tracemalloc.get_traced_memory()[1] >= CLASSES**2
+    finally:
+        tracemalloc.stop()
+    assert peak_on_cpu(lambda: torch.zeros(CLASSES, CLASSES, dtype=torch.int8)) >= CLASSES**2  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"classes": 1}, "`classes` must be at least 2, got 1"),
+        ({"images": 20}, "`images` must be at least 30, one for each class, got 20"),
+        ({"test_images": 20}, "`test_images` must be at least 30, one for each class, got 20"),
+        ({"batch": 0}, "`batch` must be at least 1, got 0"),
+        ({"epochs": 0}, "`epochs` must be at least 1, got 0"),
+        ({"loss": "focall"}, "unknown loss 'focall'"),
+    ],
+)
+def test_numbers_that_make_no_probe_are_refused(given: dict[str, Any], words: str) -> None:
+    plain = {"images": 90, "classes": 30, "width": 4, "test_images": 30, "batch": 8}
+    with pytest.raises(InputError, match=words):
+        bench_probe(**plain | given)
