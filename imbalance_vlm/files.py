@@ -34,7 +34,8 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
     except OSError as error:
         if error.errno in FULL:
             raise InputError(f"no space left on the disk while writing {path}; {remedy}") from error
-        in_the_way = isinstance(error, (NotADirectoryError, FileExistsError))  # a file where a folder should be
+        # A file where a folder should be, or a folder where a file should be.
+        in_the_way = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))
         if in_the_way or isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise InputError(f"{path} cannot be written: {error.strerror}; {remedy}") from error
         raise

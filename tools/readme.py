@@ -29,6 +29,8 @@ from imbalance_vlm.data.icons_lt import icons_lt
 from imbalance_vlm.files import write_json, write_text
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.recipe.load import load
+from imbalance_vlm.recipe.study import coordinates, plan
+from imbalance_vlm.results.averages import with_averages
 from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
@@ -97,6 +99,8 @@ def study_frame(name: str) -> pd.DataFrame:
     if wanted.get("baseline"):
         frame = compare(frame, results, wanted["baseline"], wanted.get("score") or "overall")
     frame["recipe"] = frame["recipe"].str.removeprefix(f"{name}/")
+    if wanted.get("average"):
+        frame = with_averages(frame, coordinates(plan(ROOT / "recipes" / f"{name}.yaml")), wanted["average"])
     return frame
 
 
@@ -228,8 +232,8 @@ def generated(text: str) -> str:
         content = parts[name]() if name in parts else study_table(name)
         return f"{match['head']}\n{content.rstrip()}\n{match['tail']}"
 
-    pattern = r"(?P<head><!-- begin: (?P<name>[\w/]+)[^>]*-->)\n.*?(?P<tail><!-- end: (?P=name) -->)"
-    return re.sub(pattern, fill, text, flags=re.DOTALL)
+    head, tail = r"<!-- begin: (?P<name>[\w/]+) \(written by tools/readme[^>]*-->", r"<!-- end: (?P=name) -->"
+    return re.sub(f"(?P<head>{head})\n.*?(?P<tail>{tail})", fill, text, flags=re.DOTALL)
 
 
 def main() -> int:
