@@ -46,8 +46,8 @@ class Bottleneck(Added):
 
 
 class ParallelBottleneck(Bottleneck):
-    """A bottleneck with a learnable scale that reads what enters the MLP's norm and is added to what leaves its
-    branch."""
+    """A bottleneck with a learnable scale that reads what enters the MLP's branch, before its norm, and is added to
+    what leaves it."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(width, hidden)
@@ -58,7 +58,7 @@ class ParallelBottleneck(Bottleneck):
         hidden = F.relu(self.down(self.norm(x)))
         return F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
 
-    def enter(self, norm: nn.Module, args: Any) -> None:
+    def enter(self, entry: nn.Module, args: Any) -> None:
         self.entered = args[0] if self.active else None
 
     def leave(self, branch: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -85,6 +85,6 @@ class AdaptFormer(Method):
             module = ParallelBottleneck(tower.width, hidden)
             tuned.add(block.whole, self.name, module, like=block.norm2)
             tuned.hook(
-                block.norm2.register_forward_pre_hook(module.enter),
+                block.entry.register_forward_pre_hook(module.enter),
                 block.branch.register_forward_hook(module.leave),
             )

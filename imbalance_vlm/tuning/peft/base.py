@@ -47,28 +47,31 @@ class Reweighted(Added):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.owner, self.weight_name, self.bias_name = site.owner, site.weight, site.bias
+        self.weight_paths, self.bias_paths = site.weights, site.biases
 
     def weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W and b from the base's."""
         raise NotImplementedError
 
     def computed(self, called: nn.Module) -> dict[str, Tensor]:
-        """The weights by name, in full precision whatever autocast says."""
-        weight, bias = Site("", called, self.owner, self.weight_name, self.bias_name).base
+        """The weights by their paths from `called`, in full precision whatever autocast says."""
+        site = Site("", called, self.weight_paths, self.bias_paths)
+        weight, bias = site.base
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             new_weight, new_bias = self.weights(weight, bias)
+        found = _parts(site, self.weight_paths, new_weight)
         if new_bias is None or new_bias is bias:
-            return {self.weight_name: new_weight}
-        return {self.weight_name: new_weight, self.bias_name: new_bias}
+            return found
+        return found | _parts(site, self.bias_paths, new_bias)
 
     def put(self, called: nn.Module, args: Any) -> None:
         if self.active:
-            called.get_submodule(self.owner).__dict__.update(self.computed(called))
+            for path, value in self.computed(called).items():
+                _before(called, path)[path.rpartition(".")[2]] = value
 
     def take(self, called: nn.Module, args: Any, output: Any) -> None:
-        for name in (self.weight_name, self.bias_name):
-            called.get_submodule(self.owner).__dict__.pop(name, None)
+        for path in (*self.weight_paths, *self.bias_paths):
+            _before(called, path).pop(path.rpartition(".")[2], None)
 
 
 class Tuned:
@@ -209,7 +212,7 @@ class Tuned:
         new: dict[str, Tensor] = {}
         for site, reweighted in self._reweighted:
             for own, value in reweighted.computed(site.called).items():
-                new[f"{prefixes[id(site.holder)]}.{own}".lstrip(".")] = value
+                new[f"{prefixes[id(site.called)]}.{own}".lstrip(".")] = value
         inside = tuple(f"{prefixes[id(place)]}.{name}.".lstrip(".") for place, name in self._places)
         plain = {name: value for name, value in self.root.state_dict().items() if not name.startswith(inside)}
         missing = [name for name in new if name not in plain]
@@ -298,6 +301,18 @@ class Method(ABC):
     @abstractmethod
     def inject(self, tuned: Tuned, num_classes: int) -> None:
         """Add to the tower, or choose in it, what is trained."""
+
+
+def _before(module: nn.Module, path: str) -> dict[str, Any]:
+    """What is looked up before the parameters of the module that holds `path`."""
+    return module.get_submodule(path.rpartition(".")[0]).__dict__
+
+
+def _parts(site: Site, paths: tuple[str, ...], value: Tensor) -> dict[str, Tensor]:
+    """A site's W or b, cut as the tower has it."""
+    if len(paths) == 1:
+        return {paths[0]: value}
+    return dict(zip(paths, value.split(site.rows(len(paths))), strict=True))
 
 
 def _shape_of(values: dict[str, Tensor], name: str) -> str:

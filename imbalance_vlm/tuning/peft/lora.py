@@ -6,7 +6,7 @@
 
     W_q <- W_q + 1/r U_q D_q,   W_v <- W_v + 1/r U_v D_v,   D (r, w) Kaiming-uniform, U (w, r) zero
 
-Both libraries keep query, key and value in one matrix, so the change is made to that; merging it is the same sum, done
+Where a tower keeps query, key and value in one matrix, the change is made to its rows; merging it is the same sum, done
 once. Differs from [2] in: D starts with the bound 1/sqrt(w) of [1] ([2] stores it transposed and gets 1/sqrt(r)).
 """
 
@@ -23,22 +23,22 @@ from imbalance_vlm.types import Count
 
 
 class LowRank(Reweighted):
-    """Query and value rows of a packed matrix (3 d, w), each plus a product of rank r."""
+    """Query and value rows of a stacked matrix (3 d, w), each plus a product of rank r."""
 
     def __init__(self, site: Site, rank: int) -> None:
         super().__init__(site)
         weight, _ = site.base
-        rows, width = weight.shape[0] // 3, weight.shape[1]
+        self.rows = site.rows(3)  # of query, key and value
         self.scale = 1 / rank
-        self.q_down = nn.Parameter(torch.empty(rank, width))
-        self.q_up = nn.Parameter(torch.zeros(rows, rank))
-        self.v_down = nn.Parameter(torch.empty(rank, width))
-        self.v_up = nn.Parameter(torch.zeros(rows, rank))
+        self.q_down = nn.Parameter(torch.empty(rank, weight.shape[1]))
+        self.q_up = nn.Parameter(torch.zeros(self.rows[0], rank))
+        self.v_down = nn.Parameter(torch.empty(rank, weight.shape[1]))
+        self.v_up = nn.Parameter(torch.zeros(self.rows[2], rank))
         for down in (self.q_down, self.v_down):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
     def weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        q, k, v = weight.chunk(3)  # (d, w) each
+        q, k, v = weight.split(self.rows)  # (d, w) each
         q = q + self.scale * (self.q_up @ self.q_down)
         v = v + self.scale * (self.v_up @ self.v_down)
         return torch.cat([q, k, v]), bias

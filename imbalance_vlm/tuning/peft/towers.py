@@ -2,6 +2,9 @@
 
 open_clip: transformer.resblocks of ln_1, attn (one packed in_proj_weight), ls_1, ln_2, mlp, ls_2; then ln_post.
 timm: blocks of norm1, attn (qkv and proj), ls1, norm2, mlp, ls2; then norm, or fc_norm after pooling.
+timm's EVA (EVA-CLIP, Perception Encoder): blocks of norm1, attn, drop_path1, norm2, mlp, drop_path2, where layer scales
+are bare parameters, gamma_1 and gamma_2; the largest have their norms behind attention and MLP. Query, key and value
+are one matrix or three, with one bias, with several that lie beside it, or with none for the keys.
 """
 
 from __future__ import annotations
@@ -9,15 +12,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.errors import InputError
 
 LAYOUTS: dict[str, dict[str, str]] = {
-    "transformer.resblocks": {"norm1": "ln_1", "attention": "attn", "norm2": "ln_2", "mlp": "mlp", "branch": "ls_2"},
-    "blocks": {"norm1": "norm1", "attention": "attn", "norm2": "norm2", "mlp": "mlp", "branch": "ls2"},
+    "transformer.resblocks": {
+        "norm1": "ln_1",
+        "attention": "attn",
+        "norm2": "ln_2",
+        "mlp": "mlp",
+        "entry": "ln_2",
+        "branch": "ls_2",
+    },
+    "blocks": {
+        "norm1": "norm1",
+        "attention": "attn",
+        "norm2": "norm2",
+        "mlp": "mlp",
+        "entry": "norm2",
+        "branch": "ls2",
+    },
 }
 """Where a library keeps its blocks, and what it calls the parts of one."""
+
+BLOCKS: dict[str, dict[str, str]] = {
+    "EvaBlock": LAYOUTS["blocks"] | {"branch": "drop_path2"},
+    "EvaBlockPostNorm": LAYOUTS["blocks"] | {"entry": "mlp", "branch": "drop_path2"},
+}
+"""What blocks of these classes call their parts, by exception: modules that they have tell too little."""
+
+POSITIONS = {
+    "rope": "rotary positions",
+    "rel_pos": "relative position biases",
+    "shared_rel_pos": "relative position biases",
+    "rel_pos_bias": "relative position biases",
+    "relative_position_bias_table": "relative position biases",
+}
+"""Where modules keep positions that attention computes with, for the tokens of the image and for no others."""
 
 STAGES = (*LAYOUTS, "stages", "layers", "features")
 """Where nets keep the modules they run one after the other; ResNets have layer1, layer2, ... instead."""
@@ -31,35 +64,49 @@ class Site:
         name: tells the sites of a block apart.
         called: the module whose forward pass reads W and b. open_clip's attention reads those of its `out_proj`, which
             itself is never called.
-        owner: path from `called` to the module that holds them; "" for itself.
-        weight, bias: what it calls them.
+        weights: paths from `called` to W, or to the parts that W is cut into, rows after rows.
+        biases: to b, or to its parts; a part that the tower lacks counts as zeros, and b without any as none.
     """
 
     name: str
     called: nn.Module
-    owner: str = ""
-    weight: str = "weight"
-    bias: str = "bias"
-
-    @property
-    def holder(self) -> nn.Module:
-        return self.called.get_submodule(self.owner)
+    weights: tuple[str, ...] = ("weight",)
+    biases: tuple[str, ...] = ("bias",)
 
     @property
     def base(self) -> tuple[Tensor, Tensor | None]:
         """W and b as the tower has them; a tower may do without b."""
-        own = self.holder._parameters
-        weight = own[self.weight]
-        if weight is None:
-            raise InputError(f"the image tower needs weights in every {type(self.holder).__name__}, one has none")
-        return weight, own.get(self.bias)
+        weights = [self._own(path) for path in self.weights]
+        there = [part for part in weights if part is not None]
+        if len(there) < len(weights):
+            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
+        weight = _stacked(there)
+        biases = [self._own(path) for path in self.biases]
+        if all(part is None for part in biases):
+            return weight, None
+        sizes = self.rows(len(biases))
+        filled = [weight.new_zeros(size) if part is None else part for part, size in zip(biases, sizes, strict=True)]
+        return weight, _stacked(filled)
+
+    def rows(self, parts: int) -> list[int]:
+        """Rows of W that belong to each of its parts: as the tower has cut it, else equally many."""
+        own = [len(part) for path in self.weights if (part := self._own(path)) is not None]
+        return own if len(own) == parts else [sum(own) // parts] * parts
+
+    def _own(self, path: str) -> Tensor | None:
+        """What the tower itself has there, also while something else stands before it."""
+        holder, _, name = path.rpartition(".")
+        module = self.called.get_submodule(holder)
+        own = module._parameters.get(name)
+        return module._buffers.get(name) if own is None else own
 
 
 @dataclass(frozen=True)
 class Block:
     """One transformer block x <- x + attention(norm1(x)); x <- x + branch(mlp(norm2(x))).
 
-    `branch` is the layer scale, or the identity in its place: the last step before the MLP's output is added.
+    `entry` is what reads x in the second step: norm2, or the MLP where norm2 comes behind it. `branch` is the layer
+    scale, the stochastic depth behind it, or the identity in their place: the last step before x is added.
     """
 
     whole: nn.Module
@@ -67,20 +114,26 @@ class Block:
     attention: nn.Module
     norm2: nn.Module
     mlp: nn.Module
+    entry: nn.Module
     branch: nn.Module
 
     def attention_in(self) -> Site:
-        """Query, key and value, stacked in this order, (3 w, w).
+        """Query, key and value, stacked in this order, (3 w, w); grouped keys and values have fewer rows.
 
         Raises:
-            InputError: an attention that keeps them apart.
+            InputError: an attention that has them neither in one matrix nor in three.
         """
         if isinstance(getattr(self.attention, "in_proj_weight", None), Tensor):
-            return Site("attention_in", self.attention, "", "in_proj_weight", "in_proj_bias")
-        packed = getattr(self.attention, "qkv", None)
-        if isinstance(packed, nn.Linear):
-            return Site("attention_in", packed)
-        raise _lacks(self.attention, "query, key and value in one matrix (in_proj_weight or qkv)")
+            return Site("attention_in", self.attention, ("in_proj_weight",), ("in_proj_bias",))
+        if isinstance(getattr(self.attention, "qkv", None), nn.Linear):
+            if isinstance(getattr(self.attention, "q_bias", None), Tensor):  # not called: its weight is read
+                return Site("attention_in", self.attention, ("qkv.weight",), ("q_bias", "k_bias", "v_bias"))
+            return Site("attention_in", self.attention.get_submodule("qkv"))
+        apart = ("q_proj", "k_proj", "v_proj")
+        if all(isinstance(getattr(self.attention, name, None), nn.Linear) for name in apart):
+            weights, biases = (tuple(f"{name}.{end}" for name in apart) for end in ("weight", "bias"))
+            return Site("attention_in", self.attention, weights, biases)
+        raise _lacks(self.attention, "query, key and value (in_proj_weight, qkv, or q_proj, k_proj and v_proj)")
 
     def attention_out(self) -> Site:
         """The projection after attention, (w, w).
@@ -89,7 +142,7 @@ class Block:
             InputError: an attention without one.
         """
         if isinstance(getattr(self.attention, "out_proj", None), nn.Linear):
-            return Site("attention_out", self.attention, "out_proj")
+            return Site("attention_out", self.attention, ("out_proj.weight",), ("out_proj.bias",))
         out = getattr(self.attention, "proj", None)
         if isinstance(out, nn.Linear):
             return Site("attention_out", out)
@@ -105,7 +158,7 @@ class Block:
         return [self.attention_in(), self.attention_out(), *inside]
 
     def norms(self) -> list[Site]:
-        """The norms before attention and MLP.
+        """The norms before attention and MLP, or behind them.
 
         Raises:
             InputError: norms that have no shift.
@@ -159,25 +212,29 @@ def image_tower(module: nn.Module) -> nn.Module:
     return module
 
 
-def transformer_tower(root: nn.Module, method: str) -> Tower:
+def transformer_tower(root: nn.Module, method: str, *, adds_tokens: bool = False) -> Tower:
     """The parts of a vision transformer.
 
     Args:
         root: an image tower.
         method: named in the error.
+        adds_tokens: whether the method puts tokens among those of the image. Only a tower that adds its positions to
+            the tokens before the blocks takes any.
 
     Raises:
         InputError: another kind of net, with its class and what it lacks.
     """
-    for path, names in LAYOUTS.items():
+    for path, usual in LAYOUTS.items():
         blocks = _children_at(root, path)
         if not blocks:
             continue
-        missing = [own for own in names.values() if not all(hasattr(block, own) for block in blocks)]
-        if not missing and getattr(root, "rope", None) is not None:
-            missing = ["learned positions (it rotates them in every block)"]
+        names = BLOCKS.get(type(blocks[0]).__name__, usual)
+        needed = dict.fromkeys(names.values())
+        missing = [own for own in needed if not all(hasattr(block, own) for block in blocks)]
         if missing:
             raise _refused(method, root, f"has blocks ({type(blocks[0]).__name__}) without {', '.join(missing)}")
+        if adds_tokens:
+            _check_positions(root, method)
         parts = [Block(block, **{part: getattr(block, own) for part, own in names.items()}) for block in blocks]
         has_class_token = any(getattr(root, name, None) is not None for name in ("class_embedding", "cls_token"))
         return Tower(root, parts, int(has_class_token))
@@ -223,6 +280,21 @@ def beyond_features(root: nn.Module) -> set[str]:
 def norms(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layer norms, by name."""
     return ((name, module) for name, module in root.named_modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm)))
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _check_positions(root: nn.Module, method: str) -> None:
+    for module in root.modules():
+        for name, what in POSITIONS.items():
+            if isinstance(getattr(module, name, None), (nn.Module, Tensor)):
+                raise InputError(
+                    f"tuning method '{method}' puts tokens among those of the image, and {type(root).__name__} has "
+                    f"{what} ({name}) in its attention, which are for the image's own tokens only; take a method that "
+                    "leaves the image's tokens alone, as 'lora' and 'coop' do"
+                )
 
 
 def _children_at(root: nn.Module, path: str) -> list[nn.Module]:

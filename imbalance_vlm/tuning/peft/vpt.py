@@ -60,7 +60,7 @@ class VPT(Method):
         self.deep = deep
 
     def inject(self, tuned: Tuned, num_classes: int) -> None:
-        tower = transformer_tower(tuned.root, self.name)
+        tower = transformer_tower(tuned.root, self.name, adds_tokens=True)
         bound = math.sqrt(6 / (tower.patch_numbers + tower.width))
         for number, block in enumerate(tower.blocks if self.deep else tower.blocks[:1]):
             module = Prompts(self.tokens, tower.width, bound, tower.prefix, self.tokens if number else 0)

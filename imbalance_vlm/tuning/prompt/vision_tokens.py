@@ -51,12 +51,12 @@ class VisionTokens:
         method: named in errors.
 
     Raises:
-        InputError: an image tower that is no vision transformer.
+        InputError: an image tower that is no vision transformer, or one whose attention has no place for more tokens.
     """
 
     def __init__(self, encoder: Encoder, method: str) -> None:
         root = image_tower(encoder.module)
-        tower = transformer_tower(root, method)
+        tower = transformer_tower(root, method, adds_tokens=True)
         self.encoder = encoder
         self.blocks = [block.whole for block in tower.blocks]
         self.width = tower.width
