@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from imbalance_vlm.predicting import predict_images as predict_images
     from imbalance_vlm.recipe.load import list_recipes as list_recipes
     from imbalance_vlm.runner import run as run
+    from imbalance_vlm.verification.verify import verify as verify
 
 _HOME = {
     "run": "imbalance_vlm.runner",
@@ -37,6 +38,7 @@ _HOME = {
     "list_recipes": "imbalance_vlm.recipe.load",
     "InputError": "imbalance_vlm.errors",
     "LongTail": "imbalance_vlm.longtail",
+    "verify": "imbalance_vlm.verification.verify",
 }
 
 __all__ = [*_HOME, "list_datasets", "list_encoders", "list_heads", "list_losses", "list_samplers", "list_tunings"]
