@@ -263,7 +263,8 @@ def make_objective(recipe: Recipe, head: Head, features: Features, tail: LongTai
     """The recipe's loss, regularizers and gradient transform around the head."""
     section = recipe["balancing"]
     criterion = create_loss(section["loss"]["name"], tail, **settings(section["loss"]))
-    check_scale(section["loss"], head, features)
+    if recipe["tuning"]["name"] == "prompt":
+        check_scale(section["loss"], features)
     regularizers = [make_regularizer(one, head, features) for one in section["regularizers"]]
     regularizers += tuning.regularizers(features.task)
     transform = section["gradient"]
@@ -284,10 +285,10 @@ def make_regularizer(section: Mapping[str, Any], head: Head, features: Features)
     return made
 
 
-def check_scale(section: Mapping[str, Any], head: Head, features: Features) -> None:
+def check_scale(section: Mapping[str, Any], features: Features) -> None:
     """A loss on cosines must know the scale that a text classifier puts on them, which only the encoder knows."""
     scale = features.encoder.logit_scale
-    if head.learns_text and abs(section.get("head_scale", scale) / scale - 1) > 0.01:
+    if abs(section.get("head_scale", scale) / scale - 1) > 0.01:
         raise InputError(
             f"`balancing.loss.head_scale` must be the encoder's logit scale, {scale:.4g}, for prompts, "
             f"got {section['head_scale']:g}"

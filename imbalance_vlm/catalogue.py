@@ -520,6 +520,11 @@ OPTIMIZERS.add("sgd", f"{_PKG}.training.optimizers:sgd", "torch.optim.SGD with m
 OPTIMIZERS.add("adamw", f"{_PKG}.training.optimizers:adamw", "torch.optim.AdamW")
 SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "the learning rate stays, after an optional warm-up")
 SCHEDULES.add("cosine", f"{_PKG}.training.schedules:cosine", "cosine decay to lr_min, after an optional warm-up")
+SCHEDULES.add(
+    "held_cosine",
+    f"{_PKG}.training.schedules:held_cosine",
+    "cosine decay to lr_min, after a warm-up at one low rate, as in the prompt papers",
+)
 SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning rate drops at given epochs")
 
 REGISTRIES: dict[str, Registry] = {

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("data", do_data, "check a dataset before it is trained on, or look at its head and tail")
     add_data_arguments(sub.add_subparsers(dest="what", required=True, metavar="WHAT"))
 
-    sub = command("cache", do_cache, "list or prune the feature cache")
+    sub = command("cache", do_cache, "list or prune the cache of features and of smaller pictures")
     sub.add_argument("action", choices=["ls", "prune", "path"])
     sub.add_argument(
         "--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove all)"
@@ -301,9 +301,9 @@ _NO_SETTINGS = ("do", "command", "what", "source", "overrides")
 
 
 def do_cache(given: argparse.Namespace) -> None:
-    from imbalance_vlm.encoders.cache import FeatureCache
+    from imbalance_vlm.encoders.cache import FeatureCache, PictureCopies
 
-    store = FeatureCache()
+    store, copies = FeatureCache(), PictureCopies()
     if given.action == "path":
         print(store.root)
         return
@@ -312,6 +312,9 @@ def do_cache(given: argparse.Namespace) -> None:
         limit = int(given.max_gb * 1e9) if age is None or given.max_gb else sys.maxsize
         removed = store.prune(limit, older_than=age)
         print(f"removed {len(removed)} entries, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")
+        left = max(limit - sum(entry.bytes for entry in store.entries()), 0)  # features take longer to make again
+        pictures, freed = copies.prune(left, older_than=age)
+        print(f"removed {pictures} smaller copies of pictures, {freed / 1e6:.1f} MB")
         return
     entries = list(store.entries())
     for entry in entries:
@@ -319,6 +322,9 @@ def do_cache(given: argparse.Namespace) -> None:
         what = " | ".join(str(entry.meta.get(key, "?")) for key in ("split", "encoder", "kind", "shape"))
         print(f"{entry.bytes / 1e6:9.1f} MB  {what}{state}")
     print(f"{sum(entry.bytes for entry in entries) / 1e6:9.1f} MB in {len(entries)} entries of {store.root}")
+    for entry in copies.entries():
+        size, count = entry.meta["size"], entry.meta["copies"]
+        print(f"{entry.bytes / 1e6:9.1f} MB  {count} pictures with a shorter side of {size}, in {entry.folder}")
 
 
 def do_bench(given: argparse.Namespace) -> None:

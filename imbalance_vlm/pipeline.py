@@ -206,13 +206,17 @@ def describe(
     }
 
 
+_TRANSDUCTIVE = " (novel names: label-space transductive)"
+"""Beside a term that has seen the names of the classes it is tested on."""
+
+
 def balancing_words(recipe: Recipe) -> str:
     """The loss, and what is not plain of the sampler, the regularizers, the second stage and the correction."""
     section = recipe["balancing"]
     words = [] if recipe["tuning"]["name"] == "zero_shot" else [section["loss"]["name"]]
     if words and section["sampler"]["name"] != "instance":
         words.append(f"{section['sampler']['name']} sampling")
-    words += [one["name"] for one in section["regularizers"]]
+    words += [one["name"] + _TRANSDUCTIVE * (one.get("names") == "novel") for one in section["regularizers"]]
     words += [section["second_stage"]["name"]] if section["second_stage"] else []
     words += [f"post-hoc {section['post_hoc']['name']}"] if section["post_hoc"] else []
     return " + ".join(words) or "none"

@@ -69,7 +69,9 @@ def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str 
     files = _files(pictures)
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), torch.device(device))
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
-    task = Task(net, kind, names, (), (), torch.device(device), recipe["training"]["epochs"], recipe["seed"], False)
+    sentences = ("{}",)  # only a start as well: what a head makes of the names is with its weights
+    epochs, seed = recipe["training"]["epochs"], recipe["seed"]
+    task = Task(net, kind, names, (), sentences, torch.device(device), epochs, seed, False)
     tuning: Tuning = component(catalogue.TUNINGS, recipe["tuning"])()
     how = recipe["encoder"]
     split = Split(files, np.zeros(len(files), np.int64))  # labels nobody knows; the predictions do not use them

@@ -37,7 +37,9 @@ def show_component(found: Sequence[tuple[str, Entry]]) -> str:
             from imbalance_vlm.tuning.peft.listing import trained_set
 
             lines += [trained_set(entry.load()().method), ""]
-        for parent in constructors_of(entry.load())[1:]:
+        for parent in constructors_of(entry.load()):
+            if parent is entry.load() or not settings:
+                continue
             lines += [f"{parent.__name__}: {inspect.getdoc(parent) or ''}", ""]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -87,6 +88,14 @@ def test_show_prints_a_component_with_its_settings(capsys: Capture) -> None:
     assert "logit_adjustment (losses)" in shown
     assert "Menon" in shown
     assert "tau: a number >= 0 (default 1.0)" in shown
+
+
+@pytest.mark.parametrize("name", catalogue.PROMPTS.names())
+def test_show_says_what_each_setting_of_a_prompt_method_means(name: str, capsys: Capture) -> None:
+    assert main(["show", name]) == 0
+    shown = capsys.readouterr().out
+    for setting in catalogue.PROMPTS.get(name).settings():
+        assert re.search(rf"^    (\w+, )*{setting}(, \w+)*: ", shown, re.MULTILINE), setting
 
 
 def test_show_prints_a_recipe_that_runs_as_it_is(recipe_file: str, capsys: Capture) -> None:

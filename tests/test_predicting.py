@@ -27,8 +27,11 @@ WEIGHTS = "open_clip_model.safetensors"
         {"tuning": "zero_shot", "head": "text"},
         {"balancing.second_stage": "ncm", "balancing.post_hoc": {"name": "logit_adjustment", "tau": 1.0}},
         {"balancing.second_stage": {"name": "crt", "epochs": 2}},
+        {"tuning": {"name": "prompt", "method": "vpt", "tokens": 2}, "head": "text"},
+        {"tuning": {"name": "prompt", "method": "maple"}, "head": "text", "encoder.precision": "bf16"},
+        {"tuning": {"name": "peft", "method": "random_mask"}, "head": "cosine"},
     ],
-    ids=["linear", "cosine", "decoder", "text", "ncm and post-hoc", "crt"],
+    ids=["linear", "cosine", "decoder", "text", "ncm and post-hoc", "crt", "vpt", "maple, bf16", "random mask"],
 )
 def test_says_of_the_test_pictures_what_the_run_said(
     recipe: dict[str, Any], pictures: Path, change: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -33,3 +34,9 @@ def test_plain_open_clip_loads_mini_clip_as_shown(tag: str) -> None:
         text = model.encode_text(tokenizer(["arrow left", "a photo of a cat"]))  # type: ignore[operator]
         image = model.encode_image(torch.zeros(1, 3, 32, 32))
     assert text.shape == (2, image.shape[1])
+
+
+@pytest.mark.parametrize("kept", sorted((ROOT / "recipes" / "_results").rglob("*.json")), ids=lambda path: path.stem)
+def test_a_kept_result_names_no_folder_of_the_machine_it_ran_on(kept: Path) -> None:
+    content = json.loads(kept.read_text(encoding="utf-8"))
+    assert not [run for run in content["runs"] if str(run["identity"]["pretrained"]).startswith(("/", "~"))]

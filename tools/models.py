@@ -67,10 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the table is stale")
     options = parser.parse_args(arguments)
-    import open_clip
-
     page = PAGE.read_text(encoding="utf-8")
-    new = with_table(page, {name: supported(name) for name in open_clip.list_models()})
+    new = with_table(page, {name: supported(name) for name in architectures()})
     if new == page:
         return 0
     if options.check:
@@ -78,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     write_text(PAGE, new)
     return 0
+
+
+def architectures() -> list[str]:
+    """Those that open_clip came with, in its order; `open_clip.list_models` has what this process added as well."""
+    import open_clip
+
+    own = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
+    return [name for name in open_clip.list_models() if name in own]
 
 
 # -- one architecture --------------------------------------------------------------------------------------------------

@@ -72,10 +72,20 @@ def collect(folder: Path) -> None:
     for run in study["runs"]:
         record = json.loads((folder / run / "result.json").read_text(encoding="utf-8"))
         groups = record["classes"]["groups"]
-        kept.append({key: record[key] for key in _FIELDS if key in record} | {"groups": groups})
+        identity = record["identity"] | {"pretrained": without_place(record["identity"]["pretrained"])}
+        kept.append({key: record[key] for key in _FIELDS if key in record} | {"identity": identity, "groups": groups})
     write_json(KEPT / f"{study['name']}.json", packed(kept))
     if (folder / "plot.png").is_file():
         shutil.copyfile(folder / "plot.png", KEPT / f"{study['name']}.png")
+
+
+def without_place(pretrained: str | None) -> str | None:
+    """The weights without the folders of the machine that they lay on.
+
+    >>> without_place("/home/me/weights/lite0.safetensors"), without_place("laion2b_s34b_b88k")
+    ('lite0.safetensors', 'laion2b_s34b_b88k')
+    """
+    return Path(pretrained).name if pretrained and Path(pretrained).is_absolute() else pretrained
 
 
 def packed(records: list[dict[str, Any]]) -> dict[str, Any]:

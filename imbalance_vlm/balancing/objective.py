@@ -56,6 +56,7 @@ class Objective(nn.Module):
 
     def gather(self, together: Callable[[Tensor], Tensor]) -> None:
         """Called between `outputs` and `value` where the outputs were those of a part of the batch, and gathered."""
+        self.head.gather(together)
         for regularizer in self.regularizers:
             if isinstance(regularizer, Regularizer):
                 regularizer.gather(together)

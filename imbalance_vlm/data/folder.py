@@ -94,6 +94,11 @@ def _spoken(folder_name: str) -> str:
 
 def _scan(root: Path) -> list[tuple[str, str, str]]:
     """(split or "", class folder, path relative to root) of every image, sorted."""
+    if root.is_file():
+        raise InputError(
+            f"`root` must be a folder of images, got the file {str(root)!r}: unpack an archive first; a table "
+            "is read by data.name=table data.file=FILE"
+        )
     if not root.is_dir():
         raise InputError(f"`root` must be a folder of images, got {str(root)!r}: no such folder")
     has_splits = (root / "train").is_dir() and (root / "test").is_dir()

@@ -3,8 +3,8 @@
 A concept is a class; as some concepts are drawn by nearly every designer and others by a few, the tail is natural.
 Images are 32 x 32 RGB on white with 16 levels a channel. 10 test and 3 validation images a class; the rest train. By
 the perceptual hash of `tools/build_icons.py`, which builds it, no test image has a near-duplicate in the rest or in the
-corpus that mini-clip was pre-trained on. By the wider measure of `imbalance-vlm data verify`, 514 test drawings (7 %) have
-one, mostly filled or two-tone variants of a design; and 27 validation drawings, none of the test ones, are equal to
+corpus that mini-clip was pre-trained on. By the wider measure of `imbalance-vlm data verify`, 514 test drawings (7 %)
+have one, mostly filled or two-tone variants of a design; and 27 validation drawings, but no test ones, are equal to
 training drawings of a synonymous class (plane, airplane).
 """
 

@@ -4,6 +4,8 @@ An entry is a folder named by the SHA-256 of all that its numbers depend on (wei
 view, kind of feature). It holds `features.bin`, rows in C order, and `meta.json`. Rows are appended chunk by chunk to
 `features.partial`; a killed run goes on behind the last whole chunk, and the finished file is moved into place in one
 step. Reading maps the file, so a set larger than memory costs no more than the rows in use.
+
+Beside the features lie smaller copies of pictures (`imbalance_vlm.data.resized`), which are listed and pruned here.
 """
 
 from __future__ import annotations
@@ -179,6 +181,61 @@ class FeatureCache:
                 total -= entry.bytes
                 removed.append(entry)
         return removed
+
+
+class PictureCopies:
+    """The smaller copies of pictures, by size: `pictures/<size>/<two letters>/<name>.npy` in the cache folder.
+
+    A run that misses one makes it anew, so any of them can go at any time. A copy counts as used when it was made or
+    last read, as far as the disk notes that.
+
+    Args:
+        root: the cache folder.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or cache_folder()) / "pictures"
+
+    def entries(self) -> Iterator[CacheEntry]:
+        """One for all copies of a size, the smallest first."""
+        sizes = [folder for folder in self.root.glob("*/") if folder.name.isdigit()]
+        for folder in sorted(sizes, key=lambda folder: int(folder.name)):
+            found = list(_copies(folder))
+            if found:
+                used, total = max(used for used, _, _ in found), sum(size for _, size, _ in found)
+                yield CacheEntry(folder, {"size": int(folder.name), "copies": len(found)}, total, used, True)
+
+    def prune(self, limit: int, older_than: float | None = None) -> tuple[int, int]:
+        """Remove the copies unused for longest until at most `limit` bytes remain; how many went, and their bytes.
+
+        Args:
+            limit: bytes that may remain.
+            older_than: also remove all copies unused for this many seconds.
+        """
+        removed, freed, total = 0, 0, 0
+        now = time.time()
+        for used, size, path in sorted(_copies(self.root), reverse=True):
+            total += size
+            if total <= limit and (older_than is None or now - used <= older_than):
+                continue
+            try:
+                path.unlink()
+            except OSError:  # another process was faster, or holds it
+                continue
+            removed, freed, total = removed + 1, freed + size, total - size
+        return removed, freed
+
+
+def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each copy was used, its bytes and its path; of unfinished ones those that no run can be writing."""
+    hour_ago = time.time() - 3600
+    for path in folder.rglob("*.npy"):
+        try:
+            status = path.stat()
+        except OSError:  # removed since
+            continue
+        if not path.name.startswith(".") or status.st_mtime < hour_ago:
+            yield max(status.st_mtime, status.st_atime), status.st_size, path
 
 
 def _remove(folder: Path) -> bool:

@@ -151,11 +151,13 @@ class OpenClipEncoder(nn.Module):
     def text_features(self, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 512) -> Tensor:
         """(C, d) unit text features of the class names, each the renormalised mean over the templates' unit features.
 
+        An underscore in a name is read as a space, as in prompts.
+
         Source: the prompt ensembling in embedding space of Radford et al., ICML 2021, section 3.1.4.
         """
         total = torch.zeros((), device=self.device)
         for template in templates:
-            sentences = [template.format(name) for name in class_names]
+            sentences = [template.format(name.replace("_", " ")) for name in class_names]
             parts = []
             for start in range(0, len(sentences), batch_size):
                 ids = self.tokenizer(sentences[start : start + batch_size]).to(self.device)

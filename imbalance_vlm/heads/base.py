@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +35,10 @@ class Head(nn.Module):
     def classify(self, embeddings: Tensor) -> Tensor:
         """Logits (B, C) of embeddings (B, d)."""
         return F.linear(embeddings, *self.classifier())
+
+    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+        """Called behind `classify` where that ran on this process's part of the batch alone: what is made of all its
+        samples, such as `text`, `together` gives the whole batch's rows for."""
 
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
         """Told of each training batch after its loss, embeddings (B, d) without gradient, targets (B,)."""

@@ -14,6 +14,7 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.progress import note
 from imbalance_vlm.recipe.typecheck import checked_settings
 from imbalance_vlm.registry import settings_of
 
@@ -50,6 +51,8 @@ def reads_tokens(name: str) -> bool:
 
 def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(C, w) unit directions of the class names in the space of the image features of `kind`."""
+    if all(name.isdigit() for name in class_names):
+        note("the class names are numbers, which say little to a text tower: name the folders, or set data.class_names")
     return encoder.text_in(kind, encoder.text_features(class_names, templates))
 
 

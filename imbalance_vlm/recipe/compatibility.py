@@ -59,7 +59,9 @@ def _encoder_provides(recipe: Recipe) -> Iterator[Conflict]:
         for capability in sorted(entry.needed(_settings(section)) - provided):
             detail = next((f" with {key} 'text'" for key in ("init", "assign") if section.get(key) == "text"), "")
             asked = f"{registry.kind} '{entry.name}'{detail}"
-            yield key, f"{asked} needs {_REMEDIES[capability]}; encoder '{model}' has none"
+            starts = key == "head" and capability == "text" and section.get("init") == "text"
+            instead = "; or set head.init to 'class_mean'" if starts else ""
+            yield key, f"{asked} needs {_REMEDIES[capability]}; encoder '{model}' has none{instead}"
 
 
 def _something_to_train(recipe: Recipe) -> Iterator[Conflict]:
@@ -169,6 +171,11 @@ def _novel_classes(recipe: Recipe) -> Iterator[Conflict]:
         key = "novel" if settings["novel"] else "transfer"
         if recipe["head"]["name"] != "text":
             yield f"evaluation.{key}", f"needs a head that reads class names, 'text', got '{recipe['head']['name']}'"
+        if recipe["tuning"].get("csc"):
+            yield (
+                "tuning.csc",
+                f"a context for each class has none for the new ones of evaluation.{key}: set csc to false",
+            )
         after = [part for part in ("second_stage", "post_hoc") if recipe["balancing"][part]]
         for part in after:
             yield (

@@ -136,7 +136,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     A component with another `name` replaces the one below it whole: its settings would mean nothing to the other. So
     does one that names a family's other `method`; the bare `method` keeps what both have. So does a published row with
     its `source`: figures of two sources are no row. But another dataset keeps how the recipe cuts and draws images,
-    which every dataset understands, and the `root` if it takes one: it is the same protocol on other data.
+    which every dataset understands, and the `root` if it must have one: it is the same protocol on other data.
     A bare name stands for a component without settings.
     """
     merged = deepcopy(dict(base))
@@ -163,7 +163,8 @@ def _of_any_dataset(section: Mapping[str, Any], name: str) -> dict[str, Any]:
     from imbalance_vlm.registry import settings_of
 
     own = catalogue.DATASETS.get(name).settings() if name in catalogue.DATASETS else {}
-    shared = {*settings_of(prepare), *({"root"} & own.keys())}
+    root = {"root"} if "root" in own and own["root"].required else set()  # a table's own folder is its root
+    shared = {*settings_of(prepare), *root}
     return {key: value for key, value in section.items() if key in shared}
 
 

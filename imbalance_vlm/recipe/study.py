@@ -14,7 +14,7 @@ plot: {x: ..., y: [...], by: ..., log_x: true}                x: epoch plots the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     if "grid" not in study:
         return [Problem(key, "only a study, a recipe with `grid`, has one", loaded.origin(key)) for key in study]
     grid = study["grid"]
+    columns = (*COLUMNS, *_transfers(_at(loaded.tree, "evaluation.transfer")))
     places = ["variant", *((grid.get("axes") or {}) if isinstance(grid, Mapping) else ())]
     for section, value in study.items():
         known = shapes[section]
@@ -148,10 +149,10 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
         if section == "plot":
             problems += [Problem(f"plot.{key}", "missing; give a value") for key in ("x", "y") if key not in value]
         problems += [
-            Problem(f"{section}.{key}", _unknown_column(column), loaded.origin(f"{section}.{key}"))
+            Problem(f"{section}.{key}", _unknown_column(column, columns), loaded.origin(f"{section}.{key}"))
             for key in ("columns", "sort", "score", "x", "y", "by", "each")
             for column in _words(value.get(key))
-            if section != "grid" and column not in COLUMNS and (section, key, column) != ("plot", "x", "epoch")
+            if section != "grid" and column not in columns and (section, key, column) != ("plot", "x", "epoch")
             if not (section == "plot" and key in ("x", "by", "each") and column in places)
         ]
     return problems
@@ -162,8 +163,14 @@ def _words(value: Any) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-def _unknown_column(column: str) -> str:
-    return f"unknown table column {column!r}.{did_you_mean(column, COLUMNS)} Available: {', '.join(COLUMNS)}"
+def _unknown_column(column: str, columns: Sequence[str]) -> str:
+    return f"unknown table column {column!r}.{did_you_mean(column, columns)} Available: {', '.join(columns)}"
+
+
+def _transfers(sections: Any) -> list[str]:
+    """The columns of the datasets that a recipe transfers to."""
+    named = [one.get("name") if isinstance(one, Mapping) else one for one in sections or ()]
+    return [f"transfer_{name}" for name in named]
 
 
 def _overridden_grid(grid: Any, loaded: Loaded) -> list[Problem]:

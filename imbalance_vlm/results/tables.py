@@ -193,7 +193,9 @@ def format_table(frame: pd.DataFrame, style: str) -> str:
     if short == "parquet":
         raise InputError("`format` parquet is no text: write it with --out FILE.parquet")
     if short not in FORMATS:
-        raise InputError(f"`format` must be {one_of(FORMATS)}, or parquet with --out, got {style!r}")
+        raise InputError(
+            f"`format` must be {one_of([*_ALIASES, *FORMATS])}, or parquet with --out FILE.parquet, got {style!r}"
+        )
     return FORMATS[short](frame)
 
 

@@ -43,6 +43,30 @@ def cosine(
     )
 
 
+def held_cosine(
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: NonNegative = 1.0,
+    warmup_lr: NonNegative = 1e-5,
+    lr_min: NonNegative = 0.0,
+) -> Scheduler:
+    """`cosine` whose warm-up stays at `warmup_lr`, as that of the prompt papers does.
+
+    Args:
+        optimizer: whose rate is set.
+        epochs: length of training.
+        steps_per_epoch: updates to an epoch.
+        warmup_epochs: how long the rate is held, part of the epochs.
+        warmup_lr: the rate that is held.
+        lr_min: where the cosine ends.
+    """
+    made = cosine(optimizer, epochs, steps_per_epoch, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, lr_min=lr_min)
+    made.warmup_steps = [0.0 for _ in made.base_values]  # what each update adds to it
+    return made
+
+
 def multistep(
     optimizer: Optimizer,
     epochs: int,

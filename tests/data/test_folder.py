@@ -85,6 +85,9 @@ def test_a_folder_of_single_images_has_nothing_to_test_on(tmp_path: Path) -> Non
 def test_a_missing_folder_and_one_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         folder(root=tmp_path / "nowhere")
+    (tmp_path / "photos.csv").write_text("path,label\n")
+    with pytest.raises(InputError, match=r"got the file .*photos\.csv.*data\.name=table"):
+        folder(root=tmp_path / "photos.csv")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     (tmp_path / "empty" / "cat" / "notes.txt").write_text("no picture")
     with pytest.raises(InputError, match=r"must hold class folders with images.*It holds: cat"):

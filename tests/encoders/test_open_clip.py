@@ -79,6 +79,11 @@ def test_image_features_are_encode_image(encoder: OpenClipEncoder, plain: Any) -
 
 
 @torch.no_grad()
+def test_an_underscore_in_a_name_is_read_as_a_space(encoder: OpenClipEncoder) -> None:
+    spoken, written = (encoder.text_features([name, "cat"], TEMPLATES) for name in ("red apple", "red_apple"))
+    assert torch.equal(spoken, written)
+
+
 def test_text_features_are_renormalised_means_over_templates(encoder: OpenClipEncoder, plain: Any) -> None:
     model, _, tokenizer = plain
     wanted = []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm import InputError, catalogue
-from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens
+from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
 
 WIDTH, CLASSES, BATCH, TOKENS = 8, 5, 6, 4
 HEADS = catalogue.HEADS.names()
@@ -164,3 +164,20 @@ def test_unknown_heads_and_settings_are_refused_in_words() -> None:
 def test_a_start_that_needs_directions_is_refused_without_them(name: str) -> None:
     with pytest.raises(InputError, match="init 'text' needs `directions`"):
         create_head(name, WIDTH, CLASSES, init="text")
+
+
+class Reader:
+    """A text tower that gives the length of each name."""
+
+    def text_features(self, names: list[str], templates: list[str]) -> Tensor:
+        return torch.tensor([[float(len(name))] for name in names])
+
+    def text_in(self, kind: str, text: Tensor) -> Tensor:
+        return text
+
+
+def test_numbers_as_class_names_are_said_before_a_text_tower_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    text_directions(Reader(), "embedding", ["cat", "7"], ["{}"])  # type: ignore[arg-type]
+    assert not capsys.readouterr().err
+    text_directions(Reader(), "embedding", ["0", "7"], ["{}"])  # type: ignore[arg-type]
+    assert "the class names are numbers" in capsys.readouterr().err

@@ -144,6 +144,9 @@ def test_another_dataset_keeps_what_every_dataset_understands() -> None:
     assert merge(base, {"data": {"name": "icons_lt", "shots": 4}}) == {
         "data": {"name": "icons_lt", "shots": 4, "draw_seed": None}
     }
+    assert merge(base, {"data": {"name": "table", "file": "photos.csv"}}) == {
+        "data": {"name": "table", "file": "photos.csv", **protocol}
+    }
 
 
 def test_the_same_component_keeps_them() -> None:

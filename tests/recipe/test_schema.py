@@ -154,7 +154,7 @@ def test_nothing_is_read_before_the_recipe_is_right(monkeypatch: pytest.MonkeyPa
         ({"tuning": "zero_shot", "head": "linear"}, ["head", "zero_shot", "must be 'text'"]),
         ({"head": "text"}, ["head", "nothing to train", "cosine"]),
         ({"encoder": "timm:resnet18", "head": {"name": "cosine", "init": "text"}}, ["head", "init 'text'", "timm:"]),
-        ({"encoder": "timm:resnet18", "head": "cosine"}, ["head", "init 'text'", "text tower"]),
+        ({"encoder": "timm:resnet18", "head": "cosine"}, ["head", "text tower", "or set head.init to 'class_mean'"]),
         ({"encoder": "timm:resnet18", "head": {"name": "linear", "init": "text"}}, ["head", "init 'text'"]),
         (
             {"tuning": "zero_shot", "head": "text", "encoder": {"name": "ViT-B-16", "features": "class_token"}},

@@ -40,6 +40,14 @@ def test_cosine(warmup: float, lowest: float) -> None:
     assert rates("cosine", warmup_epochs=warmup, warmup_lr=1e-3, lr_min=lowest) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 1.0, 2.5])
+def test_held_cosine_stays_low_and_then_is_the_cosine(warmup: float) -> None:
+    settings = {"warmup_epochs": warmup, "warmup_lr": 1e-3, "lr_min": 0.01}
+    found, cosine = rates("held_cosine", **settings), rates("cosine", **settings)
+    length = round(warmup * STEPS)
+    assert found == pytest.approx([1e-3] * length + cosine[length:])
+
+
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_multistep_drops_at_the_beginning_of_each_milestone(warmup: float) -> None:
     def steps(step: int) -> float:

@@ -76,22 +76,28 @@ class Site:
     @property
     def base(self) -> tuple[Tensor, Tensor | None]:
         """W and b as the tower has them; a tower may do without b."""
-        weights = [self._own(path) for path in self.weights]
-        there = [part for part in weights if part is not None]
-        if len(there) < len(weights):
-            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
-        weight = _stacked(there)
+        weights = self._weights()
         biases = [self._own(path) for path in self.biases]
-        if all(part is None for part in biases):
-            return weight, None
-        sizes = self.rows(len(biases))
-        filled = [weight.new_zeros(size) if part is None else part for part, size in zip(biases, sizes, strict=True)]
-        return weight, _stacked(filled)
+        there = [part for part in biases if part is not None]
+        if not there:
+            return _stacked(weights), None
+        if len(there) == len(biases):
+            return _stacked(weights), _stacked(there)
+        sizes = zip(biases, self.rows(len(biases)), strict=True)
+        filled = [weights[0].new_zeros(size) if part is None else part for part, size in sizes]
+        return _stacked(weights), _stacked(filled)
 
     def rows(self, parts: int) -> list[int]:
         """Rows of W that belong to each of its parts: as the tower has cut it, else equally many."""
-        own = [len(part) for path in self.weights if (part := self._own(path)) is not None]
+        own = [len(part) for part in self._weights()]
         return own if len(own) == parts else [sum(own) // parts] * parts
+
+    def _weights(self) -> list[Tensor]:
+        own = [self._own(path) for path in self.weights]
+        there = [part for part in own if part is not None]
+        if len(there) < len(own):
+            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
+        return there
 
     def _own(self, path: str) -> Tensor | None:
         """What the tower itself has there, also while something else stands before it."""
@@ -158,7 +164,7 @@ class Block:
         return [self.attention_in(), self.attention_out(), *inside]
 
     def norms(self) -> list[Site]:
-        """The norms before attention and MLP, or behind them.
+        """The norms before attention and MLP, or behind them, and those within.
 
         Raises:
             InputError: norms that have no shift.
@@ -166,7 +172,13 @@ class Block:
         for norm in (self.norm1, self.norm2):
             if not isinstance(norm, nn.LayerNorm):
                 raise InputError(f"the image tower needs layer norms in its blocks, got {type(norm).__name__}")
-        return [Site("norm1", self.norm1), Site("norm2", self.norm2)]
+        inside = [
+            Site(f"{part}_{name.replace('.', '_')}", module)
+            for part, whole in (("attention", self.attention), ("mlp", self.mlp))
+            for name, module in whole.named_modules()
+            if isinstance(module, nn.LayerNorm)
+        ]
+        return [Site("norm1", self.norm1), Site("norm2", self.norm2), *inside]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ Differs from [1] in: any batch size (the images go through the text tower one af
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class CoCoOpHead(PromptHead):
         self.net = net.to(context)
         self.register_buffer("mean", torch.zeros(width).to(context))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self._texts: Tensor | None = None  # (B, C, d) of the last training batch
 
     def contexts(self, embeddings: Tensor) -> Tensor:
         """(B, n_ctx, w) contexts of unit image features (B, d)."""
@@ -66,7 +68,7 @@ class CoCoOpHead(PromptHead):
         return self.context + shift.unsqueeze(1)
 
     def prompt(self) -> tuple[Tensor, Tensor | Sequence[Tensor]]:
-        return self.contexts(self.mean[None])[0], ()
+        return self.contexts(self.mean.clone()[None])[0], ()  # a step's graph outlives what `observe` changes in place
 
     def classify(self, embeddings: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -77,8 +79,16 @@ class CoCoOpHead(PromptHead):
             return torch.cat(parts)
         texts = self.prompted.per_image(self.contexts(embeddings))  # (B, C, d)
         if self.training:
+            self._texts = texts
             self.text = F.normalize(texts.mean(0), dim=-1)
         return own_logits(embeddings, texts, self.scale)
+
+    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+        if self._texts is not None:
+            self.text = F.normalize(together(self._texts).mean(0), dim=-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_texts": None}
 
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
         self.seen += len(embeddings)

@@ -211,10 +211,10 @@ class TwoTowerTuning(PromptTuning):
 
     def head(self, task: Task, plain: Callable[[], Head]) -> Head:
         check_task(task)
-        flags = [(value, value.requires_grad) for value in getattr(task.encoder, "module", nn.Identity()).parameters()]
+        module = getattr(task.encoder, "module", nn.Identity())
+        self._flags = [(value, value.requires_grad) for value in module.parameters()]  # also of towers refused below
         prompted = self.prompted(task)
         images = VisionTokens(task.encoder, self.name)
-        self._flags = flags
         task.encoder.module.requires_grad_(False)
         none = prompted.tower.home.token_embedding.weight.detach()[:0]
         words = none if self.init is None else prompted.words_to_context(self.init)

@@ -31,7 +31,7 @@ from imbalance_vlm.heads.decoder import DecoderHead
 from imbalance_vlm.registry import settings_of
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.optimizers import adamw, parameter_groups, sgd
-from imbalance_vlm.training.schedules import constant, cosine, multistep
+from imbalance_vlm.training.schedules import constant, cosine, held_cosine, multistep
 from imbalance_vlm.tuning.base import Task, Tuning
 from imbalance_vlm.tuning.minimalist import SquareCrop
 from imbalance_vlm.tuning.peft.lora import LoRA
@@ -344,7 +344,7 @@ def full(encoder: Encoder, kind: str = "embedding", **settings: Any) -> tuple[Fu
     return tuning, head
 
 
-@pytest.mark.parametrize("schedule", [constant, cosine, multistep])
+@pytest.mark.parametrize("schedule", [constant, cosine, held_cosine, multistep])
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
 def test_layer_wise_rates_survive_the_schedule(encoder: Encoder, schedule: Any, optimizer: Any) -> None:
     """At every step, each parameter's rate is that of the head times d^(L - i)."""

@@ -14,6 +14,7 @@ from imbalance_vlm import run
 from imbalance_vlm.data.few_shot import SETS, VARIANTS
 from imbalance_vlm.data.prepare import create_dataset, drawn
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.recipe.problems import RecipeError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import RunResult, StudyResult
 from tests.conftest import TINY_CLIP
@@ -64,17 +65,45 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "maple"])
 def test_a_tuned_prompt_is_applied_to_the_names_of_fourteen_other_sets(
-    method: str, tmp_path: Path, tiny_clip: str
+    method: str, tmp_path: Path, roomy_clip: str
 ) -> None:
     for name in ALL_SETS:
         MINIATURES[name](tmp_path)
-    own = {"data.root": str(tmp_path / "few_shot"), "data.shots": 2, "encoder": {"name": tiny_clip}}
-    words = {} if method == "zero_shot" else {"tuning.init": "a photo"}  # the tiny tower reads 16 tokens
-    result = run(f"cross_dataset/{method}", own | words | {"training.epochs": 1})
-    assert isinstance(result, RunResult)
-    others = [result.scores[f"transfer_{name}"] for name in ALL_SETS[1:]]
-    assert all(0 <= accuracy <= 100 for accuracy in others)
-    assert result.scores["transfer"] == pytest.approx(sum(others) / 14)
+    own = {"data.root": str(tmp_path / "few_shot"), "data.shots": 2, "encoder": {"name": roomy_clip}}
+    result = run(f"cross_dataset/{method}", own | {"training.epochs": 1, "grid.seeds": [1]})
+    assert isinstance(result, StudyResult)
+    names = ["zero-shot", *({method} - {"zero_shot"})]
+    assert [str(name).rpartition("/")[2] for name in result.table["recipe"]] == names, "zero-shot is in every table"
+    for one in result.runs:
+        others = [one.scores[f"transfer_{name}"] for name in ALL_SETS[1:]]
+        assert all(0 <= accuracy <= 100 for accuracy in others)
+        assert one.scores["transfer"] == pytest.approx(sum(others) / 14)
+    assert {f"transfer_{name}" for name in ALL_SETS[1:]} <= set(plan(f"cross_dataset/{method}").table["columns"])
+
+
+@pytest.mark.parametrize("evaluation", [{"novel": True}, {"transfer": ["icons_lt"]}])
+def test_one_context_a_class_is_refused_for_other_classes_before_training(
+    evaluation: dict[str, Any], tiny_clip: str
+) -> None:
+    recipe = prompted(Path("/a"), tiny_clip, evaluation=evaluation)
+    recipe["data"]["classes"] = "base"
+    plan(recipe)
+    with pytest.raises(RecipeError, match="tuning.csc: a context for each class has none for the new ones"):
+        plan(recipe, {"tuning.csc": True})
+
+
+def test_a_table_has_a_column_for_each_set_that_is_transferred_to(tiny_clip: str) -> None:
+    recipe = prompted(Path("/a"), tiny_clip, evaluation={"transfer": ["dtd", {"name": "eurosat", "root": "/b"}]})
+    study = {"grid": {"seeds": [0]}, "table": {"columns": ["transfer_dtd", "transfer_eurosat"]}}
+    assert plan(recipe | study).table["columns"] == ["transfer_dtd", "transfer_eurosat"]
+    with pytest.raises(RecipeError, match="unknown table column 'transfer_sun397'.*transfer_dtd"):
+        plan(recipe | study | {"table": {"columns": ["transfer_sun397"]}})
+
+
+@pytest.mark.parametrize("name", ["coop", "subpt"])
+def test_zero_shot_is_in_the_few_shot_tables(name: str) -> None:
+    wanted = plan(f"few_shot/{name}", ["data.name=dtd", "data.root=DATA"])
+    assert "zero_shot" in {one["tuning"]["name"] for one in wanted.recipes}
 
 
 def test_a_set_without_a_root_lies_where_the_recipe_s_own_data_lie() -> None:
@@ -97,7 +126,8 @@ def test_the_few_shot_study_runs_on_any_of_the_eleven_sets(tmp_path: Path, roomy
 def test_subpt_runs_with_one_shot(tmp_path: Path, roomy_clip: str) -> None:
     section = MINIATURES["dtd"](tmp_path)
     own = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
-    one = plan("few_shot/subpt", own | {"training.epochs": 10, "training.batch_size": 1}).recipes[0]
+    wanted = plan("few_shot/subpt", own | {"training.epochs": 10, "training.batch_size": 1}).recipes
+    one = next(recipe for recipe in wanted if recipe["tuning"]["name"] == "prompt")
     assert (one["data"]["shots"], one["balancing"]["gradient"]["rank"]) == (1, 5)
     one["training"]["optimizer"]["lr"] = 0.1  # random weights have small gradients
     result = run(one)

@@ -315,6 +315,20 @@ def test_cocoop_remembers_the_mean_image() -> None:
     torch.testing.assert_close(weight, expected, rtol=0, atol=1e-9)
 
 
+def test_cocoop_s_text_is_that_of_the_whole_batch_where_processes_share_it() -> None:
+    head = cast(CoCoOpHead, head_of("cocoop")).train()
+    step, features = objective("cocoop", head), images(5)[0]
+    step.outputs(features)
+    assert head.text is not None
+    wanted = head.text.detach()
+    others = head.prompted.per_image(head.contexts(head.embed(features[2:])))
+    step.outputs(features[:2])
+    assert not torch.allclose(head.text, wanted, rtol=0, atol=1e-9)
+    step.gather(lambda own: torch.cat([own, others]))
+    torch.testing.assert_close(head.text, wanted, rtol=0, atol=1e-9)
+    copy.deepcopy(head)
+
+
 # -- KgCoOp, ProGrad, anchors ----------------------------------------------------------------------------------------
 
 
@@ -461,6 +475,26 @@ PROMPTED = {"head": "text", "training.epochs": 2, "training.batch_size": 16}
 
 def tuned(name: str, **settings: Any) -> dict[str, Any]:
     return PROMPTED | {"tuning": {"name": "prompt", "method": name, "n_ctx": 2, "init": None, "views": 1} | settings}
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc"])
+@pytest.mark.parametrize("names", ["base", "novel", "external"])
+def test_a_recipe_s_anchor_holds_any_learned_text(recipe: dict[str, Any], name: str, names: str) -> None:
+    anchor = {"name": "text_anchor", "names": names, "external": 3}
+    shown = {"tuning": {"name": "prompt", "method": name, "n_ctx": 2, "init": None}, "training.epochs": 1}
+    classes = {"data.classes": "base" if names == "novel" else "all"}
+    result = run(recipe, PROMPTED | shown | classes | {"balancing.regularizers": [anchor]})
+    assert np.isfinite(result.scores["overall"])
+    said = "text_anchor" + " (novel names: label-space transductive)" * (names == "novel")
+    assert result.record["identity"]["balancing"] == f"balanced_softmax + {said}"
+
+
+@pytest.mark.parametrize("name", ["coop", "vpt"])
+def test_a_loss_on_cosines_must_know_the_scale_of_a_prompt(recipe: dict[str, Any], name: str) -> None:
+    change = {"tuning": {"name": "prompt", "method": name}, "head": "text", "training.epochs": 1}
+    with pytest.raises(InputError, match=r"`balancing.loss.head_scale` must be the encoder's logit scale, 14\.29"):
+        run(recipe, change | {"balancing.loss": {"name": "ldam", "head_scale": 25.0}})
+    run(recipe, change | {"balancing.loss": {"name": "ldam", "head_scale": 14.2857}})
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd"])

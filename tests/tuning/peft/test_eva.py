@@ -1,0 +1,382 @@
+"""EVA's towers: layer scales without a module, query, key and value in one matrix or three, norms behind branches."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
+
+from imbalance_vlm import InputError
+from imbalance_vlm.tuning.peft.lora import LoRA
+from imbalance_vlm.tuning.peft.saving import load_trained, save_trained
+from imbalance_vlm.tuning.peft.towers import transformer_tower
+from imbalance_vlm.tuning.peft.vpt import VPT
+from tests.tuning.peft.test_methods import CLASSES, IN_PLACE, MERGED, METHODS, features, pixels, trained
+
+ROTARY = {"use_rot_pos_emb": True, "ref_feat_shape": (2, 2)}
+KINDS: dict[str, dict[str, object]] = {
+    # one matrix, and biases beside it, none of them trained for the keys (EVA01)
+    "eva01": {"init_values": 0.3},
+    # three matrices, a gated MLP in three, norms inside both branches (EVA02)
+    "eva02": {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, **ROTARY},
+    # norms behind attention and MLP (EVA02-E)
+    "post_norm": {"use_post_norm": True, "global_pool": "token"},
+    # one matrix with its bias, a norm before the blocks, pooling by attention (Perception Encoder)
+    "pe": {
+        "attn_type": "rope",
+        "use_pre_transformer_norm": True,
+        "global_pool": "map",
+        "init_values": 0.3,
+        **ROTARY,
+    },
+    "packed_gate": {"swiglu_mlp": True, "qkv_bias": False},
+    "grouped": {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1, "qk_norm": True, **ROTARY},
+    "separate": {"init_values": 0.3},
+}
+ROTATED = [name for name, settings in KINDS.items() if "use_rot_pos_emb" in settings]
+ADDED = [name for name in METHODS if not name.startswith("vpt")]
+kinds = pytest.mark.parametrize("kind", KINDS)
+names = pytest.mark.parametrize("name", ADDED)
+
+
+@functools.cache
+def _tower(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    net = Eva(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, **KINDS[kind])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    for block in net.blocks:
+        block.attn.qkv_bias_separate = kind == "separate"
+        if getattr(block.attn, "k_bias", None) is not None:
+            block.attn.k_bias += 0.2 * torch.randn_like(block.attn.k_bias)  # zeros in practice; kept in any case
+    return net.double().eval()
+
+
+def tower(kind: str) -> nn.Module:
+    """A tiny tower in float64 whose norms, scales and biases are not those of a fresh one."""
+    return copy.deepcopy(_tower(kind))
+
+
+def loosened(net: nn.Module) -> nn.Module:
+    """The tower under tuning, with all that is trained away from its start."""
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return net
+
+
+# -- contracts ---------------------------------------------------------------------------------------------------------
+
+
+@kinds
+@names
+def test_starts_as_the_untouched_tower_moves_and_gives_it_back(kind: str, name: str) -> None:
+    net = tower(kind)
+    before, state = features(net), copy.deepcopy(net.state_dict())
+    buffers = {key: value.clone() for key, value in net.named_buffers()}  # k_bias is in no state
+    tuned = METHODS[name].apply(net, CLASSES)
+    assert torch.equal(features(net), before)
+    start = {key: value.detach().clone() for key, value in tuned.named_parameters().items()}
+    trained(tuned)
+    for key, parameter in net.named_parameters():
+        assert parameter.requires_grad == (key in start)
+        if key in start:
+            assert not torch.equal(parameter, start[key]), f"{key} did not move"
+        else:
+            assert torch.equal(parameter, state[key]), f"{key} moved"
+            assert parameter.grad is None
+    after = features(net)
+    assert not torch.allclose(after, before)
+    with tuned.base():
+        assert torch.equal(features(net), before)
+    assert torch.equal(features(net), after)
+    tuned.remove()
+    assert list(net.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert all(torch.equal(value, buffers[key]) for key, value in net.named_buffers())
+    assert torch.equal(features(net), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert not [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+
+
+@kinds
+@names
+def test_a_saved_state_comes_back_to_the_bit(kind: str, name: str, tmp_path: Path) -> None:
+    net, other = tower(kind), tower(kind)
+    torch.manual_seed(1)
+    tuned = METHODS[name].apply(net, CLASSES)
+    trained(tuned)
+    save_trained(tmp_path / "tower.safetensors", tuned, "base")
+    torch.manual_seed(2)  # other places
+    load_trained(tmp_path / "tower.safetensors", METHODS[name].apply(other, CLASSES), "base")
+    assert torch.equal(features(other), features(net))
+    if name not in IN_PLACE:
+        assert not set(tuned.state()) & set(tower(kind).state_dict())
+
+
+@kinds
+@pytest.mark.parametrize("name", MERGED)
+def test_merged_weights_make_a_plain_tower_that_does_the_same(kind: str, name: str) -> None:
+    net, plain = tower(kind), tower(kind)
+    tuned = METHODS[name].apply(net, CLASSES)
+    loosened(net)
+    if name == "ssf" and kind != "pe" and kind != "grouped":
+        part = {"eva02": "k_proj.bias", "packed_gate": "qkv.bias"}.get(kind, "k_bias")
+        with pytest.raises(InputError, match=f"the tower has no blocks.0.attn.{part}; save it beside"):
+            tuned.merged_state()
+        return
+    plain.load_state_dict(tuned.merged_state())
+    torch.testing.assert_close(features(plain), features(net), rtol=0, atol=1e-10)
+    assert not torch.allclose(features(plain), features(tower(kind)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["eva01", "eva02", "pe"])
+@pytest.mark.parametrize("name", ["adaptformer", "lora", "ssf"])
+def test_survives_deepcopy_autocast_and_checkpointing(kind: str, name: str) -> None:
+    net = tower(kind)
+    tuned = METHODS[name].apply(net, CLASSES)
+    loosened(net)
+    twin = copy.deepcopy(net)
+    twin.set_grad_checkpointing(True)
+    twin.train()(pixels()).square().sum().backward()
+    net.train()(pixels()).square().sum().backward()
+    for key, parameter in twin.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, net.get_parameter(key).grad)
+    wanted = features(net.eval())
+    tuned.remove()
+    assert torch.equal(features(twin.eval()), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = twin.float()(pixels().float())
+    assert torch.isfinite(output.float()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eva01", "eva02", "pe"])
+@pytest.mark.parametrize("name", ["adaptformer", "lora", "ssf"])
+def test_compiles_in_one_piece(kind: str, name: str) -> None:
+    net = tower(kind)
+    METHODS[name].apply(net, CLASSES)
+    loosened(net)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixels()), net(pixels()))
+
+
+def test_a_failing_pass_leaves_no_weights_behind() -> None:
+    for kind in ("eva01", "eva02"):
+        net = tower(kind)
+        METHODS["ssf"].apply(net, CLASSES)
+        with pytest.raises(RuntimeError):
+            net.blocks[0].attn(torch.zeros(1, 5, 31, dtype=torch.float64))
+        assert not [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+
+
+# -- formulas ----------------------------------------------------------------------------------------------------------
+
+
+def low_rank(up: Tensor, down: Tensor) -> Tensor:
+    change = np.zeros((len(up), down.shape[1]))
+    for i in range(change.shape[0]):
+        for j in range(change.shape[1]):
+            change[i, j] = sum(up[i, r].item() * down[r, j].item() for r in range(3)) / 3
+    return torch.from_numpy(change)
+
+
+@kinds
+def test_lora_changes_query_and_value_alone(kind: str) -> None:
+    net, plain = tower(kind), tower(kind)
+    tuned = LoRA(rank=3).apply(net, CLASSES)
+    loosened(net)
+    own = {key: value.detach() for key, value in tuned.named_parameters().items()}
+    for number, block in enumerate(plain.blocks):
+        for part in "qv":
+            up, down = (own[f"blocks.{number}.lora.attention_in.{part}_{end}"] for end in ("up", "down"))
+            if block.attn.qkv is None:
+                rows = getattr(block.attn, f"{part}_proj").weight.data
+            else:
+                rows = block.attn.qkv.weight.data["qkv".index(part) * 32 :][:32]
+            rows += low_rank(up, down)
+    assert len(own) == 8
+    torch.testing.assert_close(features(net), features(plain), rtol=0, atol=1e-11)
+    assert not torch.allclose(features(net), features(tower(kind)), rtol=0, atol=1e-3)
+
+
+@kinds
+def test_ssf_scales_and_shifts_what_every_layer_gives(kind: str) -> None:
+    """In a tower of its own, behind every layer that is called; where query, key and value are read, in their rows."""
+    net, plain = tower(kind), tower(kind)
+    tuned = METHODS["ssf"].apply(net, CLASSES)
+    loosened(net)
+    own = {key: value.detach() for key, value in tuned.named_parameters().items()}
+    seen = 0
+
+    def behind(module: nn.Module, site: str, rows: slice = slice(None)) -> None:
+        nonlocal seen
+        scale, shift = own[f"{site}.scale"][rows], own[f"{site}.shift"][rows]
+        seen += 2 * len(scale)
+        module.register_forward_hook(lambda module, args, output: output * scale + shift)
+
+    for number, block in enumerate(plain.blocks):
+        site, attention = f"blocks.{number}.ssf", block.attn
+        if attention.qkv is None:
+            start = 0
+            for module in (attention.q_proj, attention.k_proj, attention.v_proj):
+                behind(module, f"{site}.attention_in", slice(start, start + module.out_features))
+                start += module.out_features
+        elif getattr(attention, "q_bias", None) is None:
+            behind(attention.qkv, f"{site}.attention_in")
+        else:
+            scale, shift = own[f"{site}.attention_in.scale"], own[f"{site}.attention_in.shift"]
+            seen += 2 * len(scale)
+            for row in range(96):
+                attention.qkv.weight.data[row] *= scale[row]
+                bias = (attention.q_bias, attention.k_bias, attention.v_bias)[row // 32].data
+                bias[row % 32] = bias[row % 32] * scale[row] + shift[row]
+        behind(attention.proj, f"{site}.attention_out")
+        for part, whole in (("attention", attention), ("mlp", block.mlp)):
+            for name, module in whole.named_children():
+                if isinstance(module, nn.LayerNorm) or (part == "mlp" and isinstance(module, nn.Linear)):
+                    behind(module, f"{site}.{part}_{name}")
+        behind(block.norm1, f"{site}.norm1")
+        behind(block.norm2, f"{site}.norm2")
+    for name in ("norm_pre", "norm", "fc_norm"):
+        if isinstance(getattr(plain, name), nn.LayerNorm):
+            behind(getattr(plain, name), f"ssf.{name}")
+    assert seen == tuned.count()
+    torch.testing.assert_close(features(net), features(plain), rtol=0, atol=1e-11)
+    assert not torch.allclose(features(net), features(tower(kind)), rtol=0, atol=1e-3)
+
+
+def normed(x: Tensor) -> Tensor:
+    rows = [(row - row.mean()) / torch.sqrt(((row - row.mean()) ** 2).mean() + 1e-5) for row in x.flatten(0, 1)]
+    return torch.stack(rows).view_as(x)
+
+
+@pytest.mark.parametrize("name", ["adaptformer", "adapter"])
+@pytest.mark.parametrize("kind", ["eva01", "packed_gate", "post_norm"])
+def test_bottlenecks_are_their_formula_behind_bare_layer_scales_and_norms(kind: str, name: str) -> None:
+    net, plain = tower(kind), tower(kind).blocks[1]
+    METHODS[name].apply(net, CLASSES)
+    loosened(net)
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 5, 32)))
+    own = net.blocks[1].get_submodule(name)
+
+    def side(y: Tensor) -> Tensor:
+        inner = (normed(y) * own.norm.weight + own.norm.bias) @ own.down.weight.T + own.down.bias
+        return inner.clamp(min=0) @ own.up.weight.T + own.up.bias
+
+    with torch.no_grad():
+        if kind == "post_norm":
+            h = x + plain.norm1(plain.attn(x))
+            mlp, behind = plain.mlp(h), plain.norm2
+        else:
+            scales = [1.0 if scale is None else scale for scale in (plain.gamma_1, plain.gamma_2)]
+            h = x + scales[0] * plain.attn(plain.norm1(x))
+            mlp = plain.mlp(plain.norm2(h))
+
+            def behind(y: Tensor) -> Tensor:
+                return scales[1] * y
+
+        beside = h + behind(mlp) + own.scale * side(h) if name == "adaptformer" else None
+        wanted = h + behind(mlp + side(mlp)) if beside is None else beside
+        torch.testing.assert_close(net.blocks[1](x), wanted, rtol=0, atol=1e-10)
+        assert (wanted - plain(x)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("kind", ["eva01", "post_norm"])
+def test_vpt_enters_where_positions_were_added_before_the_blocks(kind: str, deep: bool) -> None:
+    net, plain = tower(kind), tower(kind)
+    tuned = VPT(tokens=3, deep=deep).apply(net, CLASSES)
+    prompts = [value.detach() for value in tuned.named_parameters().values()]
+    assert len(prompts) == (2 if deep else 1)
+    with torch.no_grad():
+        x = plain.patch_embed(pixels())
+        x = torch.cat([plain.cls_token.expand(3, -1, -1), x], dim=1) + plain.pos_embed
+        own, patches, rest = x[:, :1], x[:, 1:], prompts[0].expand(3, -1, -1)
+        for number, block in enumerate(plain.blocks):
+            rest = prompts[number].expand(3, -1, -1) if deep else rest
+            y = block(torch.cat([own, rest, patches], dim=1))
+            own, rest, patches = y[:, :1], y[:, 1:4], y[:, 4:]
+        wanted = plain.forward_head(plain.norm(torch.cat([own, patches], dim=1)))
+    torch.testing.assert_close(features(net), wanted, rtol=0, atol=1e-11)
+    tuned.remove()
+    assert torch.equal(features(net), features(tower(kind)))
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def relative(**settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    return VisionTransformerRelPos(**(sizes | {"class_token": True, "init_values": 0.3} | settings)).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        *((functools.partial(tower, kind), r"Eva has rotary positions \(rope\)") for kind in ROTATED),
+        (relative, r"VisionTransformerRelPos has relative position biases \(rel_pos\)"),
+        (functools.partial(relative, shared_rel_pos=True), r"relative position biases \(shared_rel_pos\)"),
+        (functools.partial(relative, rel_pos_type="bias", class_token=False), r"relative position biases \(rel_pos\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vpt", "vpt_shallow"])
+def test_no_tokens_where_attention_computes_with_positions(net: object, words: str, name: str) -> None:
+    module = net()  # type: ignore[operator]
+    before = features(module)
+    with pytest.raises(InputError, match=rf"method 'vpt' puts tokens among those of the image, and .*{words}.*'lora'"):
+        METHODS[name].apply(module, CLASSES)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    with LoRA().apply(module, CLASSES):
+        assert torch.equal(features(module), before)
+
+
+@names
+def test_relative_biases_are_in_no_other_methods_way(name: str) -> None:
+    for settings in ({}, {"shared_rel_pos": True}):
+        net = relative(**settings)
+        before = features(net)
+        with METHODS[name].apply(net, CLASSES) as tuned:
+            assert torch.equal(features(net), before)
+            trained(tuned)
+            assert not torch.allclose(features(net), before)
+        assert torch.equal(features(net), before)
+
+
+def test_an_attention_without_query_key_and_value_is_refused() -> None:
+    net = tower("eva02")
+    net.blocks[1].attn.k_proj = None
+    with pytest.raises(InputError, match=r"an attention with query, key and value \(in_proj_weight, qkv, or q_proj"):
+        LoRA().apply(net, CLASSES)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [
+        ("eva02_base_patch16_clip_224", 4),
+        ("eva_giant_patch14_clip_224", 2),
+        ("eva02_enormous_patch14_clip_224", 2),
+        ("vit_pe_core_tiny_patch16_384", 2),
+    ],
+)
+def test_the_towers_that_open_clip_takes_from_timm_have_the_parts(name: str, norms: int) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0, depth=1)
+        (block,) = transformer_tower(net, "lora").blocks
+        assert tuple(block.attention_in().base[0].shape) == (3 * net.embed_dim, net.embed_dim)
+        assert len(block.norms()) == norms
