@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("run", type=Path, help="the folder of a finished run (the one with result.json)")
     sub.add_argument("pictures", nargs="+", type=Path, help="image files, or folders of them")
     sub.add_argument("--out", type=Path, help="write a CSV file here instead of printing it")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
 
     sub = command("data", do_data, "check a dataset before it is trained on, or look at its head and tail")
     add_data_arguments(sub.add_subparsers(dest="what", required=True, metavar="WHAT"))

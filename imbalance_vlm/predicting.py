@@ -28,6 +28,7 @@ from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import RunResult, read_result
 from imbalance_vlm.training.checkpoints import load_weights
+from imbalance_vlm.training.devices import named
 from imbalance_vlm.tuning.base import Task, Tuning
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ PARTS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluati
 BATCH = 256
 
 
-def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str = "cpu") -> pd.DataFrame:
+def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str = "auto") -> pd.DataFrame:
     """What a trained run takes new pictures for.
 
     Args:
         run: the folder of a finished run.
         pictures: image files, or folders of them (with all folders below).
-        device: where the encoder runs.
+        device: where the model runs: "auto" (a GPU where there is one), "cpu", "cuda", ...
 
     Returns:
         One row a picture: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
@@ -67,18 +68,19 @@ def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str 
         )
     names = list(result.record["classes"]["names"])
     files = _files(pictures)
-    net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), torch.device(device))
+    place = named(device)
+    net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), place)
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
     sentences = ("{}",)  # only a start as well: what a head makes of the names is with its weights
     epochs, seed = recipe["training"]["epochs"], recipe["seed"]
-    task = Task(net, kind, names, (), sentences, torch.device(device), epochs, seed, False)
+    task = Task(net, kind, names, (), sentences, place, epochs, seed, False)
     tuning: Tuning = component(catalogue.TUNINGS, recipe["tuning"])()
     how = recipe["encoder"]
     split = Split(files, np.zeros(len(files), np.int64))  # labels nobody knows; the predictions do not use them
     split = resized_split(split, how.get("resized", 0), keep=False)
     try:
-        head = tuning.head(task, partial(_head, recipe["head"], net, net.width(kind), len(names))).to(device)
-        model = make_model(recipe, head, _tail(result, recipe)).to(device)
+        head = tuning.head(task, partial(_head, recipe["head"], net, net.width(kind), len(names))).to(place)
+        model = make_model(recipe, head, _tail(result, recipe)).to(place)
         load_weights(Path(run) / "head.safetensors", head if model.plain else model, net.fingerprint)
         decoder: Decoder = how.get("decoder", "pil")
         pictures_of = PixelSource(split, [net.transform], task.device, decoder)

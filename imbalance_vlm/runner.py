@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,24 +153,14 @@ def _run_alone(recipe: dict[str, Any], folder: Path, force: bool, device: str) -
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         from imbalance_vlm.pipeline import run_one
+        from imbalance_vlm.training.devices import named
 
-        return run_one(recipe, folder, _device(device))
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"`device` must be auto, cpu or a GPU of this machine such as cuda, got {name!r}: {reason}"
-        ) from error
-    return device
+        try:
+            return run_one(recipe, folder, named(device))
+        except InputError:
+            with suppress(OSError):  # of a folder that has a checkpoint to go on from
+                folder.rmdir()
+            raise
 
 
 def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult:

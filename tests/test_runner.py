@@ -20,8 +20,9 @@ import yaml
 from PIL import Image
 
 import imbalance_vlm
-from imbalance_vlm import InputError, assembly, pipeline, runner
+from imbalance_vlm import InputError, assembly, pipeline
 from imbalance_vlm.results.result import RunResult, StudyResult
+from imbalance_vlm.training import devices
 
 Recipe = dict[str, Any]
 EPOCHS = 40
@@ -362,5 +363,19 @@ def test_images_of_one_pixel_do_not_stop_a_run(recipe: Recipe, tmp_path: Path) -
 def test_the_device_is_looked_at_last(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished run is read on a machine without the GPU it ran on."""
     run(recipe)
-    monkeypatch.setattr(runner, "_device", lambda name: pytest.fail("asked for a device"))
+    monkeypatch.setattr(devices, "named", lambda name: pytest.fail("asked for a device"))
     run(recipe, device="cuda:7")
+
+
+def test_bad_input_leaves_no_empty_folder(pictures: Path, tiny_clip: str) -> None:
+    recipe = {
+        "name": "refused",
+        "data": {"name": "folder", "root": str(pictures)},
+        "encoder": {"name": tiny_clip},
+        "tuning": {"name": "prompt", "method": "coop", "init": None, "n_ctx": 60},
+        "head": "text",
+        "training": {"epochs": 1, "optimizer": {"lr": 0.1}},
+    }
+    with pytest.raises(InputError, match="at most 16 tokens"):
+        imbalance_vlm.run(recipe)
+    assert not list(Path("runs").rglob("seed*"))

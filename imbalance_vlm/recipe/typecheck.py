@@ -19,6 +19,7 @@ _WORDS: dict[Any, str] = {
     str: "a word",
     Path: "a path",
     type(None): "null",
+    Any: "any value",
 }
 
 

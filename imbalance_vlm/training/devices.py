@@ -39,6 +39,25 @@ FEW_CONVOLUTIONS = 4
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
+def named(name: str) -> torch.device:
+    """The device that a user means: "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"`device` must be auto, cpu or a GPU of this machine such as cuda, got {name!r}: {reason}"
+        ) from error
+    return device
+
+
 def launched() -> int:
     """How many processes were started for this run: 1, or what torchrun or its like say."""
     return int(os.environ.get("WORLD_SIZE") or 1)
