@@ -304,6 +304,10 @@ def _of_archive(file: Path, source: str) -> Collection:
     notes = ["the archive was read in place, and not unpacked"]
     if archive.others:
         notes.append(f"files in it that are no pictures by their names: {archive.others:,}")
+    if not classes:
+        notes.append(
+            f"no picture in it lies in a class folder; a WebDataset shard is read with its folder: {file.parent}"
+        )
     return Collection(
         file.name.split(".")[0],
         source,

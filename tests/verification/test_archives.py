@@ -11,6 +11,7 @@ import pytest
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.verification.archives import Archive, read_archive, structure
+from imbalance_vlm.verification.collection import collect
 from tests.data.miniatures import encoded, write_tar
 
 PICTURE = encoded(".jpg", 1)
@@ -152,3 +153,14 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, name: str) -> None:
 )
 def test_structure(given: list[str], expected: list[tuple[str, str]]) -> None:
     assert structure(given) == expected
+
+
+def test_a_shard_by_itself_says_how_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "train-000000.tar"
+    with tarfile.open(file, "w") as archive:
+        for name, content in (("0001.jpg", PICTURE), ("0001.cls", b"3")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    found = collect(str(file))
+    assert any(f"a WebDataset shard is read with its folder: {tmp_path}" in note for note in found.notes)
