@@ -85,6 +85,7 @@ def bench_train(
             for way, run in ways.items():
                 note(f"{way}, {number + 1} of {repeats} ...")
                 seconds[way].append(run())
+        note("memory of each ...")
         bench.split = split.take(np.arange(2 * batch))
         memory = {way: peak_mb(run, where) for way, run in ways.items()}
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
