@@ -228,6 +228,11 @@ def icons_lt_facts() -> str:
     )
 
 
+def bench_output(name: str) -> str:
+    """What a benchmark command printed, as it was kept."""
+    return f"```\n{(KEPT / f'{name}.txt').read_text(encoding='utf-8').strip()}\n```"
+
+
 def generated(text: str) -> str:
     """A document with its generated parts written anew."""
     parts: dict[str, Callable[[], str]] = {
@@ -239,7 +244,8 @@ def generated(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        content = parts[name]() if name in parts else study_table(name)
+        shown = bench_output if name.startswith("bench/") else study_table
+        content = parts[name]() if name in parts else shown(name)
         return f"{match['head']}\n{content.rstrip()}\n{match['tail']}"
 
     head, tail = r"<!-- begin: (?P<name>[\w/]+) \(written by tools/readme[^>]*-->", r"<!-- end: (?P=name) -->"

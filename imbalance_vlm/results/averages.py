@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from imbalance_vlm.evaluation.novel import average_h
-from imbalance_vlm.results.columns import COST, SCORES
+from imbalance_vlm.results.columns import AVERAGES, COST, NOVEL, SCORES
 
-AVERAGED = (*SCORES, "base", "novel", "joint", "joint_base", "joint_novel", "novel_class_mean", "transfer", *COST)
+AVERAGED = (*SCORES, *NOVEL, *COST)
 
 
 def with_averages(frame: pd.DataFrame, places: Mapping[str, Mapping[str, Any]], axis: str) -> pd.DataFrame:
@@ -41,5 +41,5 @@ def with_averages(frame: pd.DataFrame, places: Mapping[str, Mapping[str, Any]], 
         parts += [own, pd.DataFrame([average])]
     rest_of_table = frame.iloc[[row for row in range(len(frame)) if not any(row in group for group in groups.values())]]
     merged = pd.concat([*parts, rest_of_table], ignore_index=True)
-    columns = [*frame.columns, *(name for name in ("mean_of_h",) if name in merged.columns)]
+    columns = [*frame.columns, *(name for name in AVERAGES if name in merged.columns)]
     return merged.reindex(columns=columns).replace({None: np.nan})
