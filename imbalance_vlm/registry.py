@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -101,6 +102,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(target).parameters
 
 
+@cache  # each run of a study asks for those of every component
 def _settings_of(target: Callable[..., Any]) -> dict[str, Setting]:
     settable = {
         name: parameter
