@@ -133,14 +133,14 @@ class Features:
         self._directions: dict[str, Tensor | None] = {}
 
     def batches(self, split: str) -> Source:
-        """What the head reads of a split: its features, or its pictures where the head runs the tower itself.
+        """What the head reads of a split: its features, or its images where the head runs the tower itself.
 
         "test_views" are two random crops of the test images, "test_tta" the views that evaluation averages over.
         """
         if self.reads_pixels:
-            pictures = resized_split(self.data.splits[split.partition("_")[0]], self.how["resized"])
+            images = resized_split(self.data.splits[split.partition("_")[0]], self.how["resized"])
             views = self.transforms.get(split, [self.encoder.transform])
-            return PixelSource(pictures, views, self.task.device, self.how["decoder"])
+            return PixelSource(images, views, self.task.device, self.how["decoder"])
         return self.source(split)
 
     def source(self, split: str) -> Source:

@@ -49,16 +49,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--sort", help="column to sort by, best first")
     sub.add_argument("--out", type=Path, help="write to this file; the suffix .md, .tex, .csv or .parquet says how")
 
-    sub = command("predict", do_predict, "apply a finished run to new pictures")
+    sub = command("predict", do_predict, "apply a finished run to new images")
     sub.add_argument("run", type=Path, help="the folder of a finished run (the one with result.json)")
-    sub.add_argument("pictures", nargs="+", type=Path, help="image files, or folders of them")
+    sub.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     sub.add_argument("--out", type=Path, help="write a CSV file here instead of printing it")
     sub.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
 
     sub = command("data", do_data, "check a dataset before it is trained on, or look at its head and tail")
     add_data_arguments(sub.add_subparsers(dest="what", required=True, metavar="WHAT"))
 
-    sub = command("cache", do_cache, "list or prune the cache of features and of smaller pictures")
+    sub = command("cache", do_cache, "list or prune the cache of features and of smaller images")
     sub.add_argument("action", choices=["ls", "prune", "path"])
     sub.add_argument(
         "--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove all)"
@@ -267,7 +267,7 @@ def do_predict(given: argparse.Namespace) -> None:
     from imbalance_vlm.files import write_text
     from imbalance_vlm.predicting import predict_images
 
-    content = predict_images(given.run, given.pictures, given.device).to_csv(index=False, float_format="%.4f")
+    content = predict_images(given.run, given.images, given.device).to_csv(index=False, float_format="%.4f")
     if given.out:
         write_text(given.out, content)
     else:
@@ -301,9 +301,9 @@ _NO_SETTINGS = ("do", "command", "what", "source", "overrides")
 
 
 def do_cache(given: argparse.Namespace) -> None:
-    from imbalance_vlm.encoders.cache import FeatureCache, PictureCopies
+    from imbalance_vlm.encoders.cache import FeatureCache, ImageCopies
 
-    store, copies = FeatureCache(), PictureCopies()
+    store, copies = FeatureCache(), ImageCopies()
     if given.action == "path":
         print(store.root)
         return
@@ -313,8 +313,8 @@ def do_cache(given: argparse.Namespace) -> None:
         removed = store.prune(limit, older_than=age)
         print(f"removed {len(removed)} entries, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")
         left = max(limit - sum(entry.bytes for entry in store.entries()), 0)  # features take longer to make again
-        pictures, freed = copies.prune(left, older_than=age)
-        print(f"removed {pictures} smaller copies of pictures, {freed / 1e6:.1f} MB")
+        images, freed = copies.prune(left, older_than=age)
+        print(f"removed {images} smaller copies of images, {freed / 1e6:.1f} MB")
         return
     entries = list(store.entries())
     for entry in entries:
@@ -324,7 +324,7 @@ def do_cache(given: argparse.Namespace) -> None:
     print(f"{sum(entry.bytes for entry in entries) / 1e6:9.1f} MB in {len(entries)} entries of {store.root}")
     for entry in copies.entries():
         size, count = entry.meta["size"], entry.meta["copies"]
-        print(f"{entry.bytes / 1e6:9.1f} MB  {count} pictures with a shorter side of {size}, in {entry.folder}")
+        print(f"{entry.bytes / 1e6:9.1f} MB  {count} images with a shorter side of {size}, in {entry.folder}")
 
 
 def do_bench(given: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""A trained run applied to new pictures: `imbalance-vlm predict RUN PICTURES`."""
+"""A trained run applied to new images: `imbalance-vlm predict RUN IMAGES`."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PARTS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
-"""Of a complete recipe, what says how a picture is classified."""
+"""Of a complete recipe, what says how an image is classified."""
 BATCH = 256
 
 
-def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str = "auto") -> pd.DataFrame:
-    """What a trained run takes new pictures for.
+def predict_images(run: str | Path, images: Sequence[str | Path], device: str = "auto") -> pd.DataFrame:
+    """What a trained run takes new images for.
 
     Args:
         run: the folder of a finished run.
-        pictures: image files, or folders of them (with all folders below).
+        images: image files, or folders of them (with all folders below).
         device: where the model runs: "auto" (a GPU where there is one), "cpu", "cuda", ...
 
     Returns:
-        One row a picture: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
+        One row an image: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
 
     Raises:
-        InputError: no finished run, no pictures, pictures that cannot be read, or an encoder that is not the one the
+        InputError: no finished run, no images, images that cannot be read, or an encoder that is not the one the
             run was trained on.
     """
     import pandas as pd
@@ -67,7 +67,7 @@ def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str 
             f"{', '.join(map(repr, lost))}; run the recipe again with --force"
         )
     names = list(result.record["classes"]["names"])
-    files = _files(pictures)
+    files = _files(images)
     place = named(device)
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), place)
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
@@ -83,10 +83,10 @@ def predict_images(run: str | Path, pictures: Sequence[str | Path], device: str 
         model = make_model(recipe, head, _tail(result, recipe)).to(place)
         load_weights(Path(run) / "head.safetensors", head if model.plain else model, net.fingerprint)
         decoder: Decoder = how.get("decoder", "pil")
-        pictures_of = PixelSource(split, [net.transform], task.device, decoder)
+        listed_images = PixelSource(split, [net.transform], task.device, decoder)
         as_kept: Decoder = "pil" if how["cache"] else decoder
         features_of = ImageSource(split, net, kind, [net.transform], task.device, as_kept)
-        found = predict(model, pictures_of if tuning.reads_pixels else features_of, BATCH)
+        found = predict(model, listed_images if tuning.reads_pixels else features_of, BATCH)
     finally:
         tuning.close()
     return pd.DataFrame(
@@ -112,18 +112,18 @@ def _tail(result: RunResult, recipe: dict[str, Any]) -> LongTail:
     return LongTail(counts, names, groups["many"], groups["few"], recipe["data"]["allow_empty"])
 
 
-def _files(pictures: Sequence[str | Path]) -> FileImages:
+def _files(images: Sequence[str | Path]) -> FileImages:
     found: list[Path] = []
-    for picture in map(Path, pictures):
-        if not picture.exists():
-            raise InputError(f"no such picture or folder: {picture}")
-        below = sorted(p for p in picture.rglob("*") if p.suffix.lower() in SUFFIXES) if picture.is_dir() else [picture]
+    for image in map(Path, images):
+        if not image.exists():
+            raise InputError(f"no such image or folder: {image}")
+        below = sorted(p for p in image.rglob("*") if p.suffix.lower() in SUFFIXES) if image.is_dir() else [image]
         found += below
     if not found:
-        raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, pictures))}")
+        raise InputError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, images))}")
     files = FileImages(Path(), tuple(map(str, found)))
     wrong = unreadable(files)
     if wrong:
         shown = "\n".join(f"  - {files.name(row)}: {reason}" for row, reason in wrong.items())
-        raise InputError(f"{len(wrong)} picture{'s' if len(wrong) > 1 else ''} cannot be read:\n{shown}")
+        raise InputError(f"{len(wrong)} image{'s' if len(wrong) > 1 else ''} cannot be read:\n{shown}")
     return files

@@ -1,4 +1,4 @@
-"""A tiny model and a tiny folder of pictures: real formats, no downloads, a second to make."""
+"""A tiny model and a tiny folder of images: real formats, no downloads, a second to make."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"local-dir:{folder}"
 
 
-def write_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Noisy pictures of one colour a class, as PNG."""
+def write_images(root: Path, counts: dict[str, int], seed: int = 0) -> None:
+    """Noisy images of one colour a class, as PNG."""
     rng = np.random.default_rng(seed)
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -68,20 +68,20 @@ def write_pictures(root: Path, counts: dict[str, int], seed: int = 0) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and test/ class folders: 24, 12, 6 and 3 training images, 5 test images each."""
-    root = tmp_path_factory.mktemp("pictures") / "colours"
-    write_pictures(root / "train", COUNTS)
-    write_pictures(root / "test", dict.fromkeys(COLOURS, 5), seed=1)
+    root = tmp_path_factory.mktemp("images") / "colours"
+    write_images(root / "train", COUNTS)
+    write_images(root / "test", dict.fromkeys(COLOURS, 5), seed=1)
     return root
 
 
 @pytest.fixture
-def recipe(pictures: Path, tiny_clip: str) -> dict[str, object]:
+def recipe(images: Path, tiny_clip: str) -> dict[str, object]:
     """A complete linear probe over the tiny pieces."""
     return {
         "name": "tiny",
-        "data": {"name": "folder", "root": str(pictures)},
+        "data": {"name": "folder", "root": str(images)},
         "encoder": {"name": tiny_clip},
         "tuning": "linear_probe",
         "head": "linear",

@@ -24,9 +24,9 @@ EXPERTS = ("head=experts", "balancing.loss=sade")
 
 
 @pytest.fixture
-def with_validation(recipe: Recipe, pictures: Path) -> Recipe:
+def with_validation(recipe: Recipe, images: Path) -> Recipe:
     """The recipe over one folder of classes, of which a fifth is set aside for testing and another for validation."""
-    data = {"name": "folder", "root": str(pictures / "train"), "val_fraction": 0.3, "test_fraction": 0.3}
+    data = {"name": "folder", "root": str(images / "train"), "val_fraction": 0.3, "test_fraction": 0.3}
     return recipe | {"data": data, "balancing": {"loss": "cross_entropy"}}
 
 

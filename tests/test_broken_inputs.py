@@ -35,7 +35,7 @@ from PIL import Image
 
 from imbalance_vlm import assembly
 from imbalance_vlm.cli import main
-from tests.data.miniatures import MINIATURES, encoded, picture, write_tar
+from tests.data.miniatures import MINIATURES, encoded, write_image, write_tar
 
 SECONDS = 20
 """After which a command counts as hanging; each takes a fraction of one second."""
@@ -64,7 +64,7 @@ def in_time() -> Iterator[None]:
 
 @dataclass
 class World:
-    """A folder with pictures of one's own and a recipe for them, for a case to break.
+    """A folder with images of one's own and a recipe for them, for a case to break.
 
     Attributes:
         place: the working folder; holds data/, runs/ and the recipe.
@@ -111,7 +111,7 @@ class World:
 def world(tmp_path: Path, tiny_clip: str, monkeypatch: Patch) -> Iterator[World]:
     for name, count in (("red apple", 6), ("green leaf", 4), ("blue car", 4)):
         for number in range(count):
-            picture(tmp_path / "data" / "own" / name / f"{number}.png", len(name))
+            write_image(tmp_path / "data" / "own" / name / f"{number}.png", len(name))
     recipe = {
         "name": "broken",
         "data": {"name": "folder", "root": str(tmp_path / "data" / "own")},
@@ -175,14 +175,14 @@ def works(name: str) -> Callable[[Case], Case]:
     return add
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------
 def _spoil(world: World, content: bytes, name: str = "bad.jpg") -> Path:
     path = world.root / "own" / "red apple" / name
     path.write_bytes(content)
     return path
 
 
-@error("zero-byte picture", "1 image cannot be read", "red apple/bad.jpg", "data.on_error to skip")
+@error("zero-byte image", "1 image cannot be read", "red apple/bad.jpg", "data.on_error to skip")
 def _(world: World) -> list[str]:
     _spoil(world, b"")
     return world.run()
@@ -204,7 +204,7 @@ def _(world: World) -> list[str]:
 
 @error("text file called .jpg", "1 image cannot be read", "red apple/bad.jpg", "cannot identify", "data.on_error")
 def _(world: World) -> list[str]:
-    _spoil(world, b"not a picture")
+    _spoil(world, b"not an image")
     return world.run()
 
 
@@ -224,7 +224,7 @@ def _(world: World) -> list[str]:
     return world.run()
 
 
-@error("named pipe among the pictures", "1 image cannot be read", "red apple/pipe.jpg", "regular file")
+@error("named pipe among the images", "1 image cannot be read", "red apple/pipe.jpg", "regular file")
 def _(world: World) -> list[str]:
     os.mkfifo(world.root / "own" / "red apple" / "pipe.jpg")
     return world.run()
@@ -236,7 +236,7 @@ def _(world: World) -> list[str]:
     return world.run()
 
 
-@error("picture without permission to read", "1 image cannot be read", "red apple/0.png", "Permission denied")
+@error("image without permission to read", "1 image cannot be read", "red apple/0.png", "Permission denied")
 def _(world: World) -> list[str]:
     really = Image.open
 
@@ -249,7 +249,7 @@ def _(world: World) -> list[str]:
     return world.run()
 
 
-@counted("unreadable pictures, left out", 3)
+@counted("unreadable images, left out", 3)
 def _(world: World) -> list[str]:
     _spoil(world, b"")
     _spoil(world, b"text", "text.png")
@@ -264,7 +264,7 @@ def _(world: World) -> list[str]:
     return world.run("data.on_error=skip")
 
 
-@works("pictures of other modes and shapes")
+@works("images of other modes and shapes")
 def _(world: World) -> list[str]:
     place = world.root / "own" / "red apple"
     noise = np.random.default_rng(0).integers(0, 256, (12, 12, 4), dtype=np.uint8)
@@ -285,7 +285,7 @@ def _(world: World) -> list[str]:
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
-@error("class folder without pictures", "class folder 'lynx'", "holds no images", "remove it")
+@error("class folder without images", "class folder 'lynx'", "holds no images", "remove it")
 def _(world: World) -> list[str]:
     (world.root / "own" / "lynx").mkdir()
     return world.run()
@@ -302,7 +302,7 @@ def _(world: World) -> list[str]:
 def _(world: World) -> list[str]:
     for split, names in (("train", ("cat", "dog")), ("test", ("cat", "lynx"))):
         for name in names:
-            picture(world.root / "split" / split / name / "0.png")
+            write_image(world.root / "split" / split / name / "0.png")
     return world.run(f"data.root={world.root / 'split'}")
 
 
@@ -322,7 +322,7 @@ def _(world: World) -> list[str]:
     return world.run(f"data.root={world.root / 'own' / 'red apple' / '0.png'}")
 
 
-@error("pictures without class folders", "must hold class folders with images", "It holds: 0.png")
+@error("images without class folders", "must hold class folders with images", "It holds: 0.png")
 def _(world: World) -> list[str]:
     return world.run(f"data.root={world.root / 'own' / 'red apple'}")
 
@@ -331,14 +331,14 @@ def _(world: World) -> list[str]:
 def _(world: World) -> list[str]:
     for form in ("NFC", "NFD"):  # one letter with its accent, or two
         for number in range(2):
-            picture(world.root / "own" / unicodedata.normalize(form, "café") / f"{number}.png")
+            write_image(world.root / "own" / unicodedata.normalize(form, "café") / f"{number}.png")
     return world.run()
 
 
 @error("two folders with one name", "class names", "must differ", "'red apple' more than once")
 def _(world: World) -> list[str]:
     for number in range(2):
-        picture(world.root / "own" / "red_apple" / f"{number}.png")
+        write_image(world.root / "own" / "red_apple" / f"{number}.png")
     return world.run()
 
 
@@ -346,7 +346,7 @@ def _(world: World) -> list[str]:
 def _(world: World) -> list[str]:
     for name in ("猫", "crème brûlée", "кот", "🦊", 'a\'b "c"', "50% {off}"):
         for number in range(2):
-            picture(world.root / "own" / name / f"{number} ☃.png")
+            write_image(world.root / "own" / name / f"{number} ☃.png")
     return world.run(tuning="zero_shot", head="text")
 
 
@@ -362,21 +362,21 @@ def _list(world: World, change: Callable[[str], str], split: str = "train") -> l
 FIRST = "train/n01440764/n01440764_0.JPEG"
 
 
-@error("missing picture of a list", "1 of 31 images is not in", FIRST, "data.on_error to skip")
+@error("missing image of a list", "1 of 31 images is not in", FIRST, "data.on_error to skip")
 def _(world: World) -> list[str]:
     root, section = world.benchmark("imagenet_lt")
     (root / FIRST).unlink()
     return world.run(data=section)
 
 
-@counted("missing picture of a list, left out", 1)
+@counted("missing image of a list, left out", 1)
 def _(world: World) -> list[str]:
     root, section = world.benchmark("imagenet_lt")
     (root / FIRST).unlink()
     return world.run("data.on_error=skip", data=section)
 
 
-@error("broken picture of a list", FIRST, "cannot be read")
+@error("broken image of a list", FIRST, "cannot be read")
 def _(world: World) -> list[str]:
     root, section = world.benchmark("imagenet_lt")
     (root / FIRST).write_bytes(b"")
@@ -413,7 +413,7 @@ def _(world: World) -> list[str]:
     return _list(world, lambda text: f"{text}{FIRST} 0\n")
 
 
-@error("one picture with two labels", "ImageNet_LT_train.txt, line 16", FIRST, "line 1")
+@error("one image with two labels", "ImageNet_LT_train.txt, line 16", FIRST, "line 1")
 def _(world: World) -> list[str]:
     return _list(world, lambda text: f"{text}{FIRST} 1\n")
 
@@ -500,12 +500,12 @@ def _(world: World) -> list[str]:
     return _table(world, _cell(1, 0, " "))
 
 
-@error("missing picture of a table", "1 of 6 images is not in", "own/gone.png", "data.on_error")
+@error("missing image of a table", "1 of 6 images is not in", "own/gone.png", "data.on_error")
 def _(world: World) -> list[str]:
     return _table(world, _cell(1, 0, "own/gone.png"))
 
 
-@error("picture that stands twice in a table", "own.csv, row 2", "own/red apple/0.png", "row 1")
+@error("image that stands twice in a table", "own.csv, row 2", "own/red apple/0.png", "row 1")
 def _(world: World) -> list[str]:
     return _table(world, _cell(2, 0, "own/red apple/0.png"))
 
@@ -571,7 +571,7 @@ def _(world: World) -> list[str]:
     return _zhou(world, lambda content: content["train"][0].__setitem__(1, "0"))
 
 
-@error("split file with a missing picture", "1 of 40 images is not in", "gone.jpg", "data.on_error")
+@error("split file with a missing image", "1 of 40 images is not in", "gone.jpg", "data.on_error")
 def _(world: World) -> list[str]:
     return _zhou(world, lambda content: content["train"][0].__setitem__(0, "gone.jpg"))
 
@@ -632,7 +632,7 @@ def _(world: World) -> list[str]:
     return _shard(world, lambda shard: write_tar(shard, {"../0.jpg": encoded(".jpg", 0), "../0.cls": b"0"}))
 
 
-@error("picture without a label in a shard", "every image must have a label", "'0'", "`label_file`")
+@error("image without a label in a shard", "every image must have a label", "'0'", "`label_file`")
 def _(world: World) -> list[str]:
     return _shard(world, lambda shard: write_tar(shard, {"0.jpg": encoded(".jpg", 0)}))
 
@@ -747,7 +747,7 @@ def _(world: World) -> list[str]:
 @error("a name longer than the text tower reads", "context", "16")
 def _(world: World) -> list[str]:
     for number in range(2):
-        picture(world.root / "own" / " ".join("abcdefghijklmnopqrstuvwxyz") / f"{number}.png")
+        write_image(world.root / "own" / " ".join("abcdefghijklmnopqrstuvwxyz") / f"{number}.png")
     return world.run(tuning={"name": "prompt", "method": "coop", "n_ctx": 4, "views": 0}, head="text")
 
 
@@ -923,14 +923,14 @@ def _(world: World) -> list[str]:
     return ["predict", str(world.root), str(world.root / "own")]
 
 
-@error("prediction of a text file", "1 picture cannot be read", "text.jpg")
+@error("prediction of a text file", "1 image cannot be read", "text.jpg")
 def _(world: World) -> list[str]:
     run = world.finished()
     (world.place / "text.jpg").write_text("text")
     return ["predict", str(run), str(world.place / "text.jpg")]
 
 
-@error("prediction of nothing", "no such picture or folder: nowhere")
+@error("prediction of nothing", "no such image or folder: nowhere")
 def _(world: World) -> list[str]:
     return ["predict", str(world.finished()), "nowhere"]
 
@@ -1028,7 +1028,7 @@ def test_a_command_that_hangs_is_ended(world: World) -> None:
 
 
 def test_sixteen_bits_keep_their_shades(world: World, tmp_path: Path) -> None:
-    """Pillow cuts 16 bits off at 255, which makes every such picture white."""
+    """Pillow cuts 16 bits off at 255, which makes every such image white."""
     from imbalance_vlm.data.dataset import FileImages
 
     levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)

@@ -21,7 +21,7 @@ MANY_KILLS = 20
 
 
 def recipes(root: str, encoder: str) -> dict[str, dict[str, Any]]:
-    """Cached features with everything that has a memory; pictures through a frozen tower; and a tower under tuning."""
+    """Cached features with everything that has a memory; images through a frozen tower; and a tower under tuning."""
     plain = {
         "name": "killed",
         "data": {"name": "folder", "root": root},
@@ -35,7 +35,7 @@ def recipes(root: str, encoder: str) -> dict[str, dict[str, Any]]:
         "balancing": {"loss": {"name": "paco", "queue": 16}, "sampler": "class_balanced", "second_stage": "crt"},
         "training": training | {"optimizer": "adamw", "clip_grad_norm": 1.0},
     }
-    pictures = {
+    images = {
         "head": {"name": "decoder", "drop": 0.3, "heads": 2, "depth": 1},
         "encoder": {"name": encoder, "cache": False},
         "balancing": {"loss": "seesaw"},
@@ -47,7 +47,7 @@ def recipes(root: str, encoder: str) -> dict[str, dict[str, Any]]:
         "balancing": {"loss": "logit_adjustment"},
         "training": training,
     }
-    return {"features": plain | features, "pictures": plain | pictures, "tuned": plain | tuned}
+    return {"features": plain | features, "images": plain | images, "tuned": plain | tuned}
 
 
 def forked(recipe: dict[str, Any], folder: Path) -> int:
@@ -123,8 +123,8 @@ def killed(recipe: dict[str, Any], folder: Path, kills: int, seed: int = 0) -> s
 
 
 @pytest.fixture
-def two_recipes(pictures: Path, tiny_clip: str) -> dict[str, dict[str, Any]]:
-    return recipes(str(pictures), tiny_clip)
+def two_recipes(images: Path, tiny_clip: str) -> dict[str, dict[str, Any]]:
+    return recipes(str(images), tiny_clip)
 
 
 def test_killed_three_times(two_recipes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_killed_three_times(two_recipes: dict[str, dict[str, Any]], tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["features", "pictures", "tuned"])
+@pytest.mark.parametrize("kind", ["features", "images", "tuned"])
 def test_killed_twenty_times(kind: str, two_recipes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     assert "resuming behind" in killed(two_recipes[kind], tmp_path, MANY_KILLS, seed=1)
 

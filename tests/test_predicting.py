@@ -1,4 +1,4 @@
-"""A trained run applied to new pictures."""
+"""A trained run applied to new images."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ WEIGHTS = "open_clip_model.safetensors"
     ],
     ids=["linear", "cosine", "decoder", "text", "ncm and post-hoc", "crt", "vpt", "maple, bf16", "random mask"],
 )
-def test_says_of_the_test_pictures_what_the_run_said(
-    recipe: dict[str, Any], pictures: Path, change: dict[str, Any]
+def test_says_of_the_test_images_what_the_run_said(
+    recipe: dict[str, Any], images: Path, change: dict[str, Any]
 ) -> None:
     result = run(recipe, change)
     with (result.path / "predictions.csv").open() as stream:
         said = {row["image"]: row["predicted"] for row in csv.DictReader(stream)}
-    found = predict_images(result.path, [pictures / "test"])
+    found = predict_images(result.path, [images / "test"])
     assert {
-        Path(i).relative_to(pictures).as_posix(): p for i, p in zip(found.image, found.predicted, strict=True)
+        Path(i).relative_to(images).as_posix(): p for i, p in zip(found.image, found.predicted, strict=True)
     } == said
     assert found.confidence.between(0, 1).all()
 
 
-def test_the_command_writes_a_file(recipe: dict[str, Any], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_file(recipe: dict[str, Any], images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(recipe)
-    picture = next((pictures / "test").rglob("*.png"))
-    assert main(["predict", str(result.path), str(picture)]) == 0
+    image = next((images / "test").rglob("*.png"))
+    assert main(["predict", str(result.path), str(image)]) == 0
     assert capsys.readouterr().out.startswith("image,predicted,confidence\n")
-    assert main(["predict", str(result.path), str(picture), "--out", "said.csv"]) == 0
+    assert main(["predict", str(result.path), str(image), "--out", "said.csv"]) == 0
     assert len(Path("said.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("tuning", [{"name": "peft", "method": "adaptformer"}, "linear_probe"])
 def test_a_run_is_not_applied_to_another_base_model(
-    tuning: Any, recipe: dict[str, Any], pictures: Path, tiny_clip: str, tmp_path: Path
+    tuning: Any, recipe: dict[str, Any], images: Path, tiny_clip: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_clip.removeprefix("local-dir:"), folder)
     result = run(recipe | {"encoder": {"name": f"local-dir:{folder}"}, "tuning": tuning, "head": "cosine"})
-    said = predict_images(result.path, [pictures / "test"])
+    said = predict_images(result.path, [images / "test"])
     kept, weights = (folder / WEIGHTS).read_bytes(), load_file(folder / WEIGHTS)
     save_file({name: value + 0.01 for name, value in weights.items()}, folder / WEIGHTS)
     with pytest.raises(InputError, match=r"head\.safetensors was trained on another base model") as error:
-        predict_images(result.path, [pictures / "test"])
+        predict_images(result.path, [images / "test"])
     with safe_open(result.path / "head.safetensors", "pt") as file:
         before = json.loads(file.metadata()["imbalance_vlm"])["base"]
     after = create_encoder(f"local-dir:{folder}").fingerprint
@@ -74,7 +74,7 @@ def test_a_run_is_not_applied_to_another_base_model(
     for wanted in (before, after, "put back the weights"):
         assert wanted in str(error.value)
     (folder / WEIGHTS).write_bytes(kept)
-    assert predict_images(result.path, [pictures / "test"]).equals(said)
+    assert predict_images(result.path, [images / "test"]).equals(said)
 
 
 def test_a_first_pass_on_another_base_model_is_not_reused(recipe: dict[str, Any], tiny_clip: str) -> None:
@@ -93,12 +93,12 @@ def test_a_first_pass_on_another_base_model_is_not_reused(recipe: dict[str, Any]
 def test_bad_input_is_refused_in_words(recipe: dict[str, Any], tmp_path: Path) -> None:
     result = run(recipe)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="finished run"):
         predict_images(tmp_path, [tmp_path])
-    with pytest.raises(InputError, match="no such picture"):
+    with pytest.raises(InputError, match="no such image"):
         predict_images(result.path, [tmp_path / "nowhere"])
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         predict_images(result.path, [tmp_path / "empty"])
-    with pytest.raises(InputError, match="1 pictures? cannot be read"):
+    with pytest.raises(InputError, match="1 images? cannot be read"):
         predict_images(result.path, [tmp_path / "bad.png"])

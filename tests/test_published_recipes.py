@@ -1,4 +1,4 @@
-"""Recipes of published rows and of real models: their figures, their tags, and steps on generated pictures."""
+"""Recipes of published rows and of real models: their figures, their tags, and steps on generated images."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_words_about_a_recipe_make_no_difference(recipe: Recipe, computed: list[
     assert len(computed) == 1
 
 
-def test_changed_pictures_are_another_run_on_the_changed_pictures(recipe: Recipe, tmp_path: Path) -> None:
+def test_changed_images_are_another_run_on_the_changed_images(recipe: Recipe, tmp_path: Path) -> None:
     import shutil
 
     own = Path(shutil.copytree(recipe["data"]["root"], tmp_path / "own"))
@@ -367,10 +367,10 @@ def test_the_device_is_looked_at_last(recipe: Recipe, monkeypatch: pytest.Monkey
     run(recipe, device="cuda:7")
 
 
-def test_bad_input_leaves_no_empty_folder(pictures: Path, tiny_clip: str) -> None:
+def test_bad_input_leaves_no_empty_folder(images: Path, tiny_clip: str) -> None:
     recipe = {
         "name": "refused",
-        "data": {"name": "folder", "root": str(pictures)},
+        "data": {"name": "folder", "root": str(images)},
         "encoder": {"name": tiny_clip},
         "tuning": {"name": "prompt", "method": "coop", "init": None, "n_ctx": 60},
         "head": "text",

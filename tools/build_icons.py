@@ -114,7 +114,7 @@ def _report(
         f"images: {', '.join(f'{split} {len(rows)}' for split, rows in classes.rows.items())}",
         f"groups: {', '.join(f'{name} {int(mask.sum())}' for name, mask in groups.items())}",
         f"train images of a class: {train.max()} to {train.min()}, max/min {train.max() / train.min():.1f}",
-        "linked by picture:",
+        "linked by image:",
         *(f"  {line}" for line in seen),
         "families of several sets:",
         *(f"  {name}: {' '.join(prefixes)}" for name, prefixes in members.items() if len(prefixes) > 1),

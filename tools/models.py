@@ -4,7 +4,7 @@
     python tools/models.py --check   exit 1 when it is stale
 
 Every architecture is built on the meta device, where tensors have shapes and no numbers, so that there is nothing to
-download. Then each way of tuning is asked for its head and sent a picture, by the same functions that a run calls: what
+download. Then each way of tuning is asked for its head and sent an image, by the same functions that a run calls: what
 these refuse is not supported, and their words are the reason. Towers keep their first two blocks, for speed.
 """
 
@@ -58,7 +58,7 @@ class OnMeta(OpenClipEncoder):
 
     def frozen(self) -> Tensor:
         if not hasattr(self, "_frozen"):
-            self._frozen = self.image_features(picture(self), "embedding")
+            self._frozen = self.image_features(make_image(self), "embedding")
             self._widths = {"embedding": self._frozen.shape[1]}
         return self._frozen
 
@@ -158,12 +158,12 @@ def zero_shot(encoder: OnMeta) -> None:
 
 
 def linear_probe(encoder: OnMeta, kind: str = "embedding") -> None:
-    features = encoder.frozen() if kind == "embedding" else encoder.image_features(picture(encoder), kind)
+    features = encoder.frozen() if kind == "embedding" else encoder.image_features(make_image(encoder), kind)
     linear(encoder, kind)(features)
 
 
 def decoder(encoder: OnMeta) -> None:
-    tokens = encoder.image_features(picture(encoder), "tokens")
+    tokens = encoder.image_features(make_image(encoder), "tokens")
     DecoderHead(encoder.width("tokens"), len(NAMES), heads=1).to(META)(tokens)
 
 
@@ -173,12 +173,12 @@ def exact(encoder: OnMeta, saving: str) -> None:
 
 
 def tuned(encoder: OnMeta, make: Callable[[], Tuning]) -> None:
-    """Make a method's head, and send a picture through it."""
+    """Make a method's head, and send an image through it."""
     tuning = make()
     task = Task(encoder, "embedding", NAMES, (), ("a {}.",), META, epochs=1, seed=0, flips=False)
     try:
         head = tuning.head(task, partial(linear, encoder, "embedding")).to(META)
-        head(picture(encoder) if head.reads == "pixels" else encoder.frozen())
+        head(make_image(encoder) if head.reads == "pixels" else encoder.frozen())
     finally:
         tuning.close()
 
@@ -189,7 +189,7 @@ def linear(encoder: OnMeta, kind: str) -> Head:
 
 def encoder_of(module: nn.Module, name: str) -> OnMeta:
     """Words come from open_clip's own tokenizer, whatever the architecture's: only their number matters here."""
-    return OnMeta(module, lambda picture: torch.zeros(3), words(module), name, "random", None, "")
+    return OnMeta(module, lambda image: torch.zeros(3), words(module), name, "random", None, "")
 
 
 def words(module: nn.Module) -> Any:
@@ -206,7 +206,7 @@ def words(module: nn.Module) -> Any:
     return tokens
 
 
-def picture(encoder: Any) -> Tensor:
+def make_image(encoder: Any) -> Tensor:
     size = encoder.module.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     return torch.zeros(1, 3, height, width, device=META)

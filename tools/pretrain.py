@@ -139,11 +139,11 @@ class Pretraining:
         return result
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This process's pictures (b, 3, H, W) and tokens (b, L), and the caption numbers of the whole batch, (B,)."""
+        """This process's images (b, 3, H, W) and tokens (b, L), and the caption numbers of the whole batch, (B,)."""
         r, d = self.recipe, self.devices
         rows = self.order(step)
         part = slice(d.rank * r.batch // d.world, (d.rank + 1) * r.batch // d.world)
-        images = data.pictures(self.corpus.images, rows[part], d.device)
+        images = data.image_tensor(self.corpus.images, rows[part], d.device)
         uniforms = self.style.uniforms(r.seed, step, r.batch)
         images = (self.style(images, uniforms[part]) - self.mean) / self.std
         captions = self.corpus.caption_ids[rows]
@@ -158,12 +158,12 @@ class Pretraining:
         d = self.devices
         half = self.recipe.precision == "bf16"
         with torch.autocast(d.device.type, torch.bfloat16, enabled=half), modeling.plain_attention():
-            pictures, texts = (
+            image_features, text_features = (
                 modeling.image_features(self.model, images),
                 modeling.text_features(self.model, tokens),
             )
-        scaled = self.model.logit_scale.exp() * pictures  # before gathering: then its gradient is our rows' too
-        logits = modeling.gather(scaled, d.world, d.rank) @ modeling.gather(texts, d.world, d.rank).T
+        scaled = self.model.logit_scale.exp() * image_features  # before gathering: then its gradient is our rows' too
+        logits = modeling.gather(scaled, d.world, d.rank) @ modeling.gather(text_features, d.world, d.rank).T
         return modeling.multi_positive_loss(logits, captions)
 
     def advance(self) -> float:

@@ -1,4 +1,4 @@
-"""Whether pictures come as fast as they are used: `imbalance-vlm bench data`."""
+"""Whether images come as fast as they are used: `imbalance-vlm bench data`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from imbalance_vlm.benchmarks.train import Bench, check, pictures
+from imbalance_vlm.benchmarks.train import Bench, check, generated_images
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loading import DECODERS, Decoder, Transform, cores_for_workers
 from imbalance_vlm.data.resized import resized_split
@@ -30,13 +30,13 @@ def bench_data(
 
     Loading is decoding, scaling, cropping and normalising in the workers, by PIL, by PIL from copies that have the
     model's size (`encoder.resized`), by torchvision, and on a GPU by that; compute is the training step of `bench
-    train` on pictures that are on the device already. A number is that of a second pass.
+    train` on images that are on the device already. A number is that of a second pass.
 
     Args:
-        images: pictures to a pass.
-        batch: pictures to a step.
+        images: images to a pass.
+        batch: images to a step.
         model: an open_clip model; its weights are random.
-        width, height: of the pictures.
+        width, height: of the images.
         precision: "fp32" or "bf16".
         device: "cpu" or "cuda"; left out, a GPU where there is one.
 
@@ -47,7 +47,7 @@ def bench_data(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        split = pictures(Path(folder), images, width, height)
+        split = generated_images(Path(folder), images, width, height)
         size = (Path(folder) / "0.jpg").stat().st_size
         bench = Bench(model, split, batch, where, Path(folder))
         transforms: list[Transform] = [bench.encoder.transform]
@@ -56,9 +56,9 @@ def bench_data(
         ways: dict[str, tuple[Split, Decoder]] = {decoder: (split, decoder) for decoder in decoders}
         copies = resized_split(split, side(bench.encoder.transform), folder=Path(folder) / "copies")
         ways["pil, copies"] = (copies, "pil")
-        for way, (pictured, decoder) in ways.items():
+        for way, (split_of_way, decoder) in ways.items():
             note(f"loading by {way} ...")
-            source = PixelSource(pictured, transforms, where, decoder)
+            source = PixelSource(split_of_way, transforms, where, decoder)
             for _ in range(2):
                 begun = time.monotonic()
                 pixels = [batch for batch, _ in source.batches(rows)]
@@ -68,9 +68,9 @@ def bench_data(
         note("compute ...")
         there = FeatureSource([torch.cat(pixels).cpu().numpy()], split.labels, where)
         rates["compute alone"] = images / bench.ours(precision, there)
-        for way, (pictured, decoder) in ways.items():
+        for way, (split_of_way, decoder) in ways.items():
             note(f"both, {way} ...")
-            source = PixelSource(pictured, transforms, where, decoder)
+            source = PixelSource(split_of_way, transforms, where, decoder)
             rates[f"together, {way}"] = images / bench.ours(precision, source)
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
@@ -85,5 +85,5 @@ def bench_data(
 
 
 def side(transform: Transform) -> int:
-    """The sides of the pictures that a model reads."""
+    """The sides of the images that a model reads."""
     return int(transform(Image.new("RGB", (8, 8))).shape[-1])

@@ -10,7 +10,7 @@ from imbalance_vlm.progress import note
 
 
 def bench_features(epochs: int, live_epochs: int) -> str:
-    """A linear probe on all of Icons-LT, on cached features and re-encoding the pictures every epoch, in one process.
+    """A linear probe on all of Icons-LT, on cached features and re-encoding the images every epoch, in one process.
 
     Re-encoding is timed over `live_epochs` epochs and its time for `epochs` is a multiple of that: every epoch does the
     same work.

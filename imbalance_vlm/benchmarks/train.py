@@ -1,4 +1,4 @@
-"""Tuning a tower from pictures, by our loop and the plain way: `imbalance-vlm bench train`.
+"""Tuning a tower from images, by our loop and the plain way: `imbalance-vlm bench train`.
 
 The work is the same: JPEG files, ViT-B/16 with AdaptFormer in every block, a cosine head, logit adjustment, SGD with
 momentum, one shuffled pass after another.
@@ -58,14 +58,14 @@ def bench_train(
     """Images per second and peak memory of both ways, in one run and in turn.
 
     Each way runs `repeats` times, one after the other, so that whatever else the machine does falls on both; a time is
-    that of a second pass over the pictures, when all is warm. Memory is the most that torch's allocator gives out at
+    that of a second pass over the images, when all is warm. Memory is the most that torch's allocator gives out at
     one moment: on a GPU with the model, on the CPU (where its profiler notes all that is given out) beyond it.
 
     Args:
-        images: pictures to a pass.
-        batch: pictures to a step.
+        images: images to a pass.
+        batch: images to a step.
         model: an open_clip model; its weights are random.
-        width, height: of the pictures.
+        width, height: of the images.
         repeats: measurements of each way.
         device: "cpu" or "cuda"; left out, a GPU where there is one.
 
@@ -75,7 +75,7 @@ def bench_train(
     check(images, batch, repeats)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        split = pictures(Path(folder), images, width, height)
+        split = generated_images(Path(folder), images, width, height)
         bench = Bench(model, split, batch, where, Path(folder))
         ways: dict[str, Callable[[], float]] = {"ours, fp32": bench.ours, "plain, fp32": bench.plain}
         if where.type == "cuda":
@@ -104,7 +104,7 @@ def bench_train(
 
 
 class Bench:
-    """The same training by both ways, of one model and one set of pictures."""
+    """The same training by both ways, of one model and one set of images."""
 
     def __init__(self, model: str, split: Split, batch: int, device: torch.device, folder: Path) -> None:
         self.encoder = create_encoder(model, pretrained="random")
@@ -116,7 +116,7 @@ class Bench:
         self.tail = LongTail(split.counts(CLASSES), allow_empty=True)
 
     def ours(self, precision: str = "fp32", source: Source | None = None) -> float:
-        """Seconds of a pass of the training loop, over the pictures or another source."""
+        """Seconds of a pass of the training loop, over the images or another source."""
         self.encoder.precision = precision
         with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
             head = TunedTower(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
@@ -197,7 +197,7 @@ def _scaled_output(self: ParallelBottleneck, x: Tensor) -> Tensor:
     return nn.functional.relu(self.down(self.norm(x))) @ self.up.weight.t() * self.scale + self.scale * self.up.bias
 
 
-def pictures(folder: Path, count: int, width: int, height: int) -> Split:
+def generated_images(folder: Path, count: int, width: int, height: int) -> Split:
     """Generated JPEG files with structure at all scales, a tenth of a megabyte each or so, of `CLASSES` classes."""
     rng = np.random.default_rng(0)
     names = tuple(f"{number}.jpg" for number in range(count))

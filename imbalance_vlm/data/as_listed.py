@@ -1,6 +1,6 @@
-"""Datasets as their lists and folders name them, for tools that look at the pictures by themselves.
+"""Datasets as their lists and folders name them, for tools that look at the images by themselves.
 
-A reader refuses a dataset that lacks pictures, or that holds pictures nobody can decode: right for training, and in the
+A reader refuses a dataset that lacks images, or that holds images nobody can decode: right for training, and in the
 way of whoever wants to know all that is wrong with it.
 """
 
@@ -31,7 +31,7 @@ _now: ContextVar[Listing | None] = ContextVar("_now", default=None)
 
 @contextmanager
 def as_listed(whole: bool = False) -> Iterator[Listing]:
-    """While this lasts, readers take lists and folders at their word: no picture is looked for or opened."""
+    """While this lasts, readers take lists and folders at their word: no image is looked for or opened."""
     listing = Listing(whole)
     token = _now.set(listing)
     try:

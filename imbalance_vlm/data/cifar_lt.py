@@ -114,8 +114,8 @@ def _long_tailed(
     class_names = tuple(spoken(str(word)) for word in meta.get(batches.names, ()))
     if not class_names:
         raise InputError(f"{place / batches.meta} must hold the class names under {batches.names!r}")
-    train = _pictures(place, batches.train, batches.labels, len(class_names))
-    test = _pictures(place, batches.test, batches.labels, len(class_names))
+    train = _images(place, batches.train, batches.labels, len(class_names))
+    test = _images(place, batches.test, batches.labels, len(class_names))
     largest = int(np.bincount(train[1]).max())
     counts = tail_counts("exponential", len(class_names), largest, imbalance)
     # The balanced set keeps its order: a tail that `data.tail` makes of it is then the same draw.
@@ -128,7 +128,7 @@ def _long_tailed(
     return Dataset(name, class_names, splits, group_counts=groups)
 
 
-def _pictures(
+def _images(
     place: Path, files: tuple[str, ...], key: str, num_classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(N, 32, 32, 3) pixels and (N,) labels of these files."""

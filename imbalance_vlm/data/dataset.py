@@ -19,7 +19,7 @@ from imbalance_vlm.errors import InputError
 
 
 class Images(Protocol):
-    """A sequence of RGB pictures with a fingerprint of its content."""
+    """A sequence of RGB images with a fingerprint of its content."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -29,21 +29,21 @@ class Images(Protocol):
     def take(self, keep: NDArray[np.int64]) -> Images: ...
 
 
-def rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB. Where Pillow cuts 16 bits off at 255, which leaves white, they are scaled."""
-    if picture.mode.startswith("I"):  # "I;16" and its kin; "I" in older versions of Pillow
-        deep = np.asarray(picture)
-        picture = Image.fromarray((deep >> 8 if deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
-    return picture.convert("RGB")
+def rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB. Where Pillow cuts 16 bits off at 255, which leaves white, they are scaled."""
+    if image.mode.startswith("I"):  # "I;16" and its kin; "I" in older versions of Pillow
+        deep = np.asarray(image)
+        image = Image.fromarray((deep >> 8 if deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Pictures held in memory.
+    """Images held in memory.
 
     Args:
         pixels: (N, H, W, 3) uint8.
-        prefix: what the names of the pictures begin with in listings.
+        prefix: what the names of the images begin with in listings.
     """
 
     pixels: NDArray[np.uint8]
@@ -72,7 +72,7 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Pictures in files, decoded when asked for.
+    """Images in files, decoded when asked for.
 
     The fingerprint is made of each file's relative path, size and modification time: reading the names of a million
     files takes seconds, reading their bytes hours.
@@ -87,7 +87,7 @@ class FileImages:
         for path in self.paths:
             try:
                 status = (self.root / path).stat()
-            except OSError as error:  # a link to nothing, or no permission; whoever reads the picture says so
+            except OSError as error:  # a link to nothing, or no permission; whoever reads the image says so
                 digest.update(f"{path}\0{error.errno}\n".encode())
                 continue
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -109,7 +109,7 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Pictures and their labels: `labels` is (N,) int64, in [0, C)."""
+    """Images and their labels: `labels` is (N,) int64, in [0, C)."""
 
     images: Images
     labels: NDArray[np.int64]
@@ -148,7 +148,7 @@ class Dataset:
         class_names: (C,) names as a person would write them; they are also what the text tower reads.
         splits: "train" and "test", and "val" where there is one.
         templates: sentences with one `{}` for the class name; several are ensembled.
-        flips: whether a mirrored picture still shows its class ("arrow left" does not survive it).
+        flips: whether a mirrored image still shows its class ("arrow left" does not survive it).
         skipped: paths of images left out because they could not be read.
         group_counts: (C,) the counts that make a class many, medium or few, where they are not those of "train" (a set
             thinned further whose groups stay those of the whole).

@@ -2,7 +2,7 @@
 
 Measured on a JPEG file of 500 x 375 pixels and 81 kB, scaled to 224: both libraries decode with libjpeg-turbo, to equal
 pixels, PIL in .92 and torchvision in .88 ms; PNG files are equal by their nature. Preprocessing takes 2.25 ms on PIL's
-pictures and .59 ms on uint8 tensors, which is what pays, and differs by one step of 255 at most. So it is done only
+images and .59 ms on uint8 tensors, which is what pays, and differs by one step of 255 at most. So it is done only
 where one asks for it, and cached features are always made with PIL. torchvision has announced that its decoders will
 go; PIL takes over where they are gone.
 """
@@ -31,7 +31,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 def decode(path: Path) -> Tensor:
-    """(3, H, W) uint8 of a picture in a file; PIL reads what torchvision does not."""
+    """(3, H, W) uint8 of an image in a file; PIL reads what torchvision does not."""
     if path.suffix.lower() in SUFFIXES:
         import torchvision.io
 
@@ -49,7 +49,7 @@ def decode(path: Path) -> Tensor:
 
 
 def encoded(path: Path) -> Tensor:
-    """What a GPU decodes: the bytes of a JPEG file, (n,) uint8; of any other the picture, (3, H, W) uint8."""
+    """What a GPU decodes: the bytes of a JPEG file, (n,) uint8; of any other the image, (3, H, W) uint8."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
         content = np.fromfile(path, np.uint8)
         if content[:2].tobytes() == JPEG:
@@ -76,8 +76,8 @@ def decode_on(device: torch.device, files: Sequence[Tensor]) -> list[Tensor]:
             decoded = torchvision.io.decode_jpeg([files[row] for row in rows], mode, device) if rows else []
     except (RuntimeError, AttributeError):
         decoded = [to_tensor(_opened(files[row])).to(device) for row in rows]
-    for row, picture in zip(rows, decoded, strict=True):
-        found[row] = picture
+    for row, image in zip(rows, decoded, strict=True):
+        found[row] = image
     return found
 
 
@@ -86,16 +86,16 @@ def _opened(content: Tensor) -> Image.Image:
         return rgb(image)
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """(3, H, W) uint8 of an RGB picture."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def on_tensors(transform: object) -> OnTensor | None:
-    """A preprocessing of PIL pictures made for uint8 tensors, (3, H, W) or a batch of one size; None where some step of
+    """A preprocessing of PIL images made for uint8 tensors, (3, H, W) or a batch of one size; None where some step of
     it has no counterpart there.
 
-    Steps that only turn pictures into RGB or into tensors fall away.
+    Steps that only turn images into RGB or into tensors fall away.
     """
     from torchvision import transforms as v1
     from torchvision.transforms import v2
@@ -117,7 +117,7 @@ def on_tensors(transform: object) -> OnTensor | None:
 
 
 def _to_rgb(step: object) -> bool:
-    """Whether a step turns pictures into RGB and does no more, as each library writes it."""
+    """Whether a step turns images into RGB and does no more, as each library writes it."""
     name = getattr(step, "__name__", type(step).__name__)
     return name in ("_convert_to_rgb", "convert_to_rgb") or (
         name == "MaybeConvertMode" and getattr(step, "mode", "") == "RGB"
@@ -125,7 +125,7 @@ def _to_rgb(step: object) -> bool:
 
 
 def on_whole_batch(transform: object, height: int, width: int) -> OnTensor | None:
-    """A preprocessing for uint8 batches (B, 3, H, W) that gives PIL's numbers to the last bit: of pictures that have
+    """A preprocessing for uint8 batches (B, 3, H, W) that gives PIL's numbers to the last bit: of images that have
     the model's size already, which are converted and normalised and no more. None for others."""
     from torchvision import transforms as v1
 
@@ -163,20 +163,20 @@ class _Numbers:
 
 
 @dataclass(frozen=True)
-class OfPicture:
-    """A preprocessing of tensors for PIL pictures."""
+class OnImage:
+    """A preprocessing of tensors for PIL images."""
 
     steps: OnTensor
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return self.steps(to_tensor(picture))
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.steps(to_tensor(image))
 
 
-def of_picture(transform: Any) -> Callable[[Image.Image], Tensor] | None:
-    """A preprocessing of PIL pictures that leaves PIL as soon as it can: at once, or behind the crop of a view, whose
+def on_image(transform: Any) -> Callable[[Image.Image], Tensor] | None:
+    """A preprocessing of PIL images that leaves PIL as soon as it can: at once, or behind the crop of a view, whose
     `base` is what follows it. None where there is nothing to gain."""
     steps = on_tensors(transform)
     if steps is not None:
-        return OfPicture(steps)
-    base = of_picture(transform.base) if is_dataclass(transform) and hasattr(transform, "base") else None
+        return OnImage(steps)
+    base = on_image(transform.base) if is_dataclass(transform) and hasattr(transform, "base") else None
     return None if base is None else replace(transform, base=base)

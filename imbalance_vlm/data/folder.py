@@ -45,7 +45,7 @@ def folder(
             one training image.
         val_fraction: share of each class's training images set aside for validation where there is no val/ folder.
         split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
-        flips: whether a mirrored picture still shows its class; false for text, arrows, left and right hands.
+        flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
 
     Raises:
         InputError: no such folder, no images in it, a split without images, or unreadable images.

@@ -32,7 +32,7 @@ class HFImages:
         column: its name.
         rows: which of its rows, in order.
         stamp: identity of the files behind it.
-        prefix: what the names of the pictures begin with in listings.
+        prefix: what the names of the images begin with in listings.
     """
 
     data: Any
@@ -87,7 +87,7 @@ def hf_disk(
             one training image.
         val_fraction: likewise for validation.
         split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
-        flips: whether a mirrored picture still shows its class; false for text, arrows, left and right hands.
+        flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
 
     Raises:
         InputError: no package `datasets`, no such folder, columns that are not there, labels below 0.

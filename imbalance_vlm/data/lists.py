@@ -1,4 +1,4 @@
-"""List files of the benchmarks, and pictures that a list names: read without opening any of them.
+"""List files of the benchmarks, and images that a list names: read without opening any of them.
 
 A list has one `relative/path label` a line, with spaces or tabs between; the label stands last, so a path may hold
 spaces.
@@ -187,7 +187,7 @@ def splits_of(root: Path, lists: Mapping[str, Listed], on_error: OnError) -> tup
 
 
 def missing_images(root: Path, missing: Sequence[str], total: int) -> str:
-    """What to say of pictures that a list names and the disk does not have."""
+    """What to say of images that a list names and the disk does not have."""
     shown = "\n".join(f"  - {path}" for path in missing[:5])
     more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
     if len(missing) * 2 > total:
@@ -212,7 +212,7 @@ def files_identity(files: Iterable[Path]) -> str:
 def folders_identity(root: Path, paths: Iterable[str]) -> str:
     """The folders that hold these files, with the time of their last change.
 
-    A file added, removed or renamed changes it. A benchmark's pictures are not edited in place; if one is, the
+    A file added, removed or renamed changes it. A benchmark's images are not edited in place; if one is, the
     fingerprint of `FileImages`, which the feature cache goes by, notices.
     """
     digest = hashlib.sha256(str(root.resolve()).encode())

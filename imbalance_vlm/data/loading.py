@@ -1,4 +1,4 @@
-"""Pictures to batches of tensors."""
+"""Images to batches of tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imbalance_vlm.data.decoding import (
     decode,
     decode_on,
     encoded,
-    of_picture,
+    on_image,
     on_tensors,
     on_whole_batch,
 )
@@ -34,10 +34,10 @@ AHEAD = 4
 
 
 class TransformedImages(TorchDataset[Tensor]):
-    """Pictures as (3, H, W) tensors, by number or by (view, number); a file that cannot be read is named.
+    """Images as (3, H, W) tensors, by number or by (view, number); a file that cannot be read is named.
 
     Args:
-        images: the pictures.
+        images: the images.
         transforms: one for each view.
         decoder: "pil"; or "torchvision", as far as a transform has a counterpart on tensors; or "gpu", which leaves the
             bytes of JPEG files as they are, for `decode_on`, where it has one.
@@ -48,14 +48,14 @@ class TransformedImages(TorchDataset[Tensor]):
         self.transforms = transforms
         fast = decoder != "pil"
         if fast:
-            self.transforms = [of_picture(transform) or transform for transform in transforms]
+            self.transforms = [on_image(transform) or transform for transform in transforms]
         of_files = fast and isinstance(images, FileImages)
         self.of_files = [on_tensors(transform) if of_files else None for transform in transforms]
         self.on_gpu = [decoder == "gpu" and on_tensor is not None for on_tensor in self.of_files]
         self.of_arrays = [self._of_array(transform, fast) for transform in transforms]
 
     def _of_array(self, transform: Transform, fast: bool) -> OnTensor | None:
-        """What preprocesses a whole batch of pictures in memory, which have one size; None where none does."""
+        """What preprocesses a whole batch of images in memory, which have one size; None where none does."""
         if not isinstance(self.images, ArrayImages):
             return None
         exact = on_whole_batch(transform, *self.images.pixels.shape[1:3])
@@ -65,7 +65,7 @@ class TransformedImages(TorchDataset[Tensor]):
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Tensor | list[Tensor]:
-        """A batch of one view: (B, 3, H, W); or what is decoded on the GPU, picture by picture."""
+        """A batch of one view: (B, 3, H, W); or what is decoded on the GPU, image by image."""
         view = keys[0][0]
         of_array = self.of_arrays[view]
         if of_array is not None and isinstance(self.images, ArrayImages):
@@ -82,25 +82,25 @@ class TransformedImages(TorchDataset[Tensor]):
                 return encoded(self.images.root / self.images.paths[row])
             if on_tensor is not None and isinstance(self.images, FileImages):
                 return on_tensor(decode(self.images.root / self.images.paths[row]))
-            picture = self.images[row]
+            image = self.images[row]
         except InputError:  # of the disk that takes copies
             raise
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"image {self.images.name(row)!r} cannot be read: {error}") from error
-        return self.transforms[view](picture)
+        return self.transforms[view](image)
 
 
 class PixelLoader:
-    """Decodes pictures ahead of use, in workers that stay from one pass to the next.
+    """Decodes images ahead of use, in workers that stay from one pass to the next.
 
     Args:
-        images: the pictures.
+        images: the images.
         transforms: one for each view.
         decoder: "pil"; "torchvision", which is twice as fast and differs by a step of 255 at most; "gpu", by which
             workers only read JPEG files and the GPU decodes and scales them, where `device` is one, and else is
             "torchvision". See `imbalance_vlm.data.decoding`.
         workers: processes that decode; left out, one a core of those that this process has to itself, and none for
-            pictures in memory.
+            images in memory.
         device: where batches will be wanted.
 
     Raises:
@@ -131,7 +131,7 @@ class PixelLoader:
         """(B, 3, H, W) of a view, for each list of numbers, in order.
 
         Raises:
-            InputError: a picture that cannot be read, or a copy of one that cannot be written.
+            InputError: an image that cannot be read, or a copy of one that cannot be written.
         """
         for number, batch in enumerate(self._loaded(batches, view)):
             yield self._decoded(batch, batches[number], view) if isinstance(batch, list) else batch
@@ -142,7 +142,7 @@ class PixelLoader:
         if on_tensor is None:
             raise TypeError("only files that were read for a transform on tensors are decoded later")
         try:
-            return torch.stack([on_tensor(picture) for picture in decode_on(self.device, files)])
+            return torch.stack([on_tensor(image) for image in decode_on(self.device, files)])
         except (OSError, ValueError, SyntaxError) as error:
             names = ", ".join(self.dataset.images.name(row) for row in rows[:5])
             raise InputError(f"an image of the batch that begins with {names} cannot be read: {error}") from error

@@ -137,7 +137,7 @@ def identities_kept() -> Iterator[None]:
 
 
 def dataset_identity(section: Mapping[str, Any]) -> str:
-    """What a recipe's data are, without reading the pictures: the settings, and for files what the reader found."""
+    """What a recipe's data are, without reading the images: the settings, and for files what the reader found."""
     kept = _kept.get()
     if kept is None:
         return _identity(section)

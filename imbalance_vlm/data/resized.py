@@ -1,10 +1,10 @@
-"""Copies of large pictures at a smaller size, so that decoding and scaling them is done once for all epochs and runs.
+"""Copies of large images at a smaller size, so that decoding and scaling them is done once for all epochs and runs.
 
 A copy holds the plain pixels, (H, W, 3) uint8, with the shorter side at the size that was asked for, scaled as
-torchvision scales PIL's pictures (bicubic): where that size is the model's own, and its preprocessing is bicubic, the
+torchvision scales PIL's images (bicubic): where that size is the model's own, and its preprocessing is bicubic, the
 copy changes no number. Pixels and not PNG, which takes as long to decode as a JPEG file of twice the sides: a copy of
-256 x 341 pixels takes 262 kB. Copies lie in the cache folder, never beside the user's pictures, each under a name made
-of its picture's path, size and time of change, and are written in one step: a kill leaves a whole copy or none.
+256 x 341 pixels takes 262 kB. Copies lie in the cache folder, never beside the user's images, each under a name made
+of its image's path, size and time of change, and are written in one step: a kill leaves a whole copy or none.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ VERSION = "1"
 
 @dataclass(frozen=True, eq=False)
 class ResizedImages:
-    """Pictures through their copies, which are made when first asked for; a picture that is no larger needs none.
+    """Images through their copies, which are made when first asked for; an image that is no larger needs none.
 
     Args:
-        images: the pictures.
+        images: the images.
         size: the shorter side of a copy.
         folder: takes the copies; None makes them anew each time.
     """
@@ -54,10 +54,10 @@ class ResizedImages:
             return Image.fromarray(np.load(path, allow_pickle=False))
         except (OSError, ValueError, TypeError, EOFError):  # there is none, or it is damaged
             pass
-        picture = self.images[index]
-        if min(picture.size) <= self.size:
-            return picture
-        made = resized(picture, self.size)
+        image = self.images[index]
+        if min(image.size) <= self.size:
+            return image
+        made = resized(image, self.size)
         write_atomically(path, lambda temporary: np.save(temporary, np.asarray(made)))
         return made
 
@@ -68,7 +68,7 @@ class ResizedImages:
         return ResizedImages(self.images.take(keep), self.size, self.folder)
 
     def path(self, index: int) -> Path | None:
-        """Where the copy of a picture is, or will be."""
+        """Where the copy of an image is, or will be."""
         if self.folder is None:
             return None
         if isinstance(self.images, FileImages):  # by the file alone: other lists of the same files share its copy
@@ -85,30 +85,30 @@ class ResizedImages:
         return self.images.fingerprint
 
 
-def resized(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size`, bicubic; as it is where that is no smaller.
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """The image with its shorter side at `size`, bicubic; as it is where that is no smaller.
 
     >>> resized(Image.new("RGB", (30, 20)), 10).size
     (15, 10)
     """
-    short, long = sorted(picture.size)
+    short, long = sorted(image.size)
     if short <= size:
-        return picture
+        return image
     other = int(size * long / short)
-    wide = picture.width > picture.height
-    return picture.resize((other, size) if wide else (size, other), Image.Resampling.BICUBIC)
+    wide = image.width > image.height
+    return image.resize((other, size) if wide else (size, other), Image.Resampling.BICUBIC)
 
 
 def resized_split(split: Split, size: int, keep: bool = True, folder: Path | None = None) -> Split:
-    """A split whose pictures come from copies.
+    """A split whose images come from copies.
 
     Args:
-        split: pictures and labels.
-        size: the shorter side of a copy; 0 leaves the split as it is, as pictures in memory do.
-        keep: false scales each picture anew and writes nothing.
+        split: images and labels.
+        size: the shorter side of a copy; 0 leaves the split as it is, as images in memory do.
+        keep: false scales each image anew and writes nothing.
         folder: takes the copies; left out, one in the cache.
     """
     if not size or isinstance(split.images, ArrayImages):
         return split
-    place = (folder or cache_folder() / "pictures") if keep else None
+    place = (folder or cache_folder() / "images") if keep else None
     return Split(ResizedImages(split.images, size, place), split.labels)

@@ -57,7 +57,7 @@ def table(
             one training image.
         val_fraction: likewise for validation.
         split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
-        flips: whether a mirrored picture still shows its class; false for text, arrows, left and right hands.
+        flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
 
     Raises:
         InputError: a file or column that is not there, a row without path or label, an image in two rows, a split of

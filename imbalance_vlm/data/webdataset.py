@@ -7,7 +7,7 @@ root/000000.tar ...                                   or one is drawn, by seed a
     n01440764_36.jpg  n01440764_36.cls     a sample: its image, and its label as a number (.cls), a name (.txt) or in
                                            JSON (.json)
 
-Pictures are read from their place in the shard, in any order; where that is, an index says, which is made once and
+Images are read from their place in the shard, in any order; where that is, an index says, which is made once and
 kept in the cache folder.
 """
 
@@ -40,12 +40,12 @@ LabelFile = Literal["cls", "txt", "json"]
 
 @dataclass(frozen=True, eq=False)
 class TarImages:
-    """Pictures inside tar files, read from their places when asked for.
+    """Images inside tar files, read from their places when asked for.
 
     Args:
         shards: the tar files.
         stamp: identity of those.
-        places: (N, 3) shard, first byte and length of each picture.
+        places: (N, 3) shard, first byte and length of each image.
         names: (N,) its name in listings.
     """
 
@@ -99,7 +99,7 @@ def webdataset(
             one training image.
         val_fraction: likewise for validation.
         split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
-        flips: whether a mirrored picture still shows its class; false for text, arrows, left and right hands.
+        flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
 
     Raises:
         InputError: no shards, a damaged or compressed one, a sample without label, a name that leads out of the shard.
@@ -165,9 +165,7 @@ def _shards(root: Path) -> list[tuple[str, Path]]:
         found.append((said.pop() if said else "", path))
     if not found:
         others = [path.name for path in sorted(root.rglob("*.tar.*")) + sorted(root.rglob("*.tgz"))]
-        packed = (
-            f"; {others[0]} is compressed: unpack it to .tar (gunzip), pictures gain nothing by it" if others else ""
-        )
+        packed = f"; {others[0]} is compressed: unpack it to .tar (gunzip), images gain nothing by it" if others else ""
         raise InputError(f"`root` {root} must hold WebDataset shards (.tar), found none{packed}")
     unsaid = [path for split, path in found if not split]
     if unsaid and len(unsaid) < len(found):

@@ -59,7 +59,7 @@ def has_transformers() -> bool:
 
 
 def fill(net: nn.Module, weights: Weights, model: str, pretrained: str) -> None:
-    """Load weights into a model, every tensor of both, and see that pictures and texts give finite features.
+    """Load weights into a model, every tensor of both, and see that images and texts give finite features.
 
     Args:
         net: an open_clip model.
@@ -146,7 +146,7 @@ def _check_forward(net: Any, pretrained: str) -> None:
     ids = torch.zeros(1, text.context_length, dtype=torch.long) if hasattr(text, "context_length") else None
     was_training = net.training
     net.eval()
-    features = {"pictures": net.encode_image(torch.zeros(1, 3, height, width))}
+    features = {"images": net.encode_image(torch.zeros(1, 3, height, width))}
     if ids is not None:
         features["texts"] = net.encode_text(ids)
     net.train(was_training)

@@ -23,7 +23,7 @@ final norm but before the projection; "tokens" (B, T, w), all tokens after the f
 class Encoder(Protocol):
     """A frozen or tuned image tower, with a text tower or without.
 
-    `fingerprint` identifies the weights, `transform` turns a picture into the (3, H, W) tensor the tower was trained
+    `fingerprint` identifies the weights, `transform` turns an image into the (3, H, W) tensor the tower was trained
     on, `logit_scale` multiplies cosines (1 for towers without text).
     """
 

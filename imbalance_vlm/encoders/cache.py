@@ -1,11 +1,11 @@
-"""The feature cache: each picture goes through a frozen tower once, for all recipes.
+"""The feature cache: each image goes through a frozen tower once, for all recipes.
 
-An entry is a folder named by the SHA-256 of all that its numbers depend on (weights, transform, pictures, precision,
+An entry is a folder named by the SHA-256 of all that its numbers depend on (weights, transform, images, precision,
 view, kind of feature). It holds `features.bin`, rows in C order, and `meta.json`. Rows are appended chunk by chunk to
 `features.partial`; a killed run goes on behind the last whole chunk, and the finished file is moved into place in one
 step. Reading maps the file, so a set larger than memory costs no more than the rows in use.
 
-Beside the features lie smaller copies of pictures (`imbalance_vlm.data.resized`), which are listed and pruned here.
+Beside the features lie smaller copies of images (`imbalance_vlm.data.resized`), which are listed and pruned here.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ class FeatureCache:
         return removed
 
 
-class PictureCopies:
-    """The smaller copies of pictures, by size: `pictures/<size>/<two letters>/<name>.npy` in the cache folder.
+class ImageCopies:
+    """The smaller copies of images, by size: `images/<size>/<two letters>/<name>.npy` in the cache folder.
 
     A run that misses one makes it anew, so any of them can go at any time. A copy counts as used when it was made or
     last read, as far as the disk notes that.
@@ -194,7 +194,7 @@ class PictureCopies:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or cache_folder()) / "pictures"
+        self.root = (root or cache_folder()) / "images"
 
     def entries(self) -> Iterator[CacheEntry]:
         """One for all copies of a size, the smallest first."""

@@ -34,7 +34,7 @@ FEATURES_VERSION = "1"
 class CroppedView:
     """A random square-ish crop (and mirror image, where classes survive it) before the model's own transform.
 
-    The crop is drawn from the picture itself and the view's number: the same picture gives the same crop in every run,
+    The crop is drawn from the image itself and the view's number: the same image gives the same crop in every run,
     on every worker, so a cached view means something.
     """
 
@@ -43,21 +43,21 @@ class CroppedView:
     min_scale: float
     flips: bool
 
-    def __call__(self, picture: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         from torchvision.transforms import RandomResizedCrop
 
-        seed = zlib.crc32(picture.tobytes(), self.view)
+        seed = zlib.crc32(image.tobytes(), self.view)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves the GPUs' generators too
             top, left, height, width = RandomResizedCrop.get_params(
-                picture,
+                image,
                 [self.min_scale, 1.0],
                 [3 / 4, 4 / 3],
             )
             mirrored = self.flips and bool(torch.rand(()) < 0.5)
-        side = min(picture.size)
-        picture = picture.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BICUBIC)
-        return self.base(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture)
+        side = min(image.size)
+        image = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BICUBIC)
+        return self.base(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image)
 
 
 def view_transforms(encoder: Encoder, views: int, min_scale: float, flips: bool) -> list[Transform]:
@@ -83,18 +83,18 @@ def feature_source(
 
     Args:
         encoder: the frozen tower.
-        split: pictures and labels.
+        split: images and labels.
         kind: which features; see `imbalance_vlm.encoders.base.KINDS`.
         transforms: one for each view.
         device: where batches are wanted.
         description: names the split in the progress bar and the cache's listing.
-        cache: false sends the pictures through the tower at every pass.
+        cache: false sends the images through the tower at every pass.
         token_limit_gb: all image tokens take T times the room of a pooled feature; above this many GB (10^9 bytes) a
             split's tokens are computed at every pass instead of kept.
-        decoder: what reads pictures that go through the tower at every pass: "pil"; "torchvision", which is faster and
+        decoder: what reads images that go through the tower at every pass: "pil"; "torchvision", which is faster and
             differs by a step of 255 at most; "gpu", torchvision on the GPU where there is one. Kept features are always
             made with "pil".
-        resized: keeps a copy of each larger picture, with its shorter side at this many pixels, in the cache, and reads
+        resized: keeps a copy of each larger image, with its shorter side at this many pixels, in the cache, and reads
             that (3 bytes a pixel); 0 for none. At the model's own size the numbers stay as they are, but for crops.
 
     Pooled features are kept in float32, tokens in float16.

@@ -104,7 +104,7 @@ class Weights:
         state: the tensors, under open_clip's names; none of a format that open_clip reads itself.
         quick_gelu: whether the model was trained with QuickGELU; None when neither the file nor what lies beside it
             tells.
-        preprocess: what the configuration beside it says of the pictures, as open_clip names it; {} without any.
+        preprocess: what the configuration beside it says of the images, as open_clip names it; {} without any.
     """
 
     file: Path

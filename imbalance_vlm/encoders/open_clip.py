@@ -94,7 +94,7 @@ class OpenClipEncoder(nn.Module):
         return self._widths[kind]
 
     def image_features(self, pixels: Tensor, kind: str) -> Tensor:
-        """Features of preprocessed pictures, (B, 3, H, W) -> (B, d), (B, w) or (B, T, w); see KINDS. Not normalised.
+        """Features of preprocessed images, (B, 3, H, W) -> (B, d), (B, w) or (B, T, w); see KINDS. Not normalised.
 
         Raises:
             InputError: tokens asked of a tower that has none.
@@ -383,10 +383,10 @@ def _as_trained(model: str, pretrained: str | None, weights: Weights | None) -> 
             "the model comes from OpenAI"
         )
     own_activation = any("act_kwargs" in config.get(tower, {}) for tower in ("vision_cfg", "text_cfg"))
-    return bool(weights.quick_gelu) and not own_activation, _pictures(model, weights)
+    return bool(weights.quick_gelu) and not own_activation, _images(model, weights)
 
 
-def _pictures(model: str, weights: Weights) -> dict[str, Any]:
+def _images(model: str, weights: Weights) -> dict[str, Any]:
     """Mean, deviation, interpolation and resizing for a local file, as arguments of open_clip's."""
     import open_clip
 
@@ -401,7 +401,7 @@ def _pictures(model: str, weights: Weights) -> dict[str, Any]:
             most = max(known, key=lambda one: len(known[one]))
             others = ", ".join(tag for one, tags in known.items() if one != most for tag in tags)
             note(
-                f"{weights.file} does not say how its pictures were prepared: mean {most[0]}, std {most[1]}, "
+                f"{weights.file} does not say how its images were prepared: mean {most[0]}, std {most[1]}, "
                 f"{most[2]}, {most[3]} are used, which is wrong for {others}; put its open_clip_config.json beside it"
             )
             found = dict(zip(keys, most, strict=True))

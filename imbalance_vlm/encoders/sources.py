@@ -1,4 +1,4 @@
-"""Where batches come from: features in memory, or pictures through the frozen tower. One interface for both."""
+"""Where batches come from: features in memory, or images through the frozen tower. One interface for both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imbalance_vlm.data.loading import Decoder, PixelLoader, Transform, Transfor
 from imbalance_vlm.encoders.base import Encoder
 
 EVALUATION_NUMBERS = {"cpu": 2**22, "cuda": 2**24}
-"""Numbers of pictures or tokens to a batch of an evaluation: 27 pictures of 224 pixels on the CPU, 111 on a GPU."""
+"""Numbers of images or tokens to a batch of an evaluation: 27 images of 224 pixels on the CPU, 111 on a GPU."""
 
 
 class Source(Protocol):
@@ -29,7 +29,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def name(self, row: int) -> str:
-        """What an error calls the picture of a row."""
+        """What an error calls the image of a row."""
 
     def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(features (B, ...) float32, labels (B,)) on the device, for each tensor of rows."""
@@ -42,7 +42,7 @@ class FeatureSource:
         views: one array (N, ...) for each view; epoch e reads view e mod k.
         labels: (N,) int64.
         device: where batches are wanted.
-        names: gives the name of the picture of a row, for errors.
+        names: gives the name of the image of a row, for errors.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class FeatureSource:
 
 
 class ImageSource:
-    """Pictures that go through the frozen tower at every pass: for tokens too large to keep, or to measure against.
+    """Images that go through the frozen tower at every pass: for tokens too large to keep, or to measure against.
 
     Args:
-        split: pictures and labels.
+        split: images and labels.
         encoder: gives the features.
         kind: which features; see `imbalance_vlm.encoders.base.KINDS`.
         transforms: one for each view; epoch e uses transform e mod k.
@@ -127,10 +127,10 @@ class ImageSource:
 
 
 class PixelSource:
-    """Preprocessed pictures, (B, 3, H, W), for a head that runs the image tower itself.
+    """Preprocessed images, (B, 3, H, W), for a head that runs the image tower itself.
 
     Args:
-        split: pictures and labels.
+        split: images and labels.
         transforms: one for each view; epoch e uses transform e mod k.
         device: where batches are wanted.
         decoder: see `PixelLoader`.
@@ -165,11 +165,11 @@ class PixelSource:
 def evaluation_rows(source: Source, batch_size: int) -> tuple[Tensor, ...]:
     """All rows of a source in order, in batches for a pass without gradients, whose size changes no number.
 
-    A batch holds at most as many pictures (or tokens) as `EVALUATION_NUMBERS` says: 1024 pictures of 224 pixels, read
+    A batch holds at most as many images (or tokens) as `EVALUATION_NUMBERS` says: 1024 images of 224 pixels, read
     ahead by some workers, would take gigabytes, and what a tower makes of them many more.
 
     Args:
-        source: features or pictures.
+        source: features or images.
         batch_size: rows to a batch, at most.
     """
     probe: Tensor | None = None

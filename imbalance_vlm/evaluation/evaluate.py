@@ -67,7 +67,7 @@ def evaluate(
         curve: with `novel`, measure both halves behind every so many epochs, into metrics.jsonl; 0 for never.
         tta: average the logits over "five_crops" of each test image, or over these and their mirror images
             ("five_crops_flips"), instead of its one view; see `imbalance_vlm.evaluation.tta`.
-        batch_size: images at a time, at most: of large pictures and of tokens there are fewer, to save memory.
+        batch_size: images at a time, at most: of large images and of tokens there are fewer, to save memory.
     """
     # What is deleted is read where the scores are made; it stands here as one of the section's settings.
     del groups, calibration_bins, geometry, novel, curve, tta

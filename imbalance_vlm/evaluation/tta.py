@@ -1,4 +1,4 @@
-"""Test-time ensembling: the mean logits of several crops of a picture.
+"""Test-time ensembling: the mean logits of several crops of an image.
 
 [0] Shi, Wei, Zhou, Shao, Han, Li. Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts. ICML 2024.
 [1] github.com/shijxcs/LIFT-plus, trainer.py
@@ -34,7 +34,7 @@ PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 @dataclass(frozen=True)
 class CropView:
-    """One crop of a picture, as a normalised (3, s, s) tensor. Printing it says all that it does.
+    """One crop of an image, as a normalised (3, s, s) tensor. Printing it says all that it does.
 
     Args:
         size: s.
@@ -53,48 +53,48 @@ class CropView:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return self.cut(self.resized(picture))
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.cut(self.resized(image))
 
-    def resized(self, picture: Image.Image) -> Image.Image:
-        """The whole picture at the size that all crops of it are cut from."""
-        picture = rgb(picture)
-        short = min(picture.size)
-        width, height = (self.scaled * side // short for side in picture.size)
-        return picture.resize((width, height), Image.Resampling(self.interpolation))
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The whole image at the size that all crops of it are cut from."""
+        image = rgb(image)
+        short = min(image.size)
+        width, height = (self.scaled * side // short for side in image.size)
+        return image.resize((width, height), Image.Resampling(self.interpolation))
 
-    def cut(self, picture: Image.Image) -> Tensor:
-        """The crop of a picture that has its size."""
+    def cut(self, image: Image.Image) -> Tensor:
+        """The crop of an image that has its size."""
         if self.mirrored:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        width, height = picture.size
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        width, height = image.size
         top, left = (round(share * (side - self.size)) for share, side in zip(self.place, (height, width), strict=True))
-        picture = picture.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255  # (3, s, s)
+        image = image.crop((left, top, left + self.size, top + self.size))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # (3, s, s)
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
 
 @dataclass(frozen=True)
 class AllViews:
-    """Every view of a picture at once, (V, 3, s, s): it is read once, and crops of one size are cut from one resize."""
+    """Every view of an image at once, (V, 3, s, s): it is read once, and crops of one size are cut from one resize."""
 
     views: tuple[Transform, ...]
 
-    def __call__(self, picture: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         known: dict[tuple[int, int], Image.Image] = {}
         parts = []
         for view in self.views:
             if isinstance(view, CropView):
                 key = view.scaled, view.interpolation
-                known[key] = known.get(key) or view.resized(picture)
+                known[key] = known.get(key) or view.resized(image)
                 parts.append(view.cut(known[key]))
             else:
-                parts.append(view(picture))
+                parts.append(view(image))
         return torch.stack(parts)
 
 
 def views_of(encoder: Encoder, tta: Tta, flips: bool) -> list[Transform]:
-    """The views of a test picture whose logits are averaged.
+    """The views of a test image whose logits are averaged.
 
     Args:
         encoder: gives the model's own view, and the crops their size.
@@ -113,7 +113,7 @@ def views_of(encoder: Encoder, tta: Tta, flips: bool) -> list[Transform]:
 
 
 def five_crops(encoder: Encoder, flips: bool = False) -> list[Transform]:
-    """The views of a picture whose logits are averaged: centre and corners, with their mirror images if asked for.
+    """The views of an image whose logits are averaged: centre and corners, with their mirror images if asked for.
 
     Args:
         encoder: its transform gives size, interpolation, mean and std.
@@ -130,7 +130,7 @@ def five_crops(encoder: Encoder, flips: bool = False) -> list[Transform]:
 def mean_logits(head: nn.Module, source: Source, rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits averaged over all views of a source, (B, C), and labels (B,), row by row in the order of `rows`.
 
-    A batch of pictures holds as many images fewer as there are more views: neither memory nor the number of workers
+    A batch of images holds as many images fewer as there are more views: neither memory nor the number of workers
     grows with them.
 
     Args:

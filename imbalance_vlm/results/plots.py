@@ -1,4 +1,4 @@
-"""Pictures of tables. matplotlib comes with the extra `plot` and is imported here alone."""
+"""Images of tables. matplotlib comes with the extra `plot` and is imported here alone."""
 
 from __future__ import annotations
 

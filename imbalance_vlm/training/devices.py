@@ -33,7 +33,7 @@ from imbalance_vlm.errors import InputError
 BUCKET = 2**23
 """Numbers of a gradient that travel together."""
 FEW_CONVOLUTIONS = 4
-"""As many as a transformer may have to cut a picture into patches."""
+"""As many as a transformer may have to cut an image into patches."""
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "out of shared memory",
-    "killed by signal: Killed",  # of a process that decodes pictures
+    "killed by signal: Killed",  # of a process that decodes images
 )
 
 

@@ -1,4 +1,4 @@
-"""The training loop, for cached features and for pictures alike."""
+"""The training loop, for cached features and for images alike."""
 
 from __future__ import annotations
 

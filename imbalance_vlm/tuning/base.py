@@ -31,7 +31,7 @@ class Task:
         device: of the encoder.
         epochs: of the training.
         seed: of the run.
-        flips: whether a mirrored picture still shows its class.
+        flips: whether a mirrored image still shows its class.
     """
 
     encoder: Encoder
@@ -57,7 +57,7 @@ class Tuning:
     reads_pixels = False
 
     def transforms(self, task: Task) -> list[Transform]:
-        """One transform of the training pictures for each view; epoch e reads view e mod k."""
+        """One transform of the training images for each view; epoch e reads view e mod k."""
         return view_transforms(task.encoder, 0, 1.0, task.flips)
 
     def head(self, task: Task, plain: Callable[[], Head]) -> Head:

@@ -12,9 +12,9 @@ class LinearProbe(Tuning):
     """Trains the head alone; the towers stay as they are, so their features are computed once.
 
     Args:
-        views: 0 trains on the model's own view of each picture; k > 0 on k random crops of it (mirrored too, where the
+        views: 0 trains on the model's own view of each image; k > 0 on k random crops of it (mirrored too, where the
             dataset's classes survive that), epoch e on crop e mod k. Each view is encoded once.
-        min_scale: smallest share of the picture that a crop shows, above 0 and at most 1.
+        min_scale: smallest share of the image that a crop shows, above 0 and at most 1.
     """
 
     def __init__(self, *, views: Natural = 0, min_scale: Part = 0.5) -> None:

@@ -1,12 +1,12 @@
-"""Minimalist augmentation: square crops that show more and more of the picture.
+"""Minimalist augmentation: square crops that show more and more of the image.
 
 [0] Shi, Wei, Li. LIFT+: Lightweight Fine-Tuning for Long-Tail Learning. arXiv 2504.13282, 2025.
 [1] github.com/shijxcs/LIFT-plus, utils/transforms.py
 
-    Epoch e of E draws the share of the picture that a crop shows from [a_t, 1], t = e / (E - 1):
+    Epoch e of E draws the share of the image that a crop shows from [a_t, 1], t = e / (E - 1):
     a_t = .08 + .92 (1 - sqrt(1 - t^2))
 
-    Both ends of the interval are capped at the share of the largest square in the picture; the square lies anywhere.
+    Both ends of the interval are capped at the share of the largest square in the image; the square lies anywhere.
 
 Nothing else is varied: no mirror image, no change of aspect. a_t stays low for most of the training and reaches 1 in
 the last epoch, which sees the largest squares only.
@@ -29,7 +29,7 @@ from imbalance_vlm.types import Part
 
 
 def smallest_share(epoch: int, epochs: int, start: float = 0.08) -> float:
-    """a_t, the least share of a picture that a crop of this epoch shows.
+    """a_t, the least share of an image that a crop of this epoch shows.
 
     >>> [round(smallest_share(epoch, 5), 3) for epoch in range(5)]
     [0.08, 0.109, 0.203, 0.391, 1.0]
@@ -39,7 +39,7 @@ def smallest_share(epoch: int, epochs: int, start: float = 0.08) -> float:
 
 
 def random_square(width: int, height: int, smallest: float, generator: torch.Generator) -> tuple[int, int, int]:
-    """(left, top, side) of a square whose share of the picture is uniform between `smallest` and what fits."""
+    """(left, top, side) of a square whose share of the image is uniform between `smallest` and what fits."""
     largest = min(width, height) ** 2 / (width * height)
     smallest = min(smallest, largest)
     share, down, right = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -50,9 +50,9 @@ def random_square(width: int, height: int, smallest: float, generator: torch.Gen
 
 @dataclass(frozen=True)
 class SquareCrop:
-    """A random square of the picture, then the model's own transform, which scales it to the model's size.
+    """A random square of the image, then the model's own transform, which scales it to the model's size.
 
-    Picture, seed and epoch decide about the crop, so that it is the same on every worker and in a resumed run.
+    Image, seed and epoch decide about the crop, so that it is the same on every worker and in a resumed run.
     """
 
     base: Transform
@@ -60,11 +60,11 @@ class SquareCrop:
     epoch: int
     min_scale: float
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        drawn = zlib.crc32(picture.tobytes(), zlib.crc32(f"{self.seed} {self.epoch}".encode()))
+    def __call__(self, image: Image.Image) -> Tensor:
+        drawn = zlib.crc32(image.tobytes(), zlib.crc32(f"{self.seed} {self.epoch}".encode()))
         generator = torch.Generator().manual_seed(drawn)
-        left, top, side = random_square(*picture.size, self.min_scale, generator)
-        return self.base(picture.crop((left, top, left + side, top + side)))
+        left, top, side = random_square(*image.size, self.min_scale, generator)
+        return self.base(image.crop((left, top, left + side, top + side)))
 
 
 def minimalist_views(base: Transform, epochs: int, seed: int, *, min_scale: Part = 0.08) -> list[Transform]:
@@ -74,6 +74,6 @@ def minimalist_views(base: Transform, epochs: int, seed: int, *, min_scale: Part
         base: the model's own transform.
         epochs: of the training.
         seed: of the run.
-        min_scale: least share of a picture that a crop of the first epoch shows.
+        min_scale: least share of an image that a crop of the first epoch shows.
     """
     return [SquareCrop(base, seed, epoch, smallest_share(epoch, epochs, min_scale)) for epoch in range(epochs)]

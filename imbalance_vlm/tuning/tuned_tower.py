@@ -1,7 +1,7 @@
 """A head behind an image tower that is trained with it.
 
 A frozen tower's features are computed once; those of a tower under tuning change with every step, so this head reads
-the pictures themselves and runs the tower.
+the images themselves and runs the tower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imbalance_vlm.tuning.peft.base import Tuned
 
 
 class TunedTower(Head):
-    """Pictures (B, 3, H, W) to logits (B, C), through a tower under tuning and a head on its features.
+    """Images (B, 3, H, W) to logits (B, C), through a tower under tuning and a head on its features.
 
     Its parameters are those of the inner head and those trained in the tower, and its state holds these (with the
     buffers that go with them), never the frozen part. The tower stays in the encoder, which the runs of a study share:

@@ -19,14 +19,14 @@ from imbalance_vlm.verification.inspecting import Inspected, Place, inspect_byte
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 RATIO = 100
-"""A member that grows by more is a bomb: pictures are compressed already, and text grows by ten."""
+"""A member that grows by more is a bomb: images are compressed already, and text grows by ten."""
 SMALL = 16 << 20
 """Bytes up to which nothing is a bomb, however much it grows."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture in an archive.
+    """An image in an archive.
 
     Args:
         name: its path in the archive.
@@ -45,7 +45,7 @@ class Member:
 
 @dataclass
 class Archive:
-    """The pictures of an archive, findings as (kind, name, detail), and how many other files it has."""
+    """The images of an archive, findings as (kind, name, detail), and how many other files it has."""
 
     members: list[Member] = field(default_factory=list)
     findings: list[tuple[str, str, str]] = field(default_factory=list)
@@ -68,7 +68,7 @@ def is_archive(file: Path) -> bool:
     return file.name.lower().endswith(ENDINGS)
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
@@ -111,7 +111,7 @@ def _read_zip(file: Path) -> Archive:
             said = f"{entry.compress_size:,} bytes that unpack to {entry.file_size:,}"
             found.findings.append(("bomb", name, said))
             continue
-        if not is_picture(name):
+        if not is_image(name):
             found.others += 1
             continue
         told = Inspected("unreadable", "encrypted") if entry.flag_bits & 1 else None
@@ -123,7 +123,7 @@ def _read_zip(file: Path) -> Archive:
 
 
 def _read_tar(file: Path) -> Archive:
-    """Pictures of a plain tar file are read from their places later; a compressed one streams by once."""
+    """Images of a plain tar file are read from their places later; a compressed one streams by once."""
     found = Archive()
     status = file.stat()
     streams = not file.name.lower().endswith(".tar")
@@ -147,7 +147,7 @@ def _read_tar(file: Path) -> Archive:
                     found.findings.append(("link", member.name, f"a {kind} link to {member.linkname}"))
                 elif not member.isfile():
                     found.findings.append(("special_file", member.name, "a device or a pipe"))
-                elif not is_picture(member.name):
+                elif not is_image(member.name):
                     found.others += 1
                 elif streams:
                     stream = archive.extractfile(member)

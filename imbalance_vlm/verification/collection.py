@@ -31,7 +31,7 @@ TABLES = (".csv", ".tsv", ".txt", ".parquet")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ListedImage:
     """One line of a list, one file of a folder or one member of an archive.
 
     Args:
@@ -39,7 +39,7 @@ class Picture:
         split: "train", "val", "test", or "all".
         label: its class, -1 for none.
         home: names the folder or archive, for what is remembered of it.
-        place: where its bytes lie; None for a picture in memory.
+        place: where its bytes lie; None for an image in memory.
         size: of its bytes, -1 where the file must be asked.
         stamp: changes with its content.
         told: what is known without reading it.
@@ -59,26 +59,26 @@ class Picture:
 
 @dataclass(frozen=True)
 class Collection:
-    """Pictures in the order of `ORDER`, and what was found while listing them.
+    """Images in the order of `ORDER`, and what was found while listing them.
 
     Args:
         name: of the dataset.
         source: as the user named it.
         class_names: (C,) names.
-        pictures: all that are listed, there or not.
+        images: all that are listed, there or not.
         findings: (kind, name, detail).
         notes: sentences for the report.
         roots: the user's folders, in which nothing may be written.
         group_counts: (C,) the counts that make the groups, where they are not those of "train".
         section: the recipe's data section, for a recipe.
         recipe: the complete recipe, where there is one with an encoder.
-        dataset: as its reader makes it, pictures that cannot be read among them; None for an archive.
+        dataset: as its reader makes it, images that cannot be read among them; None for an archive.
     """
 
     name: str
     source: str
     class_names: tuple[str, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[ListedImage, ...]
     findings: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
     roots: tuple[Path, ...] = ()
@@ -89,7 +89,7 @@ class Collection:
 
     @property
     def splits(self) -> list[str]:
-        there = {picture.split for picture in self.pictures}
+        there = {image.split for image in self.images}
         return [split for split in ORDER if split in there]
 
     @property
@@ -98,13 +98,13 @@ class Collection:
         return self.splits[0]
 
     def counts(self, split: str) -> NDArray[np.int64]:
-        """(C,) pictures of each class."""
-        labels = [picture.label for picture in self.pictures if picture.split == split and picture.label >= 0]
+        """(C,) images of each class."""
+        labels = [image.label for image in self.images if image.split == split and image.label >= 0]
         return np.bincount(np.array(labels, np.int64), minlength=len(self.class_names))
 
 
 def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Collection:
-    """The pictures of a recipe, a folder, a table or an archive; none of them is opened.
+    """The images of a recipe, a folder, a table or an archive; none of them is opened.
 
     Args:
         source: the name, file or mapping of a recipe, of which the `data` section counts; or the path of a folder of
@@ -154,13 +154,13 @@ def _of_recipe(recipe: str | Mapping[str, Any], overrides: Sequence[str], source
     section = recipes[0]["data"]
     with as_listed():
         dataset = create_dataset(**section)
-    pictures = pictures_of(dataset)
-    roots = _roots(section, pictures)
+    images = listed_images(dataset)
+    roots = _roots(section, images)
     return Collection(
         dataset.name,
         source,
         dataset.class_names,
-        pictures,
+        images,
         findings=tuple(_empty_folders(roots[0])) if section["name"] == "folder" else (),
         roots=roots,
         group_counts=dataset.group_counts,
@@ -170,38 +170,40 @@ def _of_recipe(recipe: str | Mapping[str, Any], overrides: Sequence[str], source
     )
 
 
-def _roots(section: Mapping[str, Any], pictures: Sequence[Picture]) -> tuple[Path, ...]:
+def _roots(section: Mapping[str, Any], images: Sequence[ListedImage]) -> tuple[Path, ...]:
     """The user's folders of a data section: those that it names, or for a table the one that holds all its images."""
     named = tuple(Path(str(section[key])).expanduser() for key in ("root", "lists") if section.get(key))
     if named or not section.get("file"):
         return named
-    folders = {os.path.dirname(os.path.abspath(one.place.path)) for one in pictures if one.place}
+    folders = {os.path.dirname(os.path.abspath(one.place.path)) for one in images if one.place}
     return (Path(os.path.commonpath(folders)),) if folders else ()
 
 
-def pictures_of(dataset: Dataset) -> tuple[Picture, ...]:
-    """The pictures of a dataset, split by split."""
-    found: list[Picture] = []
+def listed_images(dataset: Dataset) -> tuple[ListedImage, ...]:
+    """The images of a dataset, split by split."""
+    found: list[ListedImage] = []
     for split in sorted(dataset.splits, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         found += _of_images(dataset.splits[split].images, dataset.splits[split].labels.tolist(), split)
     return tuple(found)
 
 
-def _of_images(images: Images, labels: Sequence[int], split: str) -> list[Picture]:
+def _of_images(images: Images, labels: Sequence[int], split: str) -> list[ListedImage]:
     if isinstance(images, FileImages):
         home, root = str(images.root.resolve()), str(images.root)
         return [
-            Picture(path, split, label, home, Place(os.path.join(root, path)))
+            ListedImage(path, split, label, home, Place(os.path.join(root, path)))
             for path, label in zip(images.paths, labels, strict=True)
         ]
     if isinstance(images, TarImages):
         stamps = [shard.stat().st_mtime_ns for shard in images.shards]
         homes = [str(shard.resolve()) for shard in images.shards]
         return [
-            Picture(name, split, label, homes[shard], Place(homes[shard], start, length), length, stamps[shard] ^ start)
+            ListedImage(
+                name, split, label, homes[shard], Place(homes[shard], start, length), length, stamps[shard] ^ start
+            )
             for name, label, (shard, start, length) in zip(images.names, labels, images.places.tolist(), strict=True)
         ]
-    return [Picture(images.name(row), split, label, memory=(images, row)) for row, label in enumerate(labels)]
+    return [ListedImage(images.name(row), split, label, memory=(images, row)) for row, label in enumerate(labels)]
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------
@@ -213,22 +215,22 @@ def _of_path(path: Path, source: str, overrides: Sequence[str]) -> Collection:
     recipe = _complete({"data": section}, full)
     with as_listed(whole=True) as listing:
         dataset = create_dataset(**recipe["data"])
-    pictures = pictures_of(dataset)
+    images = listed_images(dataset)
     notes: list[str] = []
     if listing.drawn:
-        pictures = tuple(replace(one, split=WHOLE) for one in pictures if one.split == "train")
+        images = tuple(replace(one, split=WHOLE) for one in images if one.split == "train")
         dataset = replace(dataset, splits={"train": dataset.splits["train"], "test": dataset.splits["train"]})
         notes.append("nothing says which images are for testing: all are counted together, as a recipe would find them")
     if kind == "folder" and (others := _others(path)):
-        notes.append(f"files that are no pictures by their names are passed over: {_shown(others)}")
+        notes.append(f"files that are no images by their names are passed over: {_shown(others)}")
     return Collection(
         dataset.name,
         source,
         dataset.class_names,
-        pictures,
+        images,
         findings=tuple(_empty_folders(path)) if kind == "folder" else (),
         notes=tuple(notes),
-        roots=_roots(recipe["data"], pictures),
+        roots=_roots(recipe["data"], images),
         group_counts=None if listing.drawn else dataset.group_counts,
         recipe=recipe if any(text.startswith("encoder") for text in full) else None,
         dataset=dataset,
@@ -250,7 +252,7 @@ def _kind_of(folder: Path) -> str:
 
 
 def _others(root: Path) -> Counter[str]:
-    """How many files of which endings a folder holds that are no pictures by their names."""
+    """How many files of which endings a folder holds that are no images by their names."""
     found: Counter[str] = Counter()
     for _, _, names in os.walk(root):
         found.update(Path(name).suffix.lower() or "none" for name in names if not _by_name(name))
@@ -266,7 +268,7 @@ def _shown(others: Counter[str]) -> str:
 
 
 def _empty_folders(root: Path) -> list[tuple[str, str, str]]:
-    """Class folders without a picture, which a reader takes for no class at all."""
+    """Class folders without an image, which a reader takes for no class at all."""
     bases = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
     if not ((root / "train").is_dir() and (root / "test").is_dir()):
         bases = [root]
@@ -277,7 +279,7 @@ def _empty_folders(root: Path) -> list[tuple[str, str, str]]:
                 continue
             if not any(_by_name(name) for _, _, names in os.walk(entry.path) for name in names):
                 place = Path(entry.path).relative_to(root).as_posix()
-                found.append(("empty_class", place, "a class folder without pictures"))
+                found.append(("empty_class", place, "a class folder without images"))
     return found
 
 
@@ -287,15 +289,15 @@ def _of_archive(file: Path, source: str) -> Collection:
     if not archive.members:
         told = "; ".join(f"{kind}: {name} ({said})" for kind, name, said in archive.findings[:3])
         raise InputError(
-            f"{source} must hold pictures ({', '.join(sorted(SUFFIXES))}), found none{'; ' * bool(told)}{told}"
+            f"{source} must hold images ({', '.join(sorted(SUFFIXES))}), found none{'; ' * bool(told)}{told}"
         )
     placed = structure([member.name for member in archive.members])
     classes = sorted({folder for _, folder in placed if folder})
     label_of = {name: label for label, name in enumerate(classes)}
     loose = [member.name for member, (_, folder) in zip(archive.members, placed, strict=True) if not folder]
     home = str(file.resolve())
-    pictures = [
-        Picture(
+    images = [
+        ListedImage(
             member.name, split or WHOLE, label_of.get(folder, -1), home, member.place, member.size, member.stamp,
             member.inspected,
         )
@@ -303,16 +305,16 @@ def _of_archive(file: Path, source: str) -> Collection:
     ]  # fmt: skip
     notes = ["the archive was read in place, and not unpacked"]
     if archive.others:
-        notes.append(f"files in it that are no pictures by their names: {archive.others:,}")
+        notes.append(f"files in it that are no images by their names: {archive.others:,}")
     if not classes:
         notes.append(
-            f"no picture in it lies in a class folder; a WebDataset shard is read with its folder: {file.parent}"
+            f"no image in it lies in a class folder; a WebDataset shard is read with its folder: {file.parent}"
         )
     return Collection(
         file.name.split(".")[0],
         source,
         tuple(spoken(name) for name in classes),
-        tuple(sorted(pictures, key=lambda one: ORDER.index(one.split))),
+        tuple(sorted(images, key=lambda one: ORDER.index(one.split))),
         findings=(*archive.findings, *(("no_class", name, "lies in no class folder") for name in loose)),
         notes=tuple(notes),
     )

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
-from imbalance_vlm.verification.collection import Collection, Picture, collect
-from imbalance_vlm.verification.verify import picture_of
+from imbalance_vlm.verification.collection import Collection, ListedImage, collect
+from imbalance_vlm.verification.verify import load_image
 
 SIDE = 96
 GAP = 6
@@ -60,8 +60,8 @@ def draw(collection: Collection, classes: int, images: int) -> Image.Image:
     counts = collection.counts(collection.main)
     order = np.argsort(-counts, kind="stable").tolist()
     head, tail = (order, []) if len(order) <= 2 * classes else (order[:classes], order[-classes:])
-    rows_of: dict[int, list[Picture]] = {label: [] for label in [*head, *tail]}
-    for one in collection.pictures:
+    rows_of: dict[int, list[ListedImage]] = {label: [] for label in [*head, *tail]}
+    for one in collection.images:
         if one.split == collection.main and one.label in rows_of:
             rows_of[one.label].append(one)
     step = SIDE + GAP
@@ -82,10 +82,10 @@ def draw(collection: Collection, classes: int, images: int) -> Image.Image:
     return sheet
 
 
-def _spread(pictures: Sequence[Picture], images: int) -> list[Picture]:
-    """So many of them, evenly over the list."""
-    kept = min(images, len(pictures))
-    return [pictures[place * len(pictures) // kept] for place in range(kept)]
+def _spread(listed: Sequence[ListedImage], count: int) -> list[ListedImage]:
+    """At most `count` of them, evenly over the list."""
+    kept = min(count, len(listed))
+    return [listed[place * len(listed) // kept] for place in range(kept)]
 
 
 def _short(name: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
@@ -95,17 +95,17 @@ def _short(name: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
     return name
 
 
-def thumbnail(one: Picture) -> Image.Image:
-    """(SIDE, SIDE) with the whole picture in it; a box that says so where it cannot be read."""
+def thumbnail(one: ListedImage) -> Image.Image:
+    """(SIDE, SIDE) with the whole image in it; a box that says so where it cannot be read."""
     tile = Image.new("RGB", (SIDE, SIDE), PAPER)
     try:
         if one.told is not None and one.told.problem:
             raise ValueError(one.told.problem)
-        picture = picture_of(one)
-        scale = SIDE / max(picture.size)
-        fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        image = load_image(one)
+        scale = SIDE / max(image.size)
+        fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-        shown = picture.convert("RGBA").resize(fitted, smooth)
+        shown = image.convert("RGBA").resize(fitted, smooth)
         tile.paste(shown, ((SIDE - fitted[0]) // 2, (SIDE - fitted[1]) // 2), shown)
     except Exception:  # decoders raise a dozen types, all of which mean the same here
         tile.paste(BROKEN, (0, 0, SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""Pictures that are there more than once: equal bytes, and equal looks."""
+"""Images that are there more than once: equal bytes, and equal looks."""
 
 from __future__ import annotations
 

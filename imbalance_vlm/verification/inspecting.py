@@ -1,4 +1,4 @@
-"""What one picture's bytes say: whether they decode to the last one, and two hashes to find it again by.
+"""What one image's bytes say: whether they decode to the last one, and two hashes to find it again by.
 
 JPEG files are decoded in grey and as small as their transform allows, which reads all their data and stops at the same
 files as a full decode does. Measured on a JPEG file of 500 x 375 pixels and 79 kB, cut at 120 places: PIL in full .87
@@ -38,20 +38,20 @@ from imbalance_vlm.data.dataset import rgb
 from imbalance_vlm.errors import InputError
 
 MOST_PIXELS = 89_478_485
-"""Pixels that a picture may declare: PIL's own limit, a quarter of a GB in RGB."""
+"""Pixels that an image may declare: PIL's own limit, a quarter of a GB in RGB."""
 MOST_BYTES = 1 << 29
-"""Bytes of a picture that are read into memory."""
+"""Bytes of an image that are read into memory."""
 FLAT = 12
-"""A picture whose 9 x 9 grey values span less shows nothing to be recognised by, and gets no perceptual hash."""
+"""An image whose 9 x 9 grey values span less shows nothing to be recognised by, and gets no perceptual hash."""
 FEW = 1000
-"""So many pictures are inspected here; more pay for processes."""
+"""So many images are inspected here; more pay for processes."""
 CHUNK = 256
-"""Pictures handed to a process at a time."""
+"""Images handed to a process at a time."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the bytes of a picture lie: a file, a stretch of one, or a member of a zip archive."""
+    """Where the bytes of an image lie: a file, a stretch of one, or a member of a zip archive."""
 
     path: str
     start: int = -1  # first byte, or the number of the member
@@ -96,7 +96,7 @@ def _zip(path: str) -> zipfile.ZipFile:
 
 
 def inspect(place: Place) -> Inspected:
-    """One picture; every way in which it can be damaged is a finding, none is an error."""
+    """One image; every way in which it can be damaged is a finding, none is an error."""
     try:
         content = place.read()
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def inspect(place: Place) -> Inspected:
 
 
 def inspect_bytes(content: bytes) -> Inspected:
-    """One picture by its bytes."""
+    """One image by its bytes."""
     if not content:
         return Inspected("zero_byte")
     if len(content) > MOST_BYTES:
@@ -117,31 +117,31 @@ def inspect_bytes(content: bytes) -> Inspected:
     try:
         with (
             bombs_refused(),
-            Image.open(io.BytesIO(content)) as picture,
+            Image.open(io.BytesIO(content)) as image,
         ):
-            width, height = picture.size
-            picture.draft("L", (32, 32))
-            picture.load()
-            return Inspected("", "", digest, look(picture), width, height)
+            width, height = image.size
+            image.draft("L", (32, 32))
+            image.load()
+            return Inspected("", "", digest, look(image), width, height)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Inspected("bomb", f"declares more than {MOST_PIXELS:,} pixels", digest, "", width, height)
     except UnidentifiedImageError:
-        return Inspected("unreadable", "not a picture in a format that PIL knows", digest)
+        return Inspected("unreadable", "not an image in a format that PIL knows", digest)
     except Exception as error:  # decoders raise a dozen types, all of which mean the same here
         words = _words(error)
         cut = any(word in words.lower() for word in ("truncated", "premature", "unexpected end"))
         return Inspected("truncated" if cut else "unreadable", words, digest, "", width, height)
 
 
-def inspect_picture(picture: Image.Image) -> Inspected:
-    """A decoded picture: its content is its pixels."""
-    content = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
-    return Inspected("", "", content, look(picture), *picture.size)
+def inspect_image(image: Image.Image) -> Inspected:
+    """A decoded image: its content is its pixels."""
+    content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
+    return Inspected("", "", content, look(image), *image.size)
 
 
 @contextmanager
 def bombs_refused() -> Iterator[None]:
-    """While this lasts, PIL refuses pictures of more than MOST_PIXELS and says nothing else."""
+    """While this lasts, PIL refuses images of more than MOST_PIXELS and says nothing else."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     try:
@@ -153,9 +153,9 @@ def bombs_refused() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def look(picture: Image.Image) -> str:
-    """The perceptual hash, in hexadecimal digits; empty for a flat picture."""
-    grey = grey_values(picture, 9)  # (9, 9)
+def look(image: Image.Image) -> str:
+    """The perceptual hash, in hexadecimal digits; empty for a flat image."""
+    grey = grey_values(image, 9)  # (9, 9)
     if int(grey.max()) - int(grey.min()) < FLAT:
         return ""
     right = grey[:8, 1:] > grey[:8, :-1]  # (8, 8)
@@ -163,12 +163,12 @@ def look(picture: Image.Image) -> str:
     return np.packbits(np.concatenate([right.ravel(), down.ravel()])).tobytes().hex()
 
 
-def grey_values(picture: Image.Image, side: int) -> NDArray[np.int16]:
+def grey_values(image: Image.Image, side: int) -> NDArray[np.int16]:
     """(side, side) mean grey values; what is transparent counts as white."""
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    grey = picture if picture.mode == "L" else rgb(picture).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    grey = image if image.mode == "L" else rgb(image).convert("L")
     return np.asarray(grey.resize((side, side), Image.Resampling.BOX), np.int16)
 
 
@@ -193,7 +193,7 @@ def state(path: str) -> tuple[int, int] | Inspected:
 
 # -- in parallel -----------------------------------------------------------------------------------------------------
 def inspect_all(places: Sequence[Place], workers: int) -> Iterator[tuple[int, Inspected]]:
-    """Number and findings of every picture, in the order in which they are done.
+    """Number and findings of every image, in the order in which they are done.
 
     Raises:
         InputError: a process died.
@@ -216,7 +216,7 @@ def inspect_all(places: Sequence[Place], workers: int) -> Iterator[tuple[int, In
                 yield from enumerate(done.result(), start)
     except BrokenProcessPool as error:
         raise InputError(
-            "a process that reads pictures has died, for lack of memory perhaps; set `workers` to 1 (in a script of "
+            "a process that reads images has died, for lack of memory perhaps; set `workers` to 1 (in a script of "
             "your own, the call must stand below `if __name__ == '__main__':`)"
         ) from error
     finally:

@@ -21,7 +21,7 @@ MOST_FILES = 64
 
 
 class Remembered:
-    """The findings on the pictures of one folder or archive, by name, size and time.
+    """The findings on the images of one folder or archive, by name, size and time.
 
     Args:
         home: names the folder or archive.

@@ -30,7 +30,7 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Embedded:
-    """The readable pictures of a split: rows of the collection, (N,), unit features, (N, d), and labels, (N,)."""
+    """The readable images of a split: rows of the collection, (N,), unit features, (N, d), and labels, (N,)."""
 
     rows: NDArray[np.int64]
     features: Tensor
@@ -44,7 +44,7 @@ def suspects(
 
     Args:
         collection: with a dataset and a recipe.
-        seen: what was found on its pictures; those that cannot be read are left out.
+        seen: what was found on its images; those that cannot be read are left out.
         neighbours: training images that must agree.
         device: "auto", or torch's name of one.
     """

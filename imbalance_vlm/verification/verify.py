@@ -17,7 +17,7 @@ from PIL import Image
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.longtail import LongTail
 from imbalance_vlm.progress import bar
-from imbalance_vlm.verification.collection import Collection, Picture, collect
+from imbalance_vlm.verification.collection import Collection, ListedImage, collect
 from imbalance_vlm.verification.duplicates import groups_of, near_pairs
 from imbalance_vlm.verification.inspecting import (
     Inspected,
@@ -25,7 +25,7 @@ from imbalance_vlm.verification.inspecting import (
     bombs_refused,
     grey_values,
     inspect_all,
-    inspect_picture,
+    inspect_image,
     state,
 )
 from imbalance_vlm.verification.published import benchmark_of, compare
@@ -34,7 +34,7 @@ from imbalance_vlm.verification.remembered import Remembered
 KINDS = {
     "missing": "listed, and there is no such file",
     "zero_byte": "a file without content",
-    "truncated": "ends before its picture does: copied or downloaded in part",
+    "truncated": "ends before its image does: copied or downloaded in part",
     "unreadable": "cannot be decoded, or not opened",
     "bomb": "so large once unpacked that opening it is an attack or a mistake",
     "path_traversal": "a name in an archive that leads out of the folder it is unpacked in",
@@ -42,21 +42,21 @@ KINDS = {
     "special_file": "a device or a pipe in an archive",
     "repeated_name": "a name that comes twice in an archive",
     "damaged_archive": "an archive that ends too early",
-    "no_class": "a picture in no class folder",
-    "empty_class": "a class without a picture to train on",
+    "no_class": "an image in no class folder",
+    "empty_class": "a class without an image to train on",
     "published": "another number than the published one",
     "leak": "the same bytes in two splits",
-    "near_leak": "nearly the same picture in two splits",
+    "near_leak": "nearly the same image in two splits",
     "label_conflict": "the same bytes under two classes",
     "duplicate": "the same bytes twice in one split",
-    "near_duplicate": "nearly the same picture twice in one split",
+    "near_duplicate": "nearly the same image twice in one split",
     "label_suspect": "all nearest neighbours in training are of one other class",
 }
 """What is looked for, the worst first."""
 COLUMNS = ["kind", "split", "class", "path", "other", "detail"]
 BROKEN = ("missing", "zero_byte", "truncated", "unreadable", "bomb")
 NEAR = 12
-"""Bits of 128 in which the hashes of nearly equal pictures may differ. JPEG copies of photographs of 32 x 32 pixels
+"""Bits of 128 in which the hashes of nearly equal images may differ. JPEG copies of photographs of 32 x 32 pixels
 differ in 4 at the median and 8 at the 90th percentile at quality 60, in 7 and 14 at quality 30. More find more and
 take longer: on CIFAR-10-LT, 7 bits find 39 pairs, 12 find 81 and 18 find 142."""
 ALIKE = 0.95
@@ -74,7 +74,7 @@ class Verification:
         name: of the dataset.
         source: as the user named it.
         class_names: (C,) names.
-        counts: (C,) pictures of each class, by split, as listed.
+        counts: (C,) images of each class, by split, as listed.
         findings: a row for each, with the columns of `COLUMNS`.
         groups: class labels of many, medium and few, by the thresholds.
         thresholds: many are more than the first, few are less than the second.
@@ -117,9 +117,9 @@ def verify(
     workers: int | None = None,
     device: str = "auto",
 ) -> Verification:
-    """Look at every picture of a dataset, and at the dataset as a whole.
+    """Look at every image of a dataset, and at the dataset as a whole.
 
-    What was found on a picture is kept in the cache folder, so a second call, or one after a kill, only reads what has
+    What was found on an image is kept in the cache folder, so a second call, or one after a kill, only reads what has
     changed since.
 
     Args:
@@ -127,9 +127,9 @@ def verify(
         overrides: `key.path=value` strings.
         embeddings: also look for wrong labels, among the neighbours in the space of the recipe's encoder.
         neighbours: how many must agree on another class.
-        near: bits in which the perceptual hashes (128 bits) of nearly equal pictures may differ; -1 leaves them out.
+        near: bits in which the perceptual hashes (128 bits) of nearly equal images may differ; -1 leaves them out.
         ignore: kinds of findings to leave out (the keys of `KINDS`).
-        workers: processes that read pictures; None for one a core.
+        workers: processes that read images; None for one a core.
         device: where the encoder runs.
 
     Raises:
@@ -150,12 +150,12 @@ def verify(
             f"`embeddings` needs an encoder, and {collection.source} names none; verify a recipe, or add "
             "encoder.name=NAME"
         )
-    seen = inspect_pictures(collection, (os.cpu_count() or 1) if workers is None else workers)
-    pictures, names = collection.pictures, collection.class_names
+    seen = inspect_images(collection, (os.cpu_count() or 1) if workers is None else workers)
+    images, names = collection.images, collection.class_names
     rows = [_row(kind, path=name, detail=detail) for kind, name, detail in collection.findings]
     rows += [
         _row_of(one, names, found.problem, detail=found.detail)
-        for one, found in zip(pictures, seen, strict=True)
+        for one, found in zip(images, seen, strict=True)
         if found.problem
     ]
     counts = {split: collection.counts(split) for split in collection.splits}
@@ -187,7 +187,7 @@ def verify(
 
         for row, other, share in suspects(collection, seen, neighbours, device):
             detail = f"all {share} nearest training images are of that class"
-            rows.append(_row_of(pictures[row], names, "label_suspect", names[other], detail))
+            rows.append(_row_of(images[row], names, "label_suspect", names[other], detail))
     frame = pd.DataFrame([row for row in rows if row["kind"] not in ignore], columns=COLUMNS, dtype=object)
     frame = frame.sort_values("kind", key=lambda kinds: kinds.map(list(KINDS).index), kind="stable", ignore_index=True)
     return Verification(
@@ -210,21 +210,21 @@ def _row(
     return dict(zip(COLUMNS, (kind, split, name, path, other, detail), strict=True))
 
 
-def _row_of(one: Picture, names: Sequence[str], kind: str, other: str = "", detail: str = "") -> dict[str, str]:
+def _row_of(one: ListedImage, names: Sequence[str], kind: str, other: str = "", detail: str = "") -> dict[str, str]:
     return _row(kind, one.split, names[one.label] if one.label >= 0 else "", one.name, other, detail)
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
-def inspect_pictures(collection: Collection, workers: int) -> list[Inspected]:
-    """What is found on each picture: remembered, or looked at now."""
-    pictures = collection.pictures
-    seen: list[Inspected | None] = [one.told for one in pictures]
+# -- images --------------------------------------------------------------------------------------------------------
+def inspect_images(collection: Collection, workers: int) -> list[Inspected]:
+    """What is found on each image: remembered, or looked at now."""
+    images = collection.images
+    seen: list[Inspected | None] = [one.told for one in images]
     stores: dict[str, Remembered] = {}
     same: dict[tuple[str, str], list[int]] = {}  # a file that is listed twice is read once
     states: dict[tuple[str, str], tuple[int, int]] = {}
     todo: list[Place] = []
     keys: list[tuple[str, str]] = []
-    for row, one in enumerate(pictures):
+    for row, one in enumerate(images):
         if seen[row] is not None or one.place is None:
             continue
         key = (one.home, one.name)
@@ -241,8 +241,8 @@ def inspect_pictures(collection: Collection, workers: int) -> list[Inspected]:
         if seen[row] is None:
             todo.append(one.place)
             keys.append(key)
-    in_memory = [row for row, one in enumerate(pictures) if one.memory is not None]
-    with bar(len(pictures), "inspect", "img", len(pictures) - len(todo) - len(in_memory)) as progress:
+    in_memory = [row for row, one in enumerate(images) if one.memory is not None]
+    with bar(len(images), "inspect", "img", len(images) - len(todo) - len(in_memory)) as progress:
         try:
             for number, found in inspect_all(todo, workers):
                 key = keys[number]
@@ -253,7 +253,7 @@ def inspect_pictures(collection: Collection, workers: int) -> list[Inspected]:
             for store in stores.values():
                 store.flush()
         for row in in_memory:
-            seen[row] = _in_memory(pictures[row])
+            seen[row] = _in_memory(images[row])
             progress.update()
     for rows in same.values():
         for row in rows[1:]:
@@ -261,41 +261,41 @@ def inspect_pictures(collection: Collection, workers: int) -> list[Inspected]:
     return [found or Inspected("unreadable") for found in seen]
 
 
-def _in_memory(one: Picture) -> Inspected:
+def _in_memory(one: ListedImage) -> Inspected:
     if one.memory is None:
         raise ValueError(f"{one.name} is not in memory")
     images, row = one.memory
     try:
         with bombs_refused():
-            return inspect_picture(images[row])
+            return inspect_image(images[row])
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return Inspected("bomb", str(error))
     except Exception as error:  # decoders raise a dozen types, all of which mean the same here
         return Inspected("unreadable", " ".join(str(error).split())[:200] or type(error).__name__)
 
 
-def picture_of(one: Picture) -> Image.Image:
-    """The picture itself, small enough to show; raises whatever its decoder does."""
+def load_image(one: ListedImage) -> Image.Image:
+    """The image itself, small enough to show; raises whatever its decoder does."""
     with bombs_refused():
         if one.memory is not None:
             return one.memory[0][one.memory[1]]
         if one.place is None:
             raise ValueError(f"{one.name} was read as it streamed by")
-        with Image.open(io.BytesIO(one.place.read())) as picture:
-            picture.draft("RGB", (256, 256))
-            picture.load()
-            return picture
+        with Image.open(io.BytesIO(one.place.read())) as image:
+            image.draft("RGB", (256, 256))
+            image.load()
+            return image
 
 
 # -- twice -----------------------------------------------------------------------------------------------------------
 def _duplicates(collection: Collection, seen: Sequence[Inspected], near: int) -> tuple[list[dict[str, str]], list[str]]:
-    pictures, names = collection.pictures, collection.class_names
+    images, names = collection.images, collection.class_names
     rows: list[dict[str, str]] = []
     second: set[int] = set()
     for group in groups_of([found.content if not found.problem else "" for found in seen]):
-        first = pictures[group[0]]
+        first = images[group[0]]
         for row in group[1:]:
-            one = pictures[row]
+            one = images[row]
             second.add(row)
             differs = "" if one.label == first.label else f"there of class {_name(names, first.label)!r}"
             kind = "leak" if one.split != first.split else "label_conflict" if differs else "duplicate"
@@ -303,9 +303,9 @@ def _duplicates(collection: Collection, seen: Sequence[Inspected], near: int) ->
             twice = "the same path, listed twice" if (one.home, one.name) == (first.home, first.name) else ""
             rows.append(_row_of(one, names, kind, first.name, "; ".join(filter(None, (where, differs, twice)))))
     if near < 0:
-        return rows, ["nearly equal pictures were not looked for"]
-    candidates, complete = _near(pictures, seen, second, near)
-    notes = [] if complete else ["so many pictures look alike that not all pairs were compared"]
+        return rows, ["nearly equal images were not looked for"]
+    candidates, complete = _near(images, seen, second, near)
+    notes = [] if complete else ["so many images look alike that not all pairs were compared"]
     if len(candidates) > MOST_CONFIRMED:
         notes.append(f"of {len(candidates):,} pairs that look alike the nearest {MOST_CONFIRMED:,} are reported")
         candidates = candidates[:MOST_CONFIRMED]
@@ -314,9 +314,9 @@ def _duplicates(collection: Collection, seen: Sequence[Inspected], near: int) ->
     with bar(len(candidates), "compare", "pair") as progress:
         for left, right, distance in candidates:
             progress.update()
-            one, first = pictures[right], pictures[left]
+            one, first = images[right], images[left]
             kind = "near_leak" if one.split != first.split else "near_duplicate"
-            if (right, kind) in reported or not _alike(pictures, left, right, greys):
+            if (right, kind) in reported or not _alike(images, left, right, greys):
                 continue
             reported.add((right, kind))
             differs = "" if one.label == first.label else f"there of class {_name(names, first.label)!r}"
@@ -331,7 +331,7 @@ def _name(names: Sequence[str], label: int) -> str:
 
 
 def _near(
-    pictures: Sequence[Picture], seen: Sequence[Inspected], second: set[int], near: int
+    images: Sequence[ListedImage], seen: Sequence[Inspected], second: set[int], near: int
 ) -> tuple[list[tuple[int, int, int]], bool]:
     """(earlier row, later row, bits) of the pairs that the hashes propose, the nearest first; whether that is all."""
     rows_of: dict[str, list[int]] = {}
@@ -348,18 +348,18 @@ def _near(
         found_pairs = near_pairs(hashes, near)
         complete = found_pairs.complete
         # Of many that look the same, the first of each split stands for them.
-        firsts = [list({pictures[row].split: row for row in reversed(rows)}.values()) for rows in groups]
+        firsts = [list({images[row].split: row for row in reversed(rows)}.values()) for rows in groups]
         for (left, right), distance in zip(found_pairs.rows.tolist(), found_pairs.distances.tolist(), strict=True):
             pairs += [(min(a, b), max(a, b), distance) for a in firsts[left] for b in firsts[right]]
     return sorted(pairs, key=lambda pair: (pair[2], pair[1], pair[0])), complete
 
 
-def _alike(pictures: Sequence[Picture], left: int, right: int, greys: dict[int, NDArray[np.float64] | None]) -> bool:
-    """Whether two pictures are alike in 16 x 16 grey values; a picture that streamed by goes by its hash alone."""
+def _alike(images: Sequence[ListedImage], left: int, right: int, greys: dict[int, NDArray[np.float64] | None]) -> bool:
+    """Whether two images are alike in 16 x 16 grey values; an image that streamed by goes by its hash alone."""
     for row in (left, right):
         if row not in greys:
             try:
-                values = grey_values(picture_of(pictures[row]), 16).ravel().astype(np.float64)
+                values = grey_values(load_image(images[row]), 16).ravel().astype(np.float64)
                 centred = values - values.mean()
                 greys[row] = centred / max(float(np.linalg.norm(centred)), 1e-9)
             except Exception:  # it could be read a moment ago, or streamed by

@@ -11,7 +11,7 @@ import torch
 
 from imbalance_vlm import InputError
 from imbalance_vlm.benchmarks.data import bench_data
-from imbalance_vlm.benchmarks.train import bench_train, peak_mb, pictures
+from imbalance_vlm.benchmarks.train import bench_train, generated_images, peak_mb
 from imbalance_vlm.data.dataset import FileImages
 from imbalance_vlm.tuning.peft.adaptformer import ParallelBottleneck
 
@@ -44,8 +44,8 @@ def test_the_plain_adapter_computes_the_same() -> None:
     torch.testing.assert_close(train._scaled_output(module, x), module(x))
 
 
-def test_generated_pictures_are_files_of_many_classes(tmp_path: Path) -> None:
-    split = pictures(tmp_path, 12, 40, 30)
+def test_generated_images_are_files_of_many_classes(tmp_path: Path) -> None:
+    split = generated_images(tmp_path, 12, 40, 30)
     assert isinstance(split.images, FileImages)
     assert split.images[0].size == (40, 30)
     assert len(np.unique(split.labels)) > 3

@@ -1,4 +1,4 @@
-"""Miniatures of every dataset in its real layout, with real class names: a few classes, a few pictures each.
+"""Miniatures of every dataset in its real layout, with real class names: a few classes, a few images each.
 
 `MINIATURES[name](folder)` writes one below `folder` and gives the `data` section of a recipe for it.
 """
@@ -23,7 +23,7 @@ from imbalance_vlm.data.few_shot import SETS, VARIANTS
 Section = dict[str, Any]
 
 TRAIN_COUNTS = (6, 4, 3, 2)
-"""Training pictures of the four classes of a long-tailed miniature; all of them have two to validate and to test on."""
+"""Training images of the four classes of a long-tailed miniature; all of them have two to validate and to test on."""
 WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n03773504": "missile", "n04008634": "missile"}
 PLACES = ("airfield", "airplane_cabin", "apartment_building-outdoor", "zen_garden")
 SPECIES = (("Hermodice carunculata", "Amphinomidae"), ("Phragmatopoma californica", "Sabellariidae"),
@@ -43,8 +43,8 @@ FEW_SHOT_NAMES = {
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def picture(file: Path, shade: int = 0, size: int = 8) -> None:
-    """A small noisy picture of the colour of its shade; its format follows the name, its noise the last two parts."""
+def write_image(file: Path, shade: int = 0, size: int = 8) -> None:
+    """A small noisy image of the colour of its shade; its format follows the name, its noise the last two parts."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encoded(file.suffix, shade, size, zlib.crc32("/".join(file.parts[-2:]).encode())))
 
@@ -59,11 +59,11 @@ def encoded(suffix: str, shade: int, size: int = 8, noise: int = 0) -> bytes:
 
 
 def write_list(root: Path, file: Path, lines: Sequence[tuple[str, int]]) -> None:
-    """A list file and the pictures that it names."""
+    """A list file and the images that it names."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{path} {label}\n" for path, label in lines), encoding="utf-8")
     for path, label in lines:
-        picture(root / path, label)
+        write_image(root / path, label)
 
 
 def imagenet_lt(folder: Path) -> Section:
@@ -109,7 +109,7 @@ def inat2018(folder: Path) -> Section:
 
 
 def write_batch(file: Path, labels: Sequence[int], key: str) -> None:
-    """Pictures of CIFAR's form, 3072 bytes a row; a row begins with its number, so that a draw can be followed."""
+    """Images of CIFAR's form, 3072 bytes a row; a row begins with its number, so that a draw can be followed."""
     rng = np.random.default_rng(zlib.crc32(file.name.encode()))
     data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
     data[:, 0], data[:, 1] = np.arange(len(labels)) % 256, np.arange(len(labels)) // 256
@@ -152,7 +152,7 @@ def few_shot(name: str, per_class: Mapping[str, int] | None = None) -> Callable[
                 for number in range(count):
                     path = f"{class_name.replace(' ', '_')}/{split} {number}.jpg"
                     lines.append([path, label, class_name])
-                    picture(own / described.images / path, label)
+                    write_image(own / described.images / path, label)
         own.joinpath(f"split_zhou_{described.split}.json").write_text(json.dumps(splits), encoding="utf-8")
         return {"name": name, "root": str(folder / "few_shot")}
 
@@ -169,7 +169,7 @@ def fgvc_aircraft(folder: Path) -> Section:
             for which in range(count):
                 image = f"{number}{label}{which:05d}"
                 lines.append(f"{image} {variant}\n")
-                picture(own / "images" / f"{image}.jpg", label)
+                write_image(own / "images" / f"{image}.jpg", label)
         (own / f"images_variant_{split}.txt").write_text("".join(lines))
     return {"name": "fgvc_aircraft", "root": str(folder / "few_shot")}
 
@@ -178,21 +178,21 @@ def imagenet(folder: Path) -> Section:
     images = folder / "few_shot" / "imagenet" / "images"
     for label, wnid in enumerate(WNIDS):
         for number in range(5):
-            picture(images / "train" / wnid / f"{wnid}_{number}.JPEG", label)
+            write_image(images / "train" / wnid / f"{wnid}_{number}.JPEG", label)
         for number in range(2):
-            picture(images / "val" / wnid / f"ILSVRC2012_val_000{label}{number}.JPEG", label)
+            write_image(images / "val" / wnid / f"ILSVRC2012_val_000{label}{number}.JPEG", label)
     return {"name": "imagenet", "root": str(folder / "few_shot")}
 
 
 def variant(name: str) -> Callable[[Path], Section]:
-    """A variant of ImageNet: two test pictures for each class folder, which V2 calls by its label."""
+    """A variant of ImageNet: two test images for each class folder, which V2 calls by its label."""
     own, images = VARIANTS[name]
     folders = ("0", "2", "10", "999") if name == "imagenet_v2" else tuple(WNIDS)
 
     def write(folder: Path) -> Section:
         for label, class_folder in enumerate(folders):
             for number in range(2):
-                picture(folder / "few_shot" / own / images / class_folder / f"{number}.jpeg", label)
+                write_image(folder / "few_shot" / own / images / class_folder / f"{number}.jpeg", label)
         return {"name": name, "root": str(folder / "few_shot")}
 
     return write
@@ -204,7 +204,7 @@ USERS_OWN = {"red apple": 6, "green leaf": 4, "blue car": 3, "white cup": 3}
 def folder(folder: Path) -> Section:
     for label, (name, count) in enumerate(USERS_OWN.items()):
         for number in range(count):
-            picture(folder / "own" / name / f"{number}.png", label)
+            write_image(folder / "own" / name / f"{number}.png", label)
     return {"name": "folder", "root": str(folder / "own")}
 
 
@@ -213,8 +213,8 @@ def table(folder: Path) -> Section:
     rows = []
     for label, (name, count) in enumerate(USERS_OWN.items()):
         for number in range(count):
-            rows.append((f"pictures/{name} {number}.png", name))
-            picture(root / rows[-1][0], label)
+            rows.append((f"images/{name} {number}.png", name))
+            write_image(root / rows[-1][0], label)
     with (root / "animals.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("path", "label"), *rows])
     return {"name": "table", "file": str(root / "animals.csv")}

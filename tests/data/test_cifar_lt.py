@@ -71,7 +71,7 @@ def test_the_draw_is_the_one_that_papers_share() -> None:
     assert np.array_equal(np.random.get_state()[1], state[1]), "the global generator must not move"
 
 
-def test_pictures_and_labels_come_whole(root: Path) -> None:
+def test_images_and_labels_come_whole(root: Path) -> None:
     data = cifar10_lt(root=root, imbalance=1)
     assert data.class_names == miniatures.CIFAR10
     assert data.counts.tolist() == [20] * 10

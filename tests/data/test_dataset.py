@@ -70,13 +70,13 @@ def test_pixels_are_rgb_bytes(pixels: Any) -> None:
         ArrayImages(pixels)
 
 
-def test_a_changed_picture_or_label_changes_the_fingerprint() -> None:
+def test_a_changed_image_or_label_changes_the_fingerprint() -> None:
     assert images(2).fingerprint == images(2).fingerprint
     assert images(2).fingerprint != images(2, seed=1).fingerprint
     assert split([0, 1]).fingerprint != split([1, 0]).fingerprint
 
 
-def test_taking_rows_takes_pictures_and_labels_together() -> None:
+def test_taking_rows_takes_images_and_labels_together() -> None:
     whole = split([0, 1, 0])
     part = whole.take(np.array([2, 1]))
     assert part.labels.tolist() == [0, 1]

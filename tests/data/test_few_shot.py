@@ -80,7 +80,7 @@ def test_variants_are_for_testing_alone(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_wnid_is_refused(tmp_path: Path) -> None:
     section = miniatures.MINIATURES["imagenet_a"](tmp_path)
-    miniatures.picture(tmp_path / "few_shot/imagenet-adversarial/imagenet-a/cats/1.jpg")
+    miniatures.write_image(tmp_path / "few_shot/imagenet-adversarial/imagenet-a/cats/1.jpg")
     with pytest.raises(InputError, match="must be a wnid that the 1000 ImageNet classes names.*got 'cats'"):
         build(section)
 
@@ -172,13 +172,13 @@ REAL = {
 def test_real_split_files_parse_and_cut_into_base_and_novel(name: str, tmp_path: Path) -> None:
     listed, names = read_split_file(LISTS / f"split_zhou_{name}.json")
     assert len(set(names)) == sum(REAL[name])
-    # A handful of pictures of every split stand for the rest; the class names and labels are the real ones.
+    # A handful of images of every split stand for the rest; the class names and labels are the real ones.
     for lines in listed.values():
         first = {int(label): path for path, label in zip(reversed(lines.paths), reversed(lines.labels), strict=True)}
         for path in list(first.values()):
-            picture = tmp_path / path
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(b"")
+            image = tmp_path / path
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(b"")
     splits, skipped = splits_of(tmp_path, listed, "skip")
     data = Dataset(name, names, splits, skipped=skipped)
     base, novel = base_novel(data)

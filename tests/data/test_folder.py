@@ -13,20 +13,20 @@ from PIL import Image
 from imbalance_vlm import InputError, run
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.folder import folder
-from tests.conftest import COUNTS, write_pictures
+from tests.conftest import COUNTS, write_images
 
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
     """One folder with a folder for each class."""
-    write_pictures(tmp_path / "flat", COUNTS)
+    write_images(tmp_path / "flat", COUNTS)
     return tmp_path / "flat"
 
 
 @pytest.fixture
-def own(pictures: Path, tmp_path: Path) -> Path:
+def own(images: Path, tmp_path: Path) -> Path:
     """A copy of the tiny set that a test may break."""
-    return Path(shutil.copytree(pictures, tmp_path / "own"))
+    return Path(shutil.copytree(images, tmp_path / "own"))
 
 
 def jpeg(path: Path, keep: float = 1.0) -> Path:
@@ -44,8 +44,8 @@ def names(data: Dataset, split: str) -> set[str]:
     return {images.name(row) for row in range(len(images))}
 
 
-def test_train_and_test_folders_are_used_as_they_are(pictures: Path) -> None:
-    data = folder(root=pictures)
+def test_train_and_test_folders_are_used_as_they_are(images: Path) -> None:
+    data = folder(root=images)
     assert data.class_names == ("blue car", "green leaf", "red apple", "white cup")
     assert data.counts.tolist() == [6, 12, 24, 3]
     assert {split: len(s) for split, s in data.splits.items()} == {"train": 45, "test": 20}
@@ -68,7 +68,7 @@ def test_one_folder_is_split_by_seed(flat: Path) -> None:
 
 @pytest.mark.parametrize("fractions", [(0.2, 0.0), (0.9, 0.0), (0.5, 0.49), (0.99, 0.9)])
 def test_every_class_keeps_a_training_image(flat: Path, fractions: tuple[float, float]) -> None:
-    write_pictures(flat, {"red_apple": 1})
+    write_images(flat, {"red_apple": 1})
     shutil.copytree(flat / "white_cup", flat / "single")
     for file in sorted((flat / "single").iterdir())[1:]:
         file.unlink()
@@ -77,7 +77,7 @@ def test_every_class_keeps_a_training_image(flat: Path, fractions: tuple[float, 
 
 
 def test_a_folder_of_single_images_has_nothing_to_test_on(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "s", dict.fromkeys(COUNTS, 1))
+    write_images(tmp_path / "s", dict.fromkeys(COUNTS, 1))
     with pytest.raises(InputError, match="must have images for 'test'"):
         folder(root=tmp_path / "s")
 
@@ -89,7 +89,7 @@ def test_a_missing_folder_and_one_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"got the file .*photos\.csv.*data\.name=table"):
         folder(root=tmp_path / "photos.csv")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    (tmp_path / "empty" / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "empty" / "cat" / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match=r"must hold class folders with images.*It holds: cat"):
         folder(root=tmp_path / "empty")
 
@@ -113,7 +113,7 @@ def test_unreadable_images_are_all_listed(own: Path) -> None:
     jpeg(own / "train" / "blue_car" / "whole.jpg")
     jpeg(own / "train" / "blue_car" / "cut.jpg", keep=0.9)
     (own / "test" / "red_apple" / "zero.png").touch()
-    (own / "train" / "red_apple" / "text.png").write_text("no picture")
+    (own / "train" / "red_apple" / "text.png").write_text("no image")
     with pytest.raises(InputError) as error:
         folder(root=own)
     message = str(error.value)
@@ -192,22 +192,22 @@ def test_folders_that_give_one_class_name_are_refused(own: Path) -> None:
 @pytest.mark.parametrize("names", [("train", "val"), ("Train", "Test"), ("train", "valid")])
 def test_splits_by_other_names_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:
-        write_pictures(tmp_path / "photos" / name, {"red_apple": 2, "blue_car": 2})
+        write_images(tmp_path / "photos" / name, {"red_apple": 2, "blue_car": 2})
     with pytest.raises(InputError, match="look like splits"):
         folder(root=tmp_path / "photos")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "photos", {"red_apple": 5})
+    write_images(tmp_path / "photos", {"red_apple": 5})
     (tmp_path / "photos" / "red_apple").rename(tmp_path / "photos" / "train")
-    write_pictures(tmp_path / "photos", {"blue_car": 5})
+    write_images(tmp_path / "photos", {"blue_car": 5})
     assert folder(root=tmp_path / "photos").class_names == ("blue car", "train")
 
 
-def test_validation_images_are_drawn_from_a_train_folder(pictures: Path) -> None:
+def test_validation_images_are_drawn_from_a_train_folder(images: Path) -> None:
     """Where test/ is given and val/ is not: train and val share the train folder, test stays as it is."""
-    whole, cut = folder(root=pictures), folder(root=pictures, val_fraction=0.25)
-    names = {split: {images.images.name(row) for row in range(len(images))} for split, images in cut.splits.items()}
+    whole, cut = folder(root=images), folder(root=images, val_fraction=0.25)
+    names = {split: {part.images.name(row) for row in range(len(part))} for split, part in cut.splits.items()}
     assert not names["train"] & names["val"]
     assert len(names["train"] | names["val"]) == len(whole.splits["train"])
     assert len(cut.splits["test"]) == len(whole.splits["test"])

@@ -26,12 +26,12 @@ def _save(folder: Path, splits: dict[str, list[Any]], names: list[str] | None, a
     import datasets
 
     def part(labels: list[Any]) -> Any:
-        pictures = [Image.new("L", (4, 4), 10 * row) for row in range(len(labels))]
+        images = [Image.new("L", (4, 4), 10 * row) for row in range(len(labels))]
         words = (
             datasets.ClassLabel(names=names) if names else datasets.Value("string" if labels[0] == "fox" else "int64")
         )
         kinds = datasets.Features({"image": datasets.Image(), "label": words, "note": datasets.Value("string")})
-        columns = {"image": pictures, "label": labels, "note": ["x"] * len(labels)}
+        columns = {"image": images, "label": labels, "note": ["x"] * len(labels)}
         return datasets.Dataset.from_dict(columns, features=kinds)
 
     made = {name: part(labels) for name, labels in splits.items()}
@@ -45,8 +45,8 @@ def test_a_dataset_dict_with_class_labels(tmp_path: Path) -> None:
     data = hf_disk(root=root)
     assert (data.name, data.class_names, data.counts.tolist()) == ("hf", ("red fox", "owl"), [2, 1])
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 3, "val": 1, "test": 2}
-    picture = data.splits["train"].images[1]
-    assert (picture.mode, picture.getpixel((0, 0))) == ("RGB", (10, 10, 10))
+    image = data.splits["train"].images[1]
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (10, 10, 10))
 
 
 @needs_datasets

@@ -14,7 +14,7 @@ from imbalance_vlm.data.class_names import distinct, imagenet_names, of_wnids, r
 from imbalance_vlm.data.lists import Listed, check_labels, find, read_list, splits_of, there
 from imbalance_vlm.data.long_tailed import class_folders, species_names
 from imbalance_vlm.longtail import LongTail
-from tests.data.miniatures import picture
+from tests.data.miniatures import write_image
 from tests.data.shared import LISTS, needs_lists
 
 
@@ -79,7 +79,7 @@ def test_a_missing_list_says_where_what_and_whence(tmp_path: Path) -> None:
 def test_missing_images_are_counted_and_the_first_five_shown(tmp_path: Path, number: int) -> None:
     paths = tuple(f"a/{row}.png" for row in range(number * 10))
     for path in paths[number:]:
-        picture(tmp_path / path)
+        write_image(tmp_path / path)
     listed = {"train": Listed(paths, np.zeros(len(paths), np.int64))}
     assert there(tmp_path, paths).tolist() == [row >= number for row in range(len(paths))]
     with pytest.raises(InputError) as error:

@@ -1,4 +1,4 @@
-"""Pictures to batches: workers that stay, and two decoders that agree."""
+"""Images to batches: workers that stay, and two decoders that agree."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def preprocessing(size: int = 16) -> v1.Compose:
 
 
 class ToTensor:
-    """A picture's numbers, and in the last place the process that made them."""
+    """An image's numbers, and in the last place the process that made them."""
 
     def __init__(self, add: int = 0) -> None:
         self.add = add
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return torch.cat([torch.tensor(np.array(picture)).flatten()[:3].long() + self.add, torch.tensor([os.getpid()])])
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.cat([torch.tensor(np.array(image)).flatten()[:3].long() + self.add, torch.tensor([os.getpid()])])
 
 
 def smooth(seed: int, width: int, height: int) -> Image.Image:
@@ -61,7 +61,7 @@ def files(tmp_path: Path) -> FileImages:
 
 
 def seen(batches: Iterator[Tensor]) -> tuple[list[list[int]], set[int]]:
-    """Numbers of the pictures, and who decoded them."""
+    """Numbers of the images, and who decoded them."""
     found = list(batches)
     return [batch[:, 0].tolist() for batch in found], {int(one) for batch in found for one in batch[:, -1]}
 
@@ -94,7 +94,7 @@ def test_two_passes_at_once(files: FileImages) -> None:
     assert found == [0, 2, 1, 3]
 
 
-def test_one_batch_and_pictures_in_memory_need_no_worker(files: FileImages) -> None:
+def test_one_batch_and_images_in_memory_need_no_worker(files: FileImages) -> None:
     assert seen(PixelLoader(files, [ToTensor()]).batches([[1, 2]]))[1] == {os.getpid()}
     pixels = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
     found, by = seen(PixelLoader(ArrayImages(pixels), [ToTensor()]).batches([[3], [0, 1]]))
@@ -147,12 +147,12 @@ def test_what_torchvision_does_not_read_as_pil_does(suffix: str, mode: str, tmp_
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (17, 90), (16, 16), (9, 12)])
-def test_preprocessing_on_tensors_is_that_on_pictures(width: int, height: int) -> None:
-    picture = smooth(1, width, height)
+def test_preprocessing_on_tensors_is_that_on_images(width: int, height: int) -> None:
+    image = smooth(1, width, height)
     on_tensor = on_tensors(preprocessing())
     assert on_tensor is not None
-    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    found, wanted = on_tensor(tensor), preprocessing()(picture)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    found, wanted = on_tensor(tensor), preprocessing()(image)
     assert found.shape == wanted.shape == (3, 16, 16)
     assert float((found - wanted).abs().max()) <= 1.01 / 255 / 0.2, "one step of 255 before it is divided"
     torch.testing.assert_close(on_tensor(torch.stack([tensor, tensor]))[1], found)
@@ -166,15 +166,15 @@ def test_the_libraries_own_preprocessing_has_a_counterpart(tiny_clip: str) -> No
     from imbalance_vlm import create_encoder
 
     net = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8)
-    picture = smooth(3, 60, 40)
+    image = smooth(3, 60, 40)
     for transform, size in (
         (create_encoder(tiny_clip).transform, 16),
         (create_transform(**(resolve_data_config(model=net) | {"input_size": (3, 16, 16)})), 16),
     ):
         on_tensor = on_tensors(transform)
         assert on_tensor is not None
-        found = on_tensor(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-        assert float((found - transform(picture)).abs().max()) <= 1.01 / 255 / 0.22
+        found = on_tensor(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        assert float((found - transform(image)).abs().max()) <= 1.01 / 255 / 0.22
         exact = on_whole_batch(transform, size, size) if "CenterCrop" in str(transform) else None
         if exact is not None:
             images = memory(4, size, size)
@@ -199,8 +199,8 @@ def test_both_decoders_through_the_loader(tmp_path: Path) -> None:
     assert float((pil - other).abs().max()) <= 1.01 / 255 / 0.2
 
 
-def test_views_and_pictures_in_memory_leave_pil_too() -> None:
-    from imbalance_vlm.data.decoding import OfPicture
+def test_views_and_images_in_memory_leave_pil_too() -> None:
+    from imbalance_vlm.data.decoding import OnImage
     from imbalance_vlm.encoders.features import CroppedView
 
     pixels = np.stack([np.asarray(smooth(number, 40, 30)) for number in range(3)])
@@ -210,14 +210,14 @@ def test_views_and_pictures_in_memory_leave_pil_too() -> None:
             for decoder in ("pil", "torchvision")
         )
         changed = other.dataset.transforms[0]
-        assert isinstance(getattr(changed, "base", changed), OfPicture)
+        assert isinstance(getattr(changed, "base", changed), OnImage)
         first, second = (next(loader.batches([[2, 0]])) for loader in (pil, other))
         assert 0 < float((first - second).abs().max()) <= 1.01 / 255 / 0.2
 
 
 @pytest.mark.parametrize("decoder", ["pil", "torchvision"])
 def test_a_file_that_cannot_be_read_is_named(decoder: loading.Decoder, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"image 'bad\.png' cannot be read"):
         next(PixelLoader(FileImages(tmp_path, ("bad.png",)), [preprocessing()], decoder).batches([[0]]))
 
@@ -230,7 +230,7 @@ def test_an_unknown_decoder(files: FileImages) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_s_error_is_one_line(workers: int, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     loader = PixelLoader(FileImages(tmp_path, ("a.png", "bad.png")), [preprocessing()], workers=workers)
     with pytest.raises(InputError, match=r"^image 'bad\.png' cannot be read: cannot identify image file [^\n]*$"):
         list(loader.batches([[0], [1]]))
@@ -244,14 +244,14 @@ def memory(count: int, height: int, width: int) -> ArrayImages:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_pictures_in_memory_of_the_model_s_size_are_one_batch_to_the_last_bit(
+def test_images_in_memory_of_the_model_s_size_are_one_batch_to_the_last_bit(
     exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = memory(5, 16, 16 if exact else 18)
     loader = PixelLoader(images, [preprocessing()])
     one_by_one = torch.stack([preprocessing()(images[row]) for row in (4, 0, 2)])
     if exact:
-        monkeypatch.setattr(loading.TransformedImages, "__getitem__", None)  # no picture is made on the way
+        monkeypatch.setattr(loading.TransformedImages, "__getitem__", None)  # no image is made on the way
     (found,) = loader.batches([[4, 0, 2]])
     assert torch.equal(found, one_by_one)
 
@@ -294,13 +294,13 @@ def test_others_in_memory_go_through_torchvision_as_one_batch(monkeypatch: pytes
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> FileImages:
-    """A JPEG file, a PNG file, one that lies about its kind, a CMYK one, and one that is no picture."""
+    """A JPEG file, a PNG file, one that lies about its kind, a CMYK one, and one that is no image."""
     for number, name in enumerate(("a.jpg", "b.png")):
         smooth(number, 40, 30).save(tmp_path / name, quality=95)
     smooth(2, 30, 40).save(tmp_path / "c.png")
     (tmp_path / "c.png").rename(tmp_path / "c.jpg")
     smooth(3, 30, 40).convert("CMYK").save(tmp_path / "d.jpg", quality=95)
-    (tmp_path / "e.jpg").write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "e.jpg").write_bytes(b"\xff\xd8 no image")
     return FileImages(tmp_path, ("a.jpg", "b.png", "c.jpg", "d.jpg", "e.jpg"))
 
 
@@ -331,7 +331,7 @@ def test_workers_read_and_the_device_decodes(photographs: FileImages, monkeypatc
 
     monkeypatch.setattr(loading, "decode_on", seen)
     found = list(OnAGpu(photographs, preprocessing()).batches([[0, 1], [2, 3]]))
-    assert decoded == [[1, 3], [3, 1]], "bytes of JPEG files, pictures of others"
+    assert decoded == [[1, 3], [3, 1]], "bytes of JPEG files, images of others"
     wanted = list(PixelLoader(photographs, [preprocessing()]).batches([[0, 1], [2, 3]]))
     for one, other in zip(found, wanted, strict=True):
         assert float((one - other).abs().max()) <= 3 / 255 / 0.2

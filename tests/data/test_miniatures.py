@@ -43,19 +43,19 @@ def section(request: pytest.FixtureRequest, tmp_path: Path) -> Section:
     return MINIATURES[request.param](tmp_path / "data")
 
 
-def test_every_picture_can_be_read_in_every_split(section: Section) -> None:
+def test_every_image_can_be_read_in_every_split(section: Section) -> None:
     data = reader(section["name"])(**settings(section))
     for part in data.splits.values():
         assert all(part.images[row].mode == "RGB" for row in range(min(len(part), 20)))
         assert len({part.images.name(row) for row in range(len(part))}) == len(part)
 
 
-def test_no_picture_is_opened_before_it_is_asked_for(section: Section, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_opened_before_it_is_asked_for(section: Section, monkeypatch: pytest.MonkeyPatch) -> None:
     if section["name"] == "folder":
-        pytest.skip("a folder of one's own is read through first, to find broken pictures")
+        pytest.skip("a folder of one's own is read through first, to find broken images")
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a picture was opened")
+        raise AssertionError("an image was opened")
 
     monkeypatch.setattr(Image, "open", refuse)
     data = reader(section["name"])(**settings(section))
@@ -81,7 +81,7 @@ def test_the_same_files_give_the_same_set(section: Section) -> None:
     assert identify(**settings(section)) == identify(**settings(section))
 
 
-def test_a_picture_more_or_less_changes_the_identity(section: Section, tmp_path: Path) -> None:
+def test_an_image_more_or_less_changes_the_identity(section: Section, tmp_path: Path) -> None:
     identify = reader(section["name"]).identity  # type: ignore[attr-defined]
     before = identify(**settings(section))
     endings = (

@@ -1,4 +1,4 @@
-"""Copies of pictures at a smaller size: the same numbers, outside of the user's folder, whole or not there."""
+"""Copies of images at a smaller size: the same numbers, outside of the user's folder, whole or not there."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def pixels(images: Images, size: int) -> Iterator[torch.Tensor]:
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_scaled_as_torchvision_does(width: int, height: int) -> None:
-    picture = smooth(0, width, height)
-    wanted = resize(picture, [16], InterpolationMode.BICUBIC) if min(width, height) > 16 else picture
-    assert np.array_equal(np.asarray(resized(picture, 16)), np.asarray(wanted))
+    image = smooth(0, width, height)
+    wanted = resize(image, [16], InterpolationMode.BICUBIC) if min(width, height) > 16 else image
+    assert np.array_equal(np.asarray(resized(image, 16)), np.asarray(wanted))
 
 
 def test_at_the_model_s_size_no_number_is_other(photographs: FileImages, tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_at_the_model_s_size_no_number_is_other(photographs: FileImages, tmp_pat
         assert torch.equal(found, wanted)
 
 
-def test_a_copy_is_read_and_the_picture_is_not(photographs: FileImages, tmp_path: Path) -> None:
+def test_a_copy_is_read_and_the_image_is_not(photographs: FileImages, tmp_path: Path) -> None:
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     before = {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()}
     wanted = [np.asarray(copies[row]) for row in range(len(copies))]
     assert {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()} == before, "nothing is put there"
     made = [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
-    assert len(made) == len(SIZES) - 1, "a small picture needs none"
+    assert len(made) == len(SIZES) - 1, "a small image needs none"
     assert {path.suffix for path in made} == {".npy"}
     for path in made:
         np.save(path, np.load(path) ^ 1)
@@ -65,7 +65,7 @@ def test_a_copy_is_read_and_the_picture_is_not(photographs: FileImages, tmp_path
     assert all(np.array_equal(np.asarray(copies[row]), wanted[row] ^ 1) for row in larger)
 
 
-def test_a_changed_picture_has_another_copy(photographs: FileImages, tmp_path: Path) -> None:
+def test_a_changed_image_has_another_copy(photographs: FileImages, tmp_path: Path) -> None:
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     copies[0]
     path, fingerprint = copies.path(0), copies.fingerprint
@@ -106,7 +106,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert not [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
 
 
-def test_pictures_in_archives_have_copies_too(tmp_path: Path) -> None:
+def test_images_in_archives_have_copies_too(tmp_path: Path) -> None:
     content = []
     with (tmp_path / "a.tar").open("wb") as stream:
         for number in range(2):
@@ -129,15 +129,15 @@ def test_a_split_is_wrapped_only_where_it_pays(photographs: FileImages, tmp_path
     assert resized_split(memory, 2) is memory
     kept = resized_split(split, 16).images
     assert isinstance(kept, ResizedImages)
-    assert kept.folder == tmp_path / "cache" / "pictures"
+    assert kept.folder == tmp_path / "cache" / "images"
     plain = resized_split(split, 16, keep=False)
     assert plain.images[0].size == (24, 16)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
     copies = ResizedImages(FileImages(tmp_path, ("bad.png",)), 16, tmp_path / "copies")
     with pytest.raises(InputError, match=r"image 'bad\.png' cannot be read"):
         list(pixels(copies, 16))
-    assert (tmp_path / "bad.png").read_bytes() == b"no picture"
+    assert (tmp_path / "bad.png").read_bytes() == b"no image"

@@ -19,7 +19,7 @@ from imbalance_vlm.registry import settings_of
 
 
 def split(labels: Any, first: int = 0) -> Split:
-    """Pictures of one pixel that carry their number."""
+    """Images of one pixel that carry their number."""
     pixels = np.zeros((len(labels), 1, 1, 3), np.uint8)
     pixels[:, 0, 0, 0] = (first + np.arange(len(labels))) % 256
     return Split(ArrayImages(pixels), labels)

@@ -19,7 +19,7 @@ ROWS = [(f"{name}/{number}.png", name) for name, count in (("fox", 5), ("Red_Kit
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for path, name in ROWS:
-        miniatures.picture(tmp_path / path, len(name))
+        miniatures.write_image(tmp_path / path, len(name))
     return tmp_path
 
 
@@ -170,12 +170,12 @@ def test_missing_images_may_be_left_out(root: Path) -> None:
     assert data.skipped == ["fox/9.png"]
 
 
-def test_a_changed_row_picture_or_name_changes_the_identity(root: Path) -> None:
+def test_a_changed_row_image_or_name_changes_the_identity(root: Path) -> None:
     file = write(root, ROWS)
     (root / "names.txt").write_text("fox\ta\nRed_Kite\tb\n")
     seen = {identity(file=file), identity(file=file, class_names=root / "names.txt")}
     assert identity(file=file) in seen
-    miniatures.picture(root / "fox/0.png", 9, size=9)
+    miniatures.write_image(root / "fox/0.png", 9, size=9)
     seen.add(identity(file=file))
     write(root, ROWS[1:])
     seen.add(identity(file=file))

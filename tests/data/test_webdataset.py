@@ -40,7 +40,7 @@ def test_splits_by_the_names_of_the_shards(tmp_path: Path) -> None:
     assert data.splits["test"].counts(4).tolist() == [2] * 4
 
 
-def test_pictures_are_read_from_their_places_in_any_order(tmp_path: Path) -> None:
+def test_images_are_read_from_their_places_in_any_order(tmp_path: Path) -> None:
     section = miniature(tmp_path)
     part = webdataset(root=section["root"]).splits["train"]
     assert len(part) == 16

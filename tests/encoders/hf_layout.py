@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 WIDTH, TEXT, LAYERS, PATCH, PLACES, CONTEXT = 32, 16, 2, 8, 4, 16
-"""Width of the image and the text tower, blocks of each, side of a patch, patches of a picture, tokens of a text."""
+"""Width of the image and the text tower, blocks of each, side of a patch, patches of an image, tokens of a text."""
 
 CLIP_CONFIG = {
     "model_type": "clip",
@@ -130,11 +130,11 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def inputs(vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Two pictures and two texts; with CLIP's vocabulary, between its start and end tokens."""
+    """Two images and two texts; with CLIP's vocabulary, between its start and end tokens."""
     rng = np.random.default_rng(7)
-    pictures = torch.as_tensor(rng.normal(0, 1, (2, 3, 16, 16)), dtype=torch.float32)
+    images = torch.as_tensor(rng.normal(0, 1, (2, 3, 16, 16)), dtype=torch.float32)
     texts = torch.as_tensor(rng.integers(3, min(vocabulary, 1000), (2, CONTEXT)))
     if vocabulary > 49407:
         texts[:, 0], texts[0, 9:], texts[1, 6:] = 49406, 0, 0
         texts[0, 9], texts[1, 6] = 49407, 49407
-    return pictures, texts
+    return images, texts

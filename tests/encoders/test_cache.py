@@ -22,7 +22,7 @@ from imbalance_vlm.cli import main
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.resized import resized_split
 from imbalance_vlm.encoders import cache
-from imbalance_vlm.encoders.cache import FeatureCache, PictureCopies
+from imbalance_vlm.encoders.cache import FeatureCache, ImageCopies
 
 ROWS, WIDTH = 10, 3
 VALUES = np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
@@ -266,7 +266,7 @@ def test_the_limit_in_the_environment_must_be_a_number(monkeypatch: pytest.Monke
             FeatureCache()
 
 
-# -- smaller copies of pictures ----------------------------------------------------------------------------------------
+# -- smaller copies of images ----------------------------------------------------------------------------------------
 
 
 def shrink(folder: Path, *sizes: int) -> list[Path]:
@@ -287,9 +287,9 @@ def shrink(folder: Path, *sizes: int) -> list[Path]:
 
 
 def test_copies_are_listed_by_size(tmp_path: Path) -> None:
-    assert list(PictureCopies().entries()) == []
+    assert list(ImageCopies().entries()) == []
     copies = shrink(tmp_path / "mine", 20, 10)
-    small, large = PictureCopies().entries()
+    small, large = ImageCopies().entries()
     assert (small.meta, large.meta) == ({"size": 10, "copies": 3}, {"size": 20, "copies": 3})
     assert large.bytes == sum(path.stat().st_size for path in copies[:3])
     assert small.folder == copies[5].parents[1]
@@ -299,13 +299,13 @@ def test_copies_are_listed_by_size(tmp_path: Path) -> None:
 def test_copies_are_pruned_to_a_size_by_age_and_entirely(tmp_path: Path) -> None:
     copies = shrink(tmp_path / "mine", 20, 10)
     sizes = [path.stat().st_size for path in copies]
-    assert PictureCopies().prune(10**9, older_than=5500) == (1, sizes[0])
-    assert PictureCopies().prune(sum(sizes[3:])) == (2, sum(sizes[1:3]))
+    assert ImageCopies().prune(10**9, older_than=5500) == (1, sizes[0])
+    assert ImageCopies().prune(sum(sizes[3:])) == (2, sum(sizes[1:3]))
     assert [path.exists() for path in copies] == [False] * 3 + [True] * 3
-    assert PictureCopies().prune(0) == (3, sum(sizes[3:]))
-    assert list(PictureCopies().entries()) == []
-    assert len(list((tmp_path / "mine").iterdir())) == 3, "the user's pictures stay"
-    assert PictureCopies().prune(0) == (0, 0)
+    assert ImageCopies().prune(0) == (3, sum(sizes[3:]))
+    assert list(ImageCopies().entries()) == []
+    assert len(list((tmp_path / "mine").iterdir())) == 3, "the user's images stay"
+    assert ImageCopies().prune(0) == (0, 0)
 
 
 def test_a_copy_that_is_being_written_stays_and_one_left_by_a_kill_goes(tmp_path: Path) -> None:
@@ -314,14 +314,14 @@ def test_a_copy_that_is_being_written_stays_and_one_left_by_a_kill_goes(tmp_path
     for path, age in ((new, 10), (old, 7200)):
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
-    assert PictureCopies().prune(0)[0] == 4
+    assert ImageCopies().prune(0)[0] == 4
     assert new.exists()
     assert not old.exists()
 
 
 def test_a_pruned_copy_is_made_anew(tmp_path: Path) -> None:
     shrink(tmp_path / "mine", 10)
-    PictureCopies().prune(0)
+    ImageCopies().prune(0)
     assert all(path.exists() for path in shrink(tmp_path / "mine", 10))
 
 
@@ -331,10 +331,10 @@ def test_the_command_line_lists_and_prunes_both(tmp_path: Path, capsys: pytest.C
     assert main(["cache", "ls"]) == 0
     shown = capsys.readouterr().out
     assert "1 entries of" in shown
-    assert f"3 pictures with a shorter side of 10, in {copies[0].parents[1]}" in shown
+    assert f"3 images with a shorter side of 10, in {copies[0].parents[1]}" in shown
     keep = VALUES.nbytes + sum(path.stat().st_size for path in copies[1:])
     assert main(["cache", "prune", "--max-gb", str((keep + 0.5) / 1e9)]) == 0
-    assert "removed 0 entries, 0.0 MB\nremoved 1 smaller copies of pictures" in capsys.readouterr().out
+    assert "removed 0 entries, 0.0 MB\nremoved 1 smaller copies of images" in capsys.readouterr().out
     assert main(["cache", "prune", "--older-than-days", "1"]) == 0
     assert "removed 0 smaller copies" in capsys.readouterr().out
     assert main(["cache", "prune"]) == 0

@@ -1,4 +1,4 @@
-"""From pictures to features: what is kept, under which key, and what is not kept."""
+"""From images to features: what is kept, under which key, and what is not kept."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def encoder(tiny_clip: str) -> Any:
 
 
 @pytest.fixture
-def own(pictures: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pictures, tmp_path / "own"))
+def own(images: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(images, tmp_path / "own"))
 
 
 def source(encoder: Any, root: Path, kind: str = "embedding", **how: Any) -> Source:
@@ -106,17 +106,17 @@ def test_the_key_is_the_same_in_another_process(encoder: Any, own: Path, tiny_cl
     assert " at 0x" not in features._describe(encoder.transform)
 
 
-def test_a_view_is_a_function_of_the_picture_and_its_number(encoder: Any) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+def test_a_view_is_a_function_of_the_image_and_its_number(encoder: Any) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     view = CroppedView(encoder.transform, 0, 0.3, True)
     torch.manual_seed(1)
-    first = view(picture)
+    first = view(image)
     state = torch.get_rng_state()
     torch.manual_seed(2)
-    assert torch.equal(view(picture), first)
+    assert torch.equal(view(image), first)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state), "a view draws nothing from the global generator"
-    others = [CroppedView(encoder.transform, number, 0.3, True)(picture) for number in range(1, 4)]
+    others = [CroppedView(encoder.transform, number, 0.3, True)(image) for number in range(1, 4)]
     assert not any(torch.equal(other, first) for other in others)
 
 

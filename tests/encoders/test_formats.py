@@ -241,10 +241,10 @@ def test_openai_s_archive_and_state_dict_get_quick_gelu_under_either_name(
     encoder = create_encoder(name, pretrained=str(file))
     assert activations(encoder.module) == {"QuickGELU"}
     wanted = plain(quick_gelu=True).half().float()
-    pictures, texts = hf.inputs(49408)
+    images, texts = hf.inputs(49408)
     with torch.no_grad():
-        found = encoder.image_features(pictures, "embedding"), encoder.module.encode_text(texts)  # type: ignore[operator]
-        torch.testing.assert_close(found, (wanted.encode_image(pictures), wanted.encode_text(texts)))  # type: ignore[operator]
+        found = encoder.image_features(images, "embedding"), encoder.module.encode_text(texts)  # type: ignore[operator]
+        torch.testing.assert_close(found, (wanted.encode_image(images), wanted.encode_text(texts)))  # type: ignore[operator]
 
 
 def test_open_clip_s_files_keep_the_activation_that_their_architecture_names(tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ def test_a_tag_gets_the_activation_it_was_trained_with(monkeypatch: pytest.Monke
 
 
 def expect(encoder: Any, vocabulary: int, images: list[list[float]], texts: list[list[float]]) -> None:
-    pictures, ids = hf.inputs(vocabulary)
+    pixels, ids = hf.inputs(vocabulary)
     with torch.no_grad():
-        found = encoder.image_features(pictures, "embedding"), encoder.module.encode_text(ids)
+        found = encoder.image_features(pixels, "embedding"), encoder.module.encode_text(ids)
     torch.testing.assert_close(found[0][:, :4], torch.tensor(images), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1][:, :4], torch.tensor(texts), rtol=1e-4, atol=1e-4)
 
@@ -348,9 +348,9 @@ def test_the_recorded_features_are_those_of_the_installed_transformers(tmp_path:
     sections = {name: value for name, value in config.items() if name != "model_type"}  # type: ignore[attr-defined]
     net = getattr(transformers, model)(getattr(transformers, settings)(**sections)).eval()
     net.load_state_dict(hf.weights(shapes))  # type: ignore[arg-type]
-    pictures, ids = hf.inputs(vocabulary)  # type: ignore[arg-type]
+    images, ids = hf.inputs(vocabulary)  # type: ignore[arg-type]
     with torch.no_grad():
-        found = net.get_image_features(pixel_values=pictures), net.get_text_features(input_ids=ids)
+        found = net.get_image_features(pixel_values=images), net.get_text_features(input_ids=ids)
     for features, wanted in zip(found, (images, texts), strict=True):
         values = getattr(features, "pooler_output", features)[:, :4]
         torch.testing.assert_close(values, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
@@ -382,7 +382,7 @@ def test_a_tensor_too_many_or_too_few_is_named(tmp_path: Path) -> None:
     refused("ViT-fmt", tmp_path / "less.safetensors", "visual.proj: expected (32, 12), got nothing")
 
 
-def test_positions_for_another_picture_size_are_not_stretched_unseen(tmp_path: Path) -> None:
+def test_positions_for_another_image_size_are_not_stretched_unseen(tmp_path: Path) -> None:
     state = plain().state_dict() | {"visual.positional_embedding": torch.zeros(10, 32)}
     save_file(state, tmp_path / "large.safetensors")
     refused("ViT-fmt", tmp_path / "large.safetensors", "visual.positional_embedding: expected (5, 32), got (10, 32)")
@@ -404,7 +404,7 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     state = plain().state_dict()
     state["visual.proj"][0, 0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
-    refused("ViT-fmt", tmp_path / "nan.safetensors", "features of pictures that are not finite")
+    refused("ViT-fmt", tmp_path / "nan.safetensors", "features of images that are not finite")
 
 
 def test_files_that_hold_no_state_dict(tmp_path: Path, clip_folder: Path) -> None:
@@ -424,7 +424,7 @@ def test_formats_by_name() -> None:
     assert detect({"module.anything": one}) == "open_clip"
 
 
-# -- pictures and words ------------------------------------------------------------------------------------------------
+# -- images and words ------------------------------------------------------------------------------------------------
 
 
 def mean_of(encoder: Any) -> float:
@@ -467,7 +467,7 @@ def test_preprocessing_of_a_lone_file_is_that_of_the_architecture_s_tags(
 
 def test_an_image_tower_works_without_its_tokenizer(siglip_folder: Path) -> None:
     encoder = create_encoder("ViT-fmt-SigLIP", pretrained=str(siglip_folder))
-    pictures, _ = hf.inputs(100)
-    assert encoder.image_features(pictures, "embedding").shape == (2, hf.WIDTH)
+    images, _ = hf.inputs(100)
+    assert encoder.image_features(images, "embedding").shape == (2, hf.WIDTH)
     with pytest.raises(InputError, match="Hugging Face tokenizer \\(nobody/has-this\\)"):
         encoder.text_features(["a"], ["{}"])

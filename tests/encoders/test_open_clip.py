@@ -52,12 +52,12 @@ def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
     return "ViT-tiny-test"
 
 
-def picture(seed: int = 0) -> Image.Image:
+def make_image(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 22, 3), dtype=np.uint8))
 
 
 def pixels(encoder: OpenClipEncoder) -> Tensor:
-    return torch.stack([encoder.transform(picture(seed)) for seed in range(3)])
+    return torch.stack([encoder.transform(make_image(seed)) for seed in range(3)])
 
 
 def refused(*words: str, **settings: Any) -> None:
@@ -68,7 +68,7 @@ def refused(*words: str, **settings: Any) -> None:
 
 def test_the_model_s_own_preprocessing_is_used(encoder: OpenClipEncoder, plain: Any) -> None:
     _, preprocess, _ = plain
-    assert torch.equal(encoder.transform(picture()), preprocess(picture()))
+    assert torch.equal(encoder.transform(make_image()), preprocess(make_image()))
     assert "0.25" in repr(encoder.transform), "std of the tiny model, not ImageNet's"
 
 
@@ -121,7 +121,7 @@ def test_text_directions_before_the_projection_give_the_same_products(encoder: O
 
 
 @torch.no_grad()
-def test_zero_shot_is_what_open_clip_s_readme_computes(recipe: dict[str, Any], plain: Any, pictures: Path) -> None:
+def test_zero_shot_is_what_open_clip_s_readme_computes(recipe: dict[str, Any], plain: Any, images: Path) -> None:
     model, preprocess, tokenizer = plain
     result = run(recipe, {"tuning": "zero_shot", "head": "text", "data.templates": list(TEMPLATES)})
     rows = (result.path / "predictions.csv").read_text().splitlines()[1:]
@@ -131,7 +131,7 @@ def test_zero_shot_is_what_open_clip_s_readme_computes(recipe: dict[str, Any], p
     assert len(rows) == 20
     for row in rows:
         path, _, predicted, confidence = row.split(",")
-        image = preprocess(Image.open(pictures / path).convert("RGB"))[None]
+        image = preprocess(Image.open(images / path).convert("RGB"))[None]
         features = F.normalize(model.encode_image(image), dim=-1)
         probabilities = (model.logit_scale.exp() * features @ classifier.t()).softmax(-1)[0]
         assert names[int(probabilities.argmax())] == predicted

@@ -50,12 +50,12 @@ def test_rows_have_names_for_errors() -> None:
     named = FeatureSource(VIEWS, LABELS, torch.device("cpu"), "cats/{}.png".format)
     assert named.name(3) == "cats/3.png"
     split = Split(ArrayImages(np.zeros((2, 4, 4, 3), np.uint8), "drawing "), [0, 1])
-    assert PixelSource(split, [lambda picture: torch.zeros(3, 4, 4)], torch.device("cpu")).name(1) == "drawing 1"
+    assert PixelSource(split, [lambda image: torch.zeros(3, 4, 4)], torch.device("cpu")).name(1) == "drawing 1"
 
 
-def test_pictures_of_each_epoch_are_the_next_view() -> None:
+def test_images_of_each_epoch_are_the_next_view() -> None:
     split = Split(ArrayImages(np.zeros((3, 4, 4, 3), np.uint8)), [0, 1, 2])
-    views = [lambda picture, view=view: torch.full((3, 4, 4), float(view)) for view in range(2)]
+    views = [lambda image, view=view: torch.full((3, 4, 4), float(view)) for view in range(2)]
     pixels = PixelSource(split, views, torch.device("cpu"))
     rows = [torch.tensor([2, 0]), torch.tensor([1])]
     for epoch in range(3):

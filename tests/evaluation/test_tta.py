@@ -29,7 +29,7 @@ def standard(size: int = 28, interpolation: T.InterpolationMode = T.Interpolatio
     return encoder_of(T.Resize(size, interpolation), T.CenterCrop(size), T.ToTensor(), T.Normalize(MEAN, STD))
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -37,7 +37,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize("mode", [T.InterpolationMode.BICUBIC, T.InterpolationMode.BILINEAR])
 @pytest.mark.parametrize("flips", [False, True])
 def test_views_are_those_of_torchvision(shape: tuple[int, int], mode: T.InterpolationMode, flips: bool) -> None:
-    image = picture(*shape)
+    image = noise_image(*shape)
     scaled = TF.resize(image, 31, mode)  # 28 * 248 / 224
     crops = TF.ten_crop(scaled, 28) if flips else TF.five_crop(scaled, 28)
     wanted = [TF.normalize(TF.to_tensor(crop), MEAN, STD) for crop in crops]
@@ -87,11 +87,11 @@ def test_logits_are_averaged_before_the_softmax() -> None:
     assert not np.allclose(got, views[0] @ weight.T + bias, atol=1e-2)
 
 
-def test_crops_go_through_the_cache_like_any_view(tiny_clip: str, pictures: Any) -> None:
+def test_crops_go_through_the_cache_like_any_view(tiny_clip: str, images: Any) -> None:
     from imbalance_vlm.data.folder import folder
 
     encoder = create_encoder(tiny_clip)
-    split = folder(root=pictures).splits["test"]
+    split = folder(root=images).splits["test"]
     crops = five_crops(encoder)
     source = feature_source(encoder, split, "embedding", crops, torch.device("cpu"), "test")
     assert source.num_views == 5
@@ -118,7 +118,7 @@ def test_mirror_images_are_refused_where_classes_do_not_survive_them() -> None:
 
 
 class Watched(nn.Module):
-    """Logits of pictures or features, and how many it was given at once."""
+    """Logits of images or features, and how many it was given at once."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -132,16 +132,16 @@ class Watched(nn.Module):
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_a_head_that_reads_pictures_sees_every_view_of_each(tiny_clip: str, pictures: Any, flips: bool) -> None:
+def test_a_head_that_reads_images_sees_every_view_of_each(tiny_clip: str, images: Any, flips: bool) -> None:
     from imbalance_vlm.data.folder import folder
 
-    encoder, split = create_encoder(tiny_clip), folder(root=pictures).splits["test"]
+    encoder, split = create_encoder(tiny_clip), folder(root=images).splits["test"]
     crops = five_crops(encoder, flips)
     head = Watched(3 * 16 * 16)
     rows = torch.randperm(20).split(12)
     with torch.no_grad():
         batches = list(mean_logits(head, PixelSource(split, crops, torch.device("cpu")), rows))
-        assert max(head.sizes) <= max(1, 12 // len(crops)), "no more pictures at once than without the views"
+        assert max(head.sizes) <= max(1, 12 // len(crops)), "no more images at once than without the views"
         got = torch.cat([logits for logits, _ in batches])
         order = torch.cat(rows).tolist()
         for place, row in enumerate(order):
@@ -150,10 +150,10 @@ def test_a_head_that_reads_pictures_sees_every_view_of_each(tiny_clip: str, pict
     assert torch.cat([labels for _, labels in batches]).tolist() == [int(split.labels[row]) for row in order]
 
 
-def test_features_that_are_not_cached_are_those_that_are(tiny_clip: str, pictures: Any) -> None:
+def test_features_that_are_not_cached_are_those_that_are(tiny_clip: str, images: Any) -> None:
     from imbalance_vlm.data.folder import folder
 
-    encoder, split = create_encoder(tiny_clip), folder(root=pictures).splits["test"]
+    encoder, split = create_encoder(tiny_clip), folder(root=images).splits["test"]
     crops, cpu, rows = five_crops(encoder), torch.device("cpu"), torch.arange(20).split(8)
     cached = feature_source(encoder, split, "embedding", crops, cpu, "test")
     assert isinstance(cached, FeatureSource)
@@ -170,8 +170,8 @@ def test_features_that_are_not_cached_are_those_that_are(tiny_clip: str, picture
         assert labels.tolist() == split.labels[:4].tolist()
 
 
-def test_a_picture_is_read_and_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, views = picture(50, 40), five_crops(standard(), flips=True)
+def test_an_image_is_read_and_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, views = noise_image(50, 40), five_crops(standard(), flips=True)
     wanted = torch.stack([view(image) for view in views])
     resized, real = [], Image.Image.resize
 

@@ -71,7 +71,7 @@ def test_features_of_any_length_are_read_alike_unless_they_are_not_normalised() 
 
 @pytest.mark.parametrize("adapter", [0, 3])
 def test_sade_trains_each_expert_towards_its_own_distribution(adapter: int) -> None:
-    """On pictures that say nothing the experts learn pi, a uniform distribution, and inv_pi^2."""
+    """On images that say nothing the experts learn pi, a uniform distribution, and inv_pi^2."""
     head = made(adapter=adapter).train()
     counts = [60, 20, 10, 6, 4]
     targets = torch.arange(5).repeat_interleave(torch.tensor(counts))

@@ -15,7 +15,7 @@ from imbalance_vlm.recipe.study import plan
 
 BASE: dict[str, Any] = {
     "name": "r",
-    "data": {"name": "folder", "root": "pictures"},
+    "data": {"name": "folder", "root": "images"},
     "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
     "tuning": "linear_probe",
 }

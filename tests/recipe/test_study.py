@@ -11,7 +11,7 @@ from imbalance_vlm.recipe.study import plan
 
 BASE: dict[str, Any] = {
     "name": "s",
-    "data": {"name": "folder", "root": "pictures"},
+    "data": {"name": "folder", "root": "images"},
     "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
     "tuning": "linear_probe",
     "training": {"epochs": 5, "optimizer": {"name": "sgd", "lr": 0.1}},

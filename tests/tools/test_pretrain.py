@@ -28,7 +28,7 @@ CAPTIONS = ["arrow left", "arrow right", "home", "heart", "credit card", "sun"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """54 pictures of noise around one pattern per caption."""
+    """54 images of noise around one pattern per caption."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     ids = np.arange(54) % len(CAPTIONS)
@@ -185,7 +185,7 @@ def test_learns_and_exports_to_plain_open_clip(corpus: Path, config: Path, tmp_p
     model, _, transform = open_clip.create_model_and_transforms(folder)
     model.eval()
     tokenizer = open_clip.get_tokenizer(folder, bpe_path=str(tmp_path / modeling.BPE_NAME))
-    images = data.pictures(run.corpus.images, np.arange(8), torch.device("cpu"))
+    images = data.images(run.corpus.images, np.arange(8), torch.device("cpu"))
     inputs = (images - run.mean) / run.std
     from PIL import Image
 
@@ -206,7 +206,7 @@ def run_text(run: pretrain.Pretraining, captions: list[str]) -> torch.Tensor:
     return modeling.text_features(run.model, run.tokenizer(captions))
 
 
-def test_zero_shot_counts_groups_by_training_pictures(corpus: Path, config: Path, tmp_path: Path) -> None:
+def test_zero_shot_counts_groups_by_training_images(corpus: Path, config: Path, tmp_path: Path) -> None:
     run = start(corpus, config, tmp_path)
     counts = np.full(6, 101)
     tests = TestSet(run.corpus.images, run.corpus.caption_ids, run.corpus.captions, counts)

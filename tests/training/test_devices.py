@@ -105,13 +105,13 @@ def tower() -> nn.Module:
 
 
 def tuned(method: str, sharded: bool = False) -> tuple[Objective, Any]:
-    """Pictures through a tiny tower under tuning."""
+    """Images through a tiny tower under tuning."""
     from imbalance_vlm.tuning.tuned_tower import TunedTower
 
     net = tower()
 
-    def transform(picture: Any) -> Tensor:
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 - 0.5
+    def transform(image: Any) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - 0.5
 
     encoder = OpenClipEncoder(net, transform, None, "tiny", "random", None, "")
     made = METHODS[method]().apply(net, 3)
@@ -205,10 +205,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Whole runs, each behind the other in one process: the next finds a tower in one piece."""
 
 
-def recipe_of(case: str, pictures: Path, tiny_clip: str) -> dict[str, Any]:
+def recipe_of(case: str, images: Path, tiny_clip: str) -> dict[str, Any]:
     return {
         "name": "two",
-        "data": {"name": "folder", "root": str(pictures)},
+        "data": {"name": "folder", "root": str(images)},
         "encoder": {"name": tiny_clip},
         "balancing": {"loss": "logit_adjustment"},
         "training": {"epochs": 2, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.02}, "clip_grad_norm": 1.0},
@@ -256,10 +256,10 @@ def program(out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_clip: str) -> list[dict[str, Any]]:
+def two(tmp_path_factory: pytest.TempPathFactory, images: Path, tiny_clip: str) -> list[dict[str, Any]]:
     """What each of two processes found."""
     out = tmp_path_factory.mktemp("two")
-    (out / "recipes.json").write_text(json.dumps({case: recipe_of(case, pictures, tiny_clip) for case in RECIPES}))
+    (out / "recipes.json").write_text(json.dumps({case: recipe_of(case, images, tiny_clip) for case in RECIPES}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -324,10 +324,10 @@ def test_two_processes_stopped_within_an_epoch_go_on(case: str, two: list[dict[s
 
 @pytest.mark.parametrize("case", RECIPES)
 def test_a_recipe_gives_in_two_processes_what_it_gives_in_one(
-    case: str, two: list[dict[str, Any]], pictures: Path, tiny_clip: str
+    case: str, two: list[dict[str, Any]], images: Path, tiny_clip: str
 ) -> None:
     """With `training.shard`, which does nothing in one process, and with terms that compare with a frozen model."""
-    wanted = outcome(recipe_of(case, pictures, tiny_clip), dotted(case), Path("alone"))
+    wanted = outcome(recipe_of(case, images, tiny_clip), dotted(case), Path("alone"))
     for process in two:
         found = process[f"recipe, {case}"]
         same(found, wanted)

@@ -47,7 +47,7 @@ def fit(
     torch.manual_seed(0)
     made = create_loss(loss, LongTail(np.bincount(LABELS))) if isinstance(loss, str) else loss
     objective = Objective(head(4, 3, normalise=False), made, gradient=gradient)
-    source = FeatureSource([features], LABELS, torch.device("cpu"), "picture_{}.png".format)
+    source = FeatureSource([features], LABELS, torch.device("cpu"), "image_{}.png".format)
     optimizer = torch.optim.AdamW(objective.head.parameters(), lr=0.05)
     plan: dict[str, Any] = {"epochs": 3, "batch_size": 8, "checkpoint_seconds": 0.0} | settings
     schedule = catalogue.SCHEDULES.get("cosine").load()(optimizer, plan["epochs"], steps_per_epoch(source, 8))
@@ -214,14 +214,14 @@ def test_a_loss_that_is_no_number_names_the_batch(tmp_path: Path) -> None:
     sampler = catalogue.SAMPLERS.get("class_balanced").load()(torch.from_numpy(LABELS), 0)
     steps = [epoch_rows for epoch in range(3) for epoch_rows in sampler.epoch(epoch, 3).split(8)]
     first = next(number for number, rows in enumerate(steps) if 13 in rows)
-    named = ", ".join(f"picture_{row}.png" for row in steps[first].tolist()[:5])
+    named = ", ".join(f"image_{row}.png" for row in steps[first].tolist()[:5])
     assert f"in epoch {first // 3 + 1} at learning rate" in str(caught.value)
     assert f"in step {first % 3 + 1}, whose batch begins with {named}; lower" in str(caught.value)
 
 
 def test_a_look_from_time_to_time_finds_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a look at every step would make it wait."""
-    source = FeatureSource([FEATURES], LABELS, torch.device("cpu"), "picture_{}.png".format)
+    source = FeatureSource([FEATURES], LABELS, torch.device("cpu"), "image_{}.png".format)
     head = LinearHead(4, 3)
     objective = Objective(head, create_loss("cross_entropy", LongTail(np.bincount(LABELS))))
     run = loop._Run(objective, None, torch.optim.SGD(head.parameters(), lr=1.0), source, tmp_path, loop.Devices())
@@ -229,7 +229,7 @@ def test_a_look_from_time_to_time_finds_the_step(tmp_path: Path, monkeypatch: py
     for number, value in enumerate([1.0, 2.0, float("inf"), float("nan"), 1.0]):
         run.add([torch.tensor(value)], [torch.tensor([number, number + 1])])
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"in step 3, whose batch begins with picture_2\.png, picture_3\.png;"):
+    with pytest.raises(InputError, match=r"in step 3, whose batch begins with image_2\.png, image_3\.png;"):
         run.look()
 
 

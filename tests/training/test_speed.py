@@ -125,7 +125,7 @@ def test_conv_nets_run_channels_last_on_a_gpu() -> None:
 
 
 class Sizes(nn.Module):
-    """Notes how many pictures it is given at once."""
+    """Notes how many images it is given at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,11 +136,11 @@ class Sizes(nn.Module):
         return torch.stack([features.flatten(1).mean(1), -features.flatten(1).mean(1)], dim=1)
 
 
-def whole(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+def whole(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
-def test_large_pictures_are_evaluated_few_at_a_time() -> None:
+def test_large_images_are_evaluated_few_at_a_time() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 224, 224, 3), dtype=np.uint8)
     source = PixelSource(Split(ArrayImages(pixels), np.zeros(60, np.int64)), [whole], CPU)
     head = Sizes()

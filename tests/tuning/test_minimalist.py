@@ -13,7 +13,7 @@ from torch import Tensor
 from imbalance_vlm.tuning.minimalist import SquareCrop, minimalist_views, random_square, smallest_share
 
 
-def picture(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
+def make_image(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -43,7 +43,7 @@ def test_squares_lie_anywhere_and_are_as_large_as_allowed() -> None:
     assert (left + side <= 40).all()
     assert (top + side <= 24).all()
     assert side.min() == round(math.sqrt(0.2 * 40 * 24))
-    assert side.max() == 24, "the largest square in the picture"
+    assert side.max() == 24, "the largest square in the image"
     share = side**2 / (40 * 24)
     assert share.mean() == pytest.approx((0.2 + 0.6) / 2, abs=0.01), "uniform in area"
     assert {(left == 0).any(), (left + side == 40).any(), (top == 0).any(), (top + side == 24).any()} == {True}
@@ -51,13 +51,13 @@ def test_squares_lie_anywhere_and_are_as_large_as_allowed() -> None:
 
 def test_the_last_epoch_sees_the_largest_squares() -> None:
     last = minimalist_views(as_is, 3, seed=0)[-1]
-    assert all(last(picture(seed=number)).shape == (24, 24, 3) for number in range(20))
+    assert all(last(make_image(seed=number)).shape == (24, 24, 3) for number in range(20))
 
 
 def test_crops_are_never_mirrored_or_stretched() -> None:
-    whole = as_is(picture())
+    whole = as_is(make_image())
     for epoch in range(8):
-        crop = SquareCrop(as_is, 0, epoch, 0.08)(picture())
+        crop = SquareCrop(as_is, 0, epoch, 0.08)(make_image())
         side = crop.shape[0]
         assert crop.shape == (side, side, 3)
         assert any(
@@ -67,9 +67,9 @@ def test_crops_are_never_mirrored_or_stretched() -> None:
         )
 
 
-def test_picture_seed_and_epoch_decide_and_nothing_else() -> None:
+def test_image_seed_and_epoch_decide_and_nothing_else() -> None:
     def crop(seed: int, epoch: int, number: int = 0) -> bytes:
-        return minimalist_views(as_is, 5, seed)[epoch](picture(seed=number)).numpy().tobytes()
+        return minimalist_views(as_is, 5, seed)[epoch](make_image(seed=number)).numpy().tobytes()
 
     before = torch.get_rng_state()
     first = crop(0, 1)

@@ -14,7 +14,7 @@ from imbalance_vlm.verification.archives import Archive, read_archive, structure
 from imbalance_vlm.verification.collection import collect
 from tests.data.miniatures import encoded, write_tar
 
-PICTURE = encoded(".jpg", 1)
+IMAGE = encoded(".jpg", 1)
 
 
 def kinds(found: Archive) -> dict[str, str]:
@@ -37,7 +37,7 @@ def test_zip_names_all_that_is_wrong(tmp_path: Path) -> None:
             "notes.txt",
             "__MACOSX/cat/._1.jpg",
         ):
-            archive.writestr(name, PICTURE)
+            archive.writestr(name, IMAGE)
         archive.writestr("cat/bomb.jpg", bytes(20 << 20))
         archive.writestr("cat/none.jpg", b"")
         link = zipfile.ZipInfo("cat/link.jpg")
@@ -59,21 +59,21 @@ def test_zip_names_all_that_is_wrong(tmp_path: Path) -> None:
 
 def test_a_name_that_comes_twice(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("cat/1.jpg", PICTURE)
+        archive.writestr("cat/1.jpg", IMAGE)
         with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("cat/1.jpg", PICTURE + b"more")
+            archive.writestr("cat/1.jpg", IMAGE + b"more")
     found = read_archive(tmp_path / "a.zip")
     assert kinds(found) == {"cat/1.jpg": "repeated_name"}
     first, second = (member.place for member in found.members)
     assert first is not None
     assert second is not None
-    assert (first.read(), second.read()) == (PICTURE, PICTURE + b"more")
+    assert (first.read(), second.read()) == (IMAGE, IMAGE + b"more")
 
 
 def test_members_that_share_their_bytes_are_a_bomb(tmp_path: Path) -> None:
     file = tmp_path / "a.zip"
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("cat/1.jpg", PICTURE * 100)
+        archive.writestr("cat/1.jpg", IMAGE * 100)
         for number in range(20):
             twin = zipfile.ZipInfo(f"cat/again{number}.jpg")
             first = archive.infolist()[0]
@@ -89,9 +89,9 @@ def test_tar_names_all_that_is_wrong(tmp_path: Path, mode: str, ending: str) -> 
     file = tmp_path / f"a{ending}"
     with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
         for name, kind, content in (
-            ("cat/1.jpg", tarfile.REGTYPE, PICTURE),
-            ("../up.jpg", tarfile.REGTYPE, PICTURE),
-            ("/x.jpg", tarfile.REGTYPE, PICTURE),
+            ("cat/1.jpg", tarfile.REGTYPE, IMAGE),
+            ("../up.jpg", tarfile.REGTYPE, IMAGE),
+            ("/x.jpg", tarfile.REGTYPE, IMAGE),
             ("cat/soft.jpg", tarfile.SYMTYPE, b""),
             ("cat/hard.jpg", tarfile.LNKTYPE, b""),
             ("cat/pipe.jpg", tarfile.FIFOTYPE, b""),
@@ -111,13 +111,13 @@ def test_tar_names_all_that_is_wrong(tmp_path: Path, mode: str, ending: str) -> 
     (one,) = found.members
     assert one.name == "cat/1.jpg"
     assert (one.place is None) == (ending != ".tar")
-    assert one.place is None or one.place.read() == PICTURE
+    assert one.place is None or one.place.read() == IMAGE
     assert found.others == 1
 
 
 def test_a_compressed_tar_that_grows_without_end_is_left(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
-        for name, content in (("cat/1.jpg", PICTURE), ("cat/2.jpg", bytes(40 << 20)), ("cat/3.jpg", PICTURE)):
+        for name, content in (("cat/1.jpg", IMAGE), ("cat/2.jpg", bytes(40 << 20)), ("cat/3.jpg", IMAGE)):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -127,7 +127,7 @@ def test_a_compressed_tar_that_grows_without_end_is_left(tmp_path: Path) -> None
 
 
 def test_a_tar_that_ends_too_early_gives_what_it_has(tmp_path: Path) -> None:
-    file = write_tar(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(5)})
+    file = write_tar(tmp_path / "a.tar", {f"cat/{number}.jpg": IMAGE for number in range(5)})
     file.write_bytes(file.read_bytes()[:2500])
     found = read_archive(file)
     assert kinds(found) == {"a.tar": "damaged_archive"}
@@ -158,7 +158,7 @@ def test_structure(given: list[str], expected: list[tuple[str, str]]) -> None:
 def test_a_shard_by_itself_says_how_it_is_read(tmp_path: Path) -> None:
     file = tmp_path / "train-000000.tar"
     with tarfile.open(file, "w") as archive:
-        for name, content in (("0001.jpg", PICTURE), ("0001.cls", b"3")):
+        for name, content in (("0001.jpg", IMAGE), ("0001.cls", b"3")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))

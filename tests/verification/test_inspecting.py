@@ -1,4 +1,4 @@
-"""One picture: what is wrong with it, and its hashes."""
+"""One image: what is wrong with it, and its hashes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def photograph(seed: int = 0, size: int = 64) -> Image.Image:
     return blocks.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def encoded(picture: Image.Image, kind: str = "JPEG", **settings: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **settings: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **settings)
+    image.save(stream, kind, **settings)
     return stream.getvalue()
 
 
@@ -41,7 +41,7 @@ def huge_png() -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_whole_picture_has_no_problem_and_both_hashes(kind: str) -> None:
+def test_a_whole_image_has_no_problem_and_both_hashes(kind: str) -> None:
     found = inspect_bytes(encoded(photograph(), kind))
     assert (found.problem, found.width, found.height) == ("", 64, 64)
     assert len(found.content) == len(found.look) == 32
@@ -51,7 +51,7 @@ def test_a_whole_picture_has_no_problem_and_both_hashes(kind: str) -> None:
     ("content", "problem"),
     [(b"", "zero_byte"), (b"hello", "unreadable"), (b"\xff\xd8\xff\xe0", "unreadable"), (huge_png(), "bomb")],
 )
-def test_what_is_no_picture_is_named(content: bytes, problem: str) -> None:
+def test_what_is_no_image_is_named(content: bytes, problem: str) -> None:
     assert inspect_bytes(content).problem == problem
 
 
@@ -77,9 +77,9 @@ def test_half_a_png_is_truncated() -> None:
     assert inspect_bytes(whole[: len(whole) // 2]).problem == "truncated"
 
 
-def reference_look(picture: Image.Image) -> str:
+def reference_look(image: Image.Image) -> str:
     """The hash bit by bit, from its definition: 9 x 9 boxes, compared with the neighbour to the right and below."""
-    grey = np.asarray(picture.convert("L"), np.float64)
+    grey = np.asarray(image.convert("L"), np.float64)
     side = grey.shape[0] // 9
     boxes = [[grey[r * side : (r + 1) * side, c * side : (c + 1) * side].mean() for c in range(9)] for r in range(9)]
     bits = [boxes[r][c + 1] > boxes[r][c] for r in range(8) for c in range(8)]
@@ -90,8 +90,8 @@ def reference_look(picture: Image.Image) -> str:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_perceptual_hash_is_its_definition(seed: int) -> None:
     squares = np.random.default_rng(seed).integers(0, 256, (9, 9), dtype=np.uint8)
-    picture = Image.fromarray(np.kron(squares, np.ones((8, 8), np.uint8)))  # boxes of one grey: no rounding
-    assert look(picture) == reference_look(picture)
+    image = Image.fromarray(np.kron(squares, np.ones((8, 8), np.uint8)))  # boxes of one grey: no rounding
+    assert look(image) == reference_look(image)
 
 
 def distance(one: str, other: str) -> int:
@@ -109,13 +109,13 @@ def test_copies_look_alike_and_others_do_not() -> None:
 def test_every_mode_has_a_hash(mode: str) -> None:
     if mode == "I;16":
         grey = np.asarray(photograph().convert("L"), np.uint16) * 256
-        picture = Image.fromarray(grey)
+        image = Image.fromarray(grey)
     else:
-        picture = photograph().convert(mode)
-    assert distance(look(picture), look(photograph())) <= (40 if mode == "1" else 12)
+        image = photograph().convert(mode)
+    assert distance(look(image), look(photograph())) <= (40 if mode == "1" else 12)
 
 
-def test_a_flat_picture_has_no_look() -> None:
+def test_a_flat_image_has_no_look() -> None:
     assert look(Image.new("RGB", (32, 32), "white")) == ""
 
 

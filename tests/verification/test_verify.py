@@ -103,8 +103,8 @@ def copied(source: str, target: str) -> Callable[[Path], str]:
 
 def near_copy(target: str) -> Callable[[Path], str]:
     def copy(root: Path) -> str:
-        with Image.open(root / "train/cat/1.jpg") as picture:
-            picture.resize((48, 48)).save(root / target, quality=60)
+        with Image.open(root / "train/cat/1.jpg") as image:
+            image.resize((48, 48)).save(root / target, quality=60)
         return target
 
     return copy
@@ -131,7 +131,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], str]]] = {
 }
 
 
-def test_pictures_that_only_share_their_hash_are_not_near(sound: Path) -> None:
+def test_images_that_only_share_their_hash_are_not_near(sound: Path) -> None:
     rows, columns = np.indices((9, 9))
     for name, step in (("left", columns >= 1), ("bottom", rows == 8)):  # brighter to the right and downwards, both
         squares = (rows + columns + 150 * step).astype(np.uint8)
@@ -286,7 +286,7 @@ def test_a_report_may_lie_beside_a_table_but_not_among_its_images(tmp_path: Path
     section = table(tmp_path)
     file = Path(section["file"])
     assert main(["data", "verify", str(file), "--out", str(file.parent / "report"), "--near", "-1"]) == 0
-    assert main(["data", "verify", str(file), "--out", str(file.parent / "pictures" / "report")]) == 2
+    assert main(["data", "verify", str(file), "--out", str(file.parent / "images" / "report")]) == 2
 
 
 def test_a_difference_from_a_figure_to_be_checked_is_no_finding() -> None:
@@ -403,12 +403,12 @@ def test_the_sheet_has_head_and_tail(sound: Path) -> None:
     assert show(sound, classes=5, images=3).size == (220 + 3 * 102 + 6, 3 * 102 + 6)
     cut(sound)
     show(sound, classes=1, images=3, out=Path("sheet.png"))
-    with Image.open("sheet.png") as picture:
-        assert picture.getpixel((230, 10)) == (225, 205, 205)
+    with Image.open("sheet.png") as image:
+        assert image.getpixel((230, 10)) == (225, 205, 205)
 
 
 def test_a_collection_names_what_it_came_from(sound: Path) -> None:
     made = collect(sound)
     assert made.roots[0] == sound
     assert made.splits == ["train", "test"]
-    assert {picture.split for picture in made.pictures} == {"train", "test"}
+    assert {image.split for image in made.images} == {"train", "test"}

@@ -1,6 +1,6 @@
 """A 128-bit perceptual hash for small drawings, the same on every machine, and an exact search for near-duplicates.
 
-The grey picture goes through a cosine transform. Each of its 64 lowest frequencies (without the mean), weighted by its
+The grey image goes through a cosine transform. Each of its 64 lowest frequencies (without the mean), weighted by its
 order so that details count beside the outline, gives two bits: "clearly positive" and "clearly negative", where clear
 means more than half the root mean square of the 64. Plain sign hashes fail on icons: half of the frequencies of a
 symmetric drawing are zero, and the sign of zero is noise. Everything is whole numbers (the matrix products in float64

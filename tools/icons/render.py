@@ -63,7 +63,7 @@ def quantise(images: np.ndarray) -> np.ndarray:
 
 
 def nearly_blank(images: np.ndarray) -> np.ndarray:
-    """(N,) whether fewer than 12 pixels differ visibly from white, or from the picture's own first pixel."""
+    """(N,) whether fewer than 12 pixels differ visibly from white, or from the image's own first pixel."""
     grey = images.min(axis=-1).reshape(len(images), -1).astype(np.int16)
     from_white = (grey < 200).sum(axis=1)
     flat = (np.abs(grey - grey[:, :1]) > 40).sum(axis=1)

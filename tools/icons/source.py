@@ -148,7 +148,7 @@ def _resolve(data: dict[str, Any], name: str) -> Drawing | None:
 
 
 def _animated(body: str) -> bool:
-    """A still picture of an animation is often blank, and always arbitrary."""
+    """A still image of an animation is often blank, and always arbitrary."""
     return "<animate" in body or "<set " in body
 
 

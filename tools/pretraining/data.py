@@ -1,7 +1,7 @@
 """The corpus of `tools/pretrain.py`: its order, its captions and its augmentation.
 
 Everything random is a function of (seed, step) alone and is drawn for the whole global batch, so a resumed run and a
-run on more devices see the same pictures in the same order.
+run on more devices see the same images in the same order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pictures with the caption of each; `captions` are distinct, `caption_ids` point into them."""
+    """Images with the caption of each; `captions` are distinct, `caption_ids` point into them."""
 
     images: np.ndarray  # (N, 32, 32, 3) uint8
     captions: list[str]
@@ -110,8 +110,8 @@ class Style:
     shift: float = 1.5  # pixels, either way
     scale: float = 0.06  # of the size, either way
     rotate: float = 0.0  # degrees, either way
-    stroke: float = 0.0  # share of pictures with thinner or thicker strokes
-    recolour: float = 0.0  # share of pictures with other colours
+    stroke: float = 0.0  # share of images with thinner or thicker strokes
+    recolour: float = 0.0  # share of images with other colours
 
     def uniforms(self, seed: int, step: int, batch: int) -> Tensor:
         """All the random numbers of a global batch, (B, 14), in [0, 1)."""
@@ -152,6 +152,6 @@ class Style:
         return torch.where(chosen, dark + (light - dark) * x, x)
 
 
-def pictures(corpus_images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
-    """The pictures of these rows, (B, 3, H, W) in [0, 1]."""
+def image_tensor(corpus_images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
+    """The images of these rows, (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(corpus_images[rows]).to(device).permute(0, 3, 1, 2).float().div_(255)

@@ -1,4 +1,4 @@
-"""Zero-shot evaluation for `tools/pretrain.py`: top-1 and top-5 over all classes of Icons-LT's test pictures."""
+"""Zero-shot evaluation for `tools/pretrain.py`: top-1 and top-5 over all classes of Icons-LT's test images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
-from tools.pretraining.data import Captioner, pictures
+from tools.pretraining.data import Captioner, image_tensor
 from tools.pretraining.model import image_features, plain_attention, text_features
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test pictures with their class, and how often each class is seen in training (for many, medium and few)."""
+    """Test images with their class, and how often each class is seen in training (for many, medium and few)."""
 
     __test__ = False  # not a test case
 
@@ -42,7 +42,7 @@ def encode(model: CLIP, images: np.ndarray, mean: Tensor, std: Tensor, batch: in
     rows = np.arange(len(images))
     with plain_attention():
         parts = [
-            image_features(model, (pictures(images, rows[i : i + batch], device) - mean) / std)
+            image_features(model, (image_tensor(images, rows[i : i + batch], device) - mean) / std)
             for i in range(0, len(images), batch)
         ]
     return torch.cat(parts)
@@ -51,7 +51,7 @@ def encode(model: CLIP, images: np.ndarray, mean: Tensor, std: Tensor, batch: in
 def zero_shot(
     model: CLIP, tests: TestSet, tokenizer: Any, templates: Sequence[str], mean: Tensor, std: Tensor
 ) -> dict[str, float]:
-    """Accuracies in percent: top-1, top-5, and top-1 of classes with > 100, 20..100 and < 20 training pictures."""
+    """Accuracies in percent: top-1, top-5, and top-1 of classes with > 100, 20..100 and < 20 training images."""
     was_training = model.training
     model.eval()
     captioner = Captioner(tokenizer, tests.names, templates, model.context_length)
@@ -67,7 +67,7 @@ def zero_shot(
 
 
 def icons_lt() -> TestSet | None:
-    """Icons-LT's test pictures, or None where the package or its data set is not there."""
+    """Icons-LT's test images, or None where the package or its data set is not there."""
     try:
         from imbalance_vlm.data.icons_lt import icons_lt as read
 

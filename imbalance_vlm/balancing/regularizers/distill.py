@@ -6,7 +6,7 @@
 
     R = mean_i T^2 KL(q_i || p_i),   p_i = softmax(z_i / T),   q_i = softmax(z0_i / T)
 
-z0 are the logits of the frozen model for the same pictures: the untouched tower under the head as it started, which for
+z0 are the logits of the frozen model for the same images: the untouched tower under the head as it started, which for
 a text-initialised head is the zero-shot classifier at the head's scale. A loss that shifts logits by the prior reads z;
 so does this term, before any shift.
 
@@ -43,7 +43,7 @@ class Distill(Regularizer):
 
     Args:
         head: as it starts; a copy is kept, and neither trained nor ever in training mode.
-        features: the untouched tower's features of the pictures of the step, what `head` reads; called once a step.
+        features: the untouched tower's features of the images of the step, what `head` reads; called once a step.
         weight: of the term beside the loss.
         temperature: T; above 1 the classes that the frozen model finds unlikely count for more.
 
@@ -82,6 +82,6 @@ class Distill(Regularizer):
         if len(frozen) != len(seen.logits):
             raise InputError(
                 f"`tuning.kl` compares whole batches with the frozen model, and this process has {len(frozen)} of "
-                f"{len(seen.logits)} pictures; call gather() first, or set tuning.kl to 0"
+                f"{len(seen.logits)} images; call gather() first, or set tuning.kl to 0"
             )
         return divergence(seen.logits.float(), frozen.float(), self.temperature).mean()

@@ -2,7 +2,7 @@
 
 `tuning: {name: peft, method: lora, rank: 4}` brings one of this folder's methods into the tower;
 `tuning: {name: full, lr_decay: 0.7, kl: 1.0}` trains all of it, and `training.interpolation: 0.5` averages the result
-with where it started. Pictures flow through the loop, in square
+with where it started. Images flow through the loop, in square
 crops that show more and more of them (`imbalance_vlm.tuning.minimalist`). Any head stands behind the tower: on pooled
 features or on all tokens.
 
@@ -53,10 +53,10 @@ class PeftTuning(Tuning):
 
     Args:
         method: what is added to the tower, or chosen in it.
-        crops: what the training pictures show: "minimalist", squares that grow over the epochs; "random", a new crop
+        crops: what the training images show: "minimalist", squares that grow over the epochs; "random", a new crop
             of varying shape at every epoch (mirrored too, where the dataset's classes survive that); "none", the
             model's own view.
-        min_scale: smallest share of the picture that a crop shows; of "minimalist" ones, in the first epoch.
+        min_scale: smallest share of the image that a crop shows; of "minimalist" ones, in the first epoch.
     """
 
     reads_pixels = True
@@ -97,18 +97,18 @@ class PeftTuning(Tuning):
 
 
 class WatchedTower(TunedTower):
-    """A tuned tower that can say what the untouched one makes of the pictures it saw last."""
+    """A tuned tower that can say what the untouched one makes of the images it saw last."""
 
-    pictures: Tensor
+    images: Tensor
 
     def embed(self, features: Tensor) -> Tensor:
-        self.pictures = features
+        self.images = features
         return super().embed(features)
 
     @torch.no_grad()
     def frozen_features(self) -> Tensor:
         with self.tuned.base():
-            return self.encoder.image_features(self.pictures, self.kind)
+            return self.encoder.image_features(self.images, self.kind)
 
 
 class FullTuning(PeftTuning):
@@ -120,10 +120,10 @@ class FullTuning(PeftTuning):
         projection: also trains the projection into the space of the text features, which features "embedding" pass.
         kl: weight of the divergence of the class probabilities from those of the frozen model under the head's start;
             0 for none. It costs a second pass through the tower, without gradients.
-        crops: what the training pictures show: "minimalist", squares that grow over the epochs; "random", a new crop
+        crops: what the training images show: "minimalist", squares that grow over the epochs; "random", a new crop
             of varying shape at every epoch (mirrored too, where the dataset's classes survive that); "none", the
             model's own view.
-        min_scale: smallest share of the picture that a crop shows; of "minimalist" ones, in the first epoch.
+        min_scale: smallest share of the image that a crop shows; of "minimalist" ones, in the first epoch.
     """
 
     def __init__(

@@ -209,9 +209,9 @@ class PromptTuning(Tuning):
         suffix: what stands directly behind the name; the papers' full stop halves the accuracy of a model that was
             trained on captions without one.
         csc: a context for each class, in place of one that all share.
-        views: 0 trains on the model's own view of each picture; k > 0 on k random crops of it (mirrored too, where the
+        views: 0 trains on the model's own view of each image; k > 0 on k random crops of it (mirrored too, where the
             dataset's classes survive that), epoch e on crop e mod k.
-        min_scale: smallest share of the picture that a crop shows.
+        min_scale: smallest share of the image that a crop shows.
         memory_gb: what the backward pass may keep of the text tower, in GiB; it decides how many classes go through it
             at once. The result does not depend on it.
         chunk: classes at once; None lets `memory_gb` decide.

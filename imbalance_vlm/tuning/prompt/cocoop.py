@@ -103,8 +103,8 @@ class CoCoOp(PromptTuning):
         init: words that the context starts from, or None for N(0, .02).
         position: where the name stands: behind the context ("end"), in the middle of it, or in front of it.
         suffix: what stands directly behind the name.
-        views: 0 trains on the model's own view of each picture; k > 0 on k random crops of it, epoch e on crop e mod k.
-        min_scale: smallest share of the picture that a crop shows.
+        views: 0 trains on the model's own view of each image; k > 0 on k random crops of it, epoch e on crop e mod k.
+        min_scale: smallest share of the image that a crop shows.
         memory_gb: what the backward pass may keep of the text tower, in GiB; the result does not depend on it.
         chunk: classes at once; None lets `memory_gb` decide.
     """

@@ -41,7 +41,7 @@ STD = 0.02
 
 
 class VisionTokens:
-    """The image features of an encoder as a function of pictures and of tokens put among theirs.
+    """The image features of an encoder as a function of images and of tokens put among theirs.
 
     It holds no parameters and is no module: what learns tokens holds one of these, and a copy of that shares it. The
     tower is changed while a pass lasts and at no other time.
@@ -70,7 +70,7 @@ class VisionTokens:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not see the hooks come and go
     def __call__(self, pixels: Tensor, tokens: Sequence[Tensor], kind: str = "embedding") -> Tensor:
-        """Features of preprocessed pictures, as `Encoder.image_features` gives them.
+        """Features of preprocessed images, as `Encoder.image_features` gives them.
 
         Args:
             pixels: (B, 3, H, W).
@@ -121,7 +121,7 @@ def _take(there: int, block: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 
 class TwoTowerHead(PromptHead):
-    """A prompt head that reads pictures: deep prompts in the text tower, and tokens in the image tower.
+    """A prompt head that reads images: deep prompts in the text tower, and tokens in the image tower.
 
     A subclass writes `vision`.
 
@@ -175,9 +175,9 @@ class TwoTowerTuning(PromptTuning):
         n_ctx: learned tokens in the text tower; those of the words of `init` that go beyond them stay as they are.
         init: words that the context starts from, or None for N(0, .02).
         depth: blocks of each tower that get tokens of their own; of a shorter tower all.
-        views: k random crops of each picture (mirrored too, where the dataset's classes survive that), epoch e on crop
+        views: k random crops of each image (mirrored too, where the dataset's classes survive that), epoch e on crop
             e mod k; None for a new one at every epoch, 0 for the model's own view.
-        min_scale: smallest share of the picture that a crop shows.
+        min_scale: smallest share of the image that a crop shows.
         suffix: what stands directly behind the name.
         memory_gb: what the backward pass may keep of the text tower, in GiB; the result does not depend on it.
         chunk: classes at once; None lets `memory_gb` decide.

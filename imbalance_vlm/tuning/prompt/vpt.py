@@ -63,9 +63,9 @@ class VPT(Tuning):
     Args:
         tokens: for each block that gets any.
         deep: new tokens for every block; false gives them to the first alone.
-        views: k random crops of each picture (mirrored too, where the dataset's classes survive that), epoch e on crop
+        views: k random crops of each image (mirrored too, where the dataset's classes survive that), epoch e on crop
             e mod k; None for a new one at every epoch, 0 for the model's own view.
-        min_scale: smallest share of the picture that a crop shows.
+        min_scale: smallest share of the image that a crop shows.
     """
 
     reads_pixels = True

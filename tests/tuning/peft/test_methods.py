@@ -384,7 +384,7 @@ def gelu(x: Array) -> Array:
 
 
 def attention(x: Array, w: dict[str, Array], heads: int = 2) -> Array:
-    """Multi-head attention of one picture, (T, d), by heads and queries."""
+    """Multi-head attention of one image, (T, d), by heads and queries."""
     d = x.shape[1]
     q, k, v = (x @ w[part].T + w[f"{part}_bias"] for part in "qkv")
     out = np.zeros_like(x)

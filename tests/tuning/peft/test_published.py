@@ -1,4 +1,4 @@
-"""The recipes of published rows: two steps of each on generated pictures in the dataset's real layout."""
+"""The recipes of published rows: two steps of each on generated images in the dataset's real layout."""
 
 from __future__ import annotations
 

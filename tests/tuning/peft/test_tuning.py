@@ -452,7 +452,7 @@ def test_the_divergence_wants_the_whole_batch(encoder: Encoder) -> None:
     tuning, head = full(encoder, kl=1.0)
     embeddings = head.embed(torch.randn(2, 3, 16, 16))
     whole = embeddings.repeat(2, 1)  # as gathered from two processes
-    with pytest.raises(InputError, match=r"`tuning\.kl` compares whole batches .* has 2 of 4 pictures"):
+    with pytest.raises(InputError, match=r"`tuning\.kl` compares whole batches .* has 2 of 4 images"):
         tuning.regularizers(task_of(encoder))[0](Seen(whole, torch.zeros(4), head.classify(whole)))
     tuning.close()
 
@@ -500,17 +500,17 @@ def test_the_recipe_s_rate_falls_towards_the_input(recipe: Recipe, monkeypatch: 
 
 
 def test_copies_of_the_model_s_size_change_no_number_of_a_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for a tower that is trained nor for features that are kept; the pictures are PNG files of 20 pixels."""
+    """Neither for a tower that is trained nor for features that are kept; the images are PNG files of 20 pixels."""
     for tuning in ({"name": "peft", "method": "bitfit", "crops": "none"}, "linear_probe"):
         wanted = tuned_recipe(recipe, "bitfit") | {"tuning": tuning}
         plain, copies = (run(wanted, f"encoder.resized={size}", runs=f"{size}") for size in (0, 16))
         assert copies.scores == plain.scores
         both = [load_file(result.path / "head.safetensors") for result in (plain, copies)]
         assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
-        assert list(Path("cache/pictures/16").rglob("*.npy"))
+        assert list(Path("cache/images/16").rglob("*.npy"))
 
 
-def test_the_decoder_of_a_recipe_reads_the_pictures(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_of_a_recipe_reads_the_images(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's is near PIL's, and on a machine without a GPU it is the GPU's."""
     wanted = tuned_recipe(recipe, "bitfit")
     wanted["tuning"]["crops"] = "none"
@@ -522,7 +522,7 @@ def test_the_decoder_of_a_recipe_reads_the_pictures(recipe: Recipe, monkeypatch:
 
 
 @pytest.mark.parametrize("tuning", [{"name": "peft", "method": "vpt"}, "linear_probe"])
-def test_five_crops_change_the_scores_of_heads_on_pictures_and_on_features(recipe: Recipe, tuning: Any) -> None:
+def test_five_crops_change_the_scores_of_heads_on_images_and_on_features(recipe: Recipe, tuning: Any) -> None:
     wanted = tuned_recipe(recipe, "vpt") | {"tuning": tuning}
     single, crops, both = (run(wanted, f"evaluation.tta={tta}") for tta in ("none", "five_crops", "five_crops_flips"))
     assert len({result.scores["nll"] for result in (single, crops, both)}) == 3

@@ -18,7 +18,7 @@ from imbalance_vlm.recipe.problems import RecipeError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import RunResult, StudyResult
 from tests.conftest import TINY_CLIP
-from tests.data.miniatures import MINIATURES, picture
+from tests.data.miniatures import MINIATURES, write_image
 
 ALL_SETS = ("imagenet", *SETS, "fgvc_aircraft", *VARIANTS)
 
@@ -37,16 +37,16 @@ def roomy_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_classes(root: Path, train: dict[str, int]) -> Path:
-    """train/ and test/ class folders with so many pictures a class, two of each to test on."""
+    """train/ and test/ class folders with so many images a class, two of each to test on."""
     for shade, (name, count) in enumerate(train.items()):
         for split, many in (("train", count), ("test", 2)):
             for number in range(many):
-                picture(root / split / name / f"{name} {number}.png", shade=shade + 100 * number)
+                write_image(root / split / name / f"{name} {number}.png", shade=shade + 100 * number)
     return root
 
 
 def prompted(root: Path, tiny_clip: str, **more: Any) -> dict[str, Any]:
-    """CoOp on the four colours of the test pictures."""
+    """CoOp on the four colours of the test images."""
     return {
         "name": "prompted",
         "data": {"name": "folder", "root": str(root)},
@@ -59,8 +59,8 @@ def prompted(root: Path, tiny_clip: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_classes(tmp_path / "pictures", dict.fromkeys(COLOURS, 20))
+def images(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "images", dict.fromkeys(COLOURS, 20))
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "maple"])
@@ -135,8 +135,8 @@ def test_subpt_runs_with_one_shot(tmp_path: Path, roomy_clip: str) -> None:
     assert 0 <= result.scores["overall"] <= 100
 
 
-def test_each_seed_draws_its_own_images_where_the_recipe_says_so(pictures: Path, tiny_clip: str) -> None:
-    recipe = prompted(pictures, tiny_clip)
+def test_each_seed_draws_its_own_images_where_the_recipe_says_so(images: Path, tiny_clip: str) -> None:
+    recipe = prompted(images, tiny_clip)
     recipe["data"] |= {"shots": 1, "draw_seed": None}
     first, second = (plan(recipe, {"seed": seed}).recipes[0] for seed in (0, 1))
     of_first, of_second = (

@@ -55,7 +55,7 @@ def encoder() -> Any:
             parameter.data += 0.2 * torch.randn_like(parameter)
         made.logit_scale.data.fill_(2.0)
     tiny = OpenClipEncoder(made, cast(Any, None), TOKENIZER, "tiny", "random", None, "")
-    tiny._widths = {"embedding": 16}  # it would be asked with a picture in float32
+    tiny._widths = {"embedding": 16}  # it would be asked with an image in float32
     return tiny
 
 
@@ -556,7 +556,7 @@ def test_subpt_may_reuse_the_first_pass_of_a_finished_run(recipe: dict[str, Any]
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
 def test_a_blank_head_with_the_saved_weights_says_what_the_run_said(recipe: dict[str, Any], name: str) -> None:
-    """What `predict` does, with the pictures of the test split."""
+    """What `predict` does, with the images of the test split."""
     result = run(recipe, tuned(name))
     names = result.record["classes"]["names"]
     net = create_encoder(recipe["encoder"]["name"])

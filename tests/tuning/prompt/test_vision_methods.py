@@ -135,14 +135,14 @@ def steps(objective: Objective, tuning: Any, count: int = 3, lr: float = 0.05) -
 
 
 def slow_pass(net: VisionTransformer, pixels: Tensor, tokens: Sequence[Tensor], pool: str = "tok") -> Tensor:
-    """The tower written out: picture by picture, patch by patch, head by head, with the tokens put in by hand."""
+    """The tower written out: image by image, patch by patch, head by head, with the tokens put in by hand."""
     outputs = []
     p, w = net.patch_size[0], net.conv1.out_channels
-    for picture in pixels:
+    for image in pixels:
         rows = [net.class_embedding]
-        for top in range(0, picture.shape[1], p):
-            for left in range(0, picture.shape[2], p):
-                patch = picture[:, top : top + p, left : left + p]
+        for top in range(0, image.shape[1], p):
+            for left in range(0, image.shape[2], p):
+                patch = image[:, top : top + p, left : left + p]
                 rows.append((net.conv1.weight * patch).sum((1, 2, 3)))
         own = len(rows)
         x = torch.stack(rows) + net.positional_embedding
