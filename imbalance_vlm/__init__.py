@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from imbalance_vlm.encoders.factory import create_encoder as create_encoder
     from imbalance_vlm.errors import InputError as InputError
     from imbalance_vlm.heads.factory import create_head as create_head
-    from imbalance_vlm.longtail import LongTail as LongTail
+    from imbalance_vlm.long_tail import LongTail as LongTail
     from imbalance_vlm.predicting import predict_images as predict_images
     from imbalance_vlm.recipe.load import list_recipes as list_recipes
     from imbalance_vlm.runner import run as run
@@ -37,7 +37,7 @@ _HOME = {
     "create_prototypes": "imbalance_vlm.balancing.prototypes",
     "list_recipes": "imbalance_vlm.recipe.load",
     "InputError": "imbalance_vlm.errors",
-    "LongTail": "imbalance_vlm.longtail",
+    "LongTail": "imbalance_vlm.long_tail",
     "verify": "imbalance_vlm.verification.verify",
 }
 
@@ -55,7 +55,7 @@ def __dir__() -> list[str]:
 
 
 def _names(kind: str) -> list[str]:
-    from imbalance_vlm import catalogue
+    from imbalance_vlm.components import catalogue
 
     catalogue.load_plugins()
     return catalogue.REGISTRIES[kind].names()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.corrected import Corrected
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.prototype_assignment import prototypes_for
 from imbalance_vlm.balancing.regularizers.base import Regularizer
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import Registry
+from imbalance_vlm.components.settings import positionals_of, settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import create_dataset, dataset_identity, drawn
 from imbalance_vlm.data.resized import resized_split
@@ -39,9 +41,7 @@ from imbalance_vlm.evaluation.novel import (
 from imbalance_vlm.evaluation.tta import views_of
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.recipe.schema import encoder_entry
-from imbalance_vlm.registry import Registry, settings_of
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.training.checkpoints import check_trained_on
 from imbalance_vlm.training.devices import fast_layout, shard
 from imbalance_vlm.training.loop import AfterEpoch
@@ -61,8 +61,17 @@ def settings(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def component(registry: Registry, section: Mapping[str, Any]) -> Any:
     """The component's constructor with the recipe's settings bound."""
-    build = registry.get(section["name"]).member(section).load()
-    return lambda *positional: build(*positional, **settings(section))
+    entry = registry.get(section["name"])
+    names = positionals_of(entry.member(section).load())
+
+    def make(*given: Any) -> Any:
+        return entry.make(section, {name: partial(_given, value) for name, value in zip(names, given, strict=False)})
+
+    return make
+
+
+def _given(value: Any, _section: Any) -> Any:
+    return value
 
 
 def as_key(section: Mapping[str, Any]) -> str:
@@ -122,7 +131,7 @@ class Features:
         self.how = {key: recipe["encoder"][key] for key in settings_of(feature_source)}
         self.tuning = tuning
         self.reads_pixels = tuning.reads_pixels
-        self.has_text = "text" in catalogue.ENCODERS.get(encoder_entry(recipe["encoder"]["name"])).provides
+        self.has_text = "text" in catalogue.encoder_entry(recipe["encoder"]["name"]).provided(recipe["encoder"])
         self.transforms = {
             "train": tuning.transforms(task),
             "test_tta": views_of(task.encoder, recipe["evaluation"]["tta"], data.flips),

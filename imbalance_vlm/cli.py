@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imbalance_vlm import __version__, catalogue
+from imbalance_vlm import __version__
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.results.columns import MAIN
 

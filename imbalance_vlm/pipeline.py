@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.assembly import (
     Features,
     Others,
@@ -34,6 +33,8 @@ from imbalance_vlm.assembly import (
 )
 from imbalance_vlm.balancing.corrected import Corrected
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import dataset_identity, drawn
 from imbalance_vlm.encoders.base import Encoder
@@ -43,9 +44,8 @@ from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.evaluation.geometry import geometry
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy, scores
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
-from imbalance_vlm.registry import settings_of
 from imbalance_vlm.results.environment import begin_peak_memory, cost, environment
 from imbalance_vlm.results.folder import write_run
 from imbalance_vlm.results.result import RunResult

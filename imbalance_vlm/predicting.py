@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.assembly import as_key, component, encoder, encoder_settings, make_model, settings
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.folder import SUFFIXES
 from imbalance_vlm.data.loading import Decoder
@@ -24,7 +24,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, predict
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.factory import create_head, reads_tokens
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import RunResult, read_result
 from imbalance_vlm.training.checkpoints import load_weights

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import Entry
+from imbalance_vlm.components.settings import describe
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.recipe.typecheck import describe
-from imbalance_vlm.registry import Entry, constructors_of
 from imbalance_vlm.results.folder import plain
 
 
@@ -36,11 +36,7 @@ def show_component(found: Sequence[tuple[str, Entry]]) -> str:
         if entry in _tower_methods():
             from imbalance_vlm.tuning.peft.listing import trained_set
 
-            lines += [trained_set(entry.load()().method), ""]
-        for parent in constructors_of(entry.load()):
-            if parent is entry.load() or not settings:
-                continue
-            lines += [f"{parent.__name__}: {inspect.getdoc(parent) or ''}", ""]
+            lines += [trained_set(entry.load()()), ""]
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 
 Make = Callable[..., Loss]
 Contract = Callable[[Make], None]

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from imbalance_vlm import InputError, assembly, catalogue
+from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.recipe.problems import RecipeError
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.registry import settings_of
 from imbalance_vlm.results.columns import GEOMETRY
 from imbalance_vlm.results.result import RunResult
 from tests.test_runner import run

@@ -100,7 +100,7 @@ def test_the_package_list_of_setup_cfg_is_what_is_there() -> None:
 
 
 def test_every_registered_component_can_be_imported() -> None:
-    from imbalance_vlm import catalogue
+    from imbalance_vlm.components import catalogue
 
     for kind, registry in catalogue.REGISTRIES.items():
         for entry in registry:

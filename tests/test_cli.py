@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import imbalance_vlm
-from imbalance_vlm import catalogue
 from imbalance_vlm.cli import main
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.recipe.load import list_recipes
 
 Capture = pytest.CaptureFixture[str]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.losses.factory import create_loss
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.long_tail import LongTail
 from tests import contracts
 from tests.contracts import CONTRACTS, EQUALS_CROSS_ENTROPY, SETTINGS_FOR, Contract, Make
 

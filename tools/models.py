@@ -28,7 +28,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders import open_clip as open_clip_encoders
 from imbalance_vlm.encoders import text_tower
 from imbalance_vlm.encoders.architectures import skeleton, text_config

@@ -24,10 +24,10 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.icons_lt import icons_lt
 from imbalance_vlm.files import write_json, write_text
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.load import load
 from imbalance_vlm.recipe.study import coordinates, plan
 from imbalance_vlm.results.averages import with_averages

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.balancing.prototypes import Kind, assign_prototypes, create_prototypes
+from imbalance_vlm.components.ranges import Natural, Share
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.prototype_guided import moved_means
-from imbalance_vlm.types import Natural, Share
 
 
 def prototypes_for(

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count, Natural, Positive
+from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.recipe.typecheck import mistake
-from imbalance_vlm.types import Count, Natural, Positive
 
 Kind = Literal["auto", "simplex", "orthoplex", "optimised"]
 

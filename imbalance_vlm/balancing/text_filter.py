@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count, NonNegative, Positive
+from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.recipe.typecheck import mistake
-from imbalance_vlm.types import Count, NonNegative, Positive
 
 BLOCK_ROWS = 512
 """Descriptions compared with all classes at a time: 512 x 8142 similarities are 17 MB."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.losses.paco import PaCo
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
 
 WIDTH = 512  # d of the embeddings, which paco and gpaco compare with their queue

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, evaluate
 from imbalance_vlm.evaluation.metrics import scores
 from imbalance_vlm.heads.linear import LinearHead
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
 from imbalance_vlm.results.environment import begin_peak_memory, cost
 from imbalance_vlm.results.result import RunResult

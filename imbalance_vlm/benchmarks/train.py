@@ -34,7 +34,7 @@ from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.sources import PixelSource, Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.cosine import CosineHead
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd

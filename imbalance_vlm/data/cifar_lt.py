@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm.components.ranges import Natural
 from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
 from imbalance_vlm.data.lists import expanded
 from imbalance_vlm.data.tails import Factor, head_slice, tail_counts
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import Natural
 
 
 @dataclass(frozen=True)

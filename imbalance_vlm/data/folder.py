@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm.components.ranges import Natural, Share
 from imbalance_vlm.data.as_listed import listing
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.data.reading import unreadable
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import Natural, Share
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
 SPLITS = ("train", "val", "test")

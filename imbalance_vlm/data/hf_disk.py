@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imbalance_vlm.components.ranges import Natural, Share
 from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.dataset import Dataset, Split, rgb
 from imbalance_vlm.data.lists import expanded, files_identity
 from imbalance_vlm.data.table import SPLIT_WORDS, to_labels, with_test
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.types import Natural, Share
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,13 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import Count, Natural, Part
+from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.subsets import base_novel, few_shot, with_decay
 from imbalance_vlm.data.tails import Factor, Order, Shift, Tail, with_shifted_test, with_tail
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.registry import settings_of
-from imbalance_vlm.types import Count, Natural, Part
 
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm.components.ranges import Natural, Share
 from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.dataset import Dataset, Split
 from imbalance_vlm.data.folder import draw_splits
 from imbalance_vlm.data.lists import Listed, OnError, expanded, files_identity, splits_of, text_of
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.types import Natural, Share
 
 if TYPE_CHECKING:
     import pandas as pd

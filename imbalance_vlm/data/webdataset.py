@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imbalance_vlm.components.ranges import Natural, Share
 from imbalance_vlm.data.dataset import Dataset, Split, rgb
 from imbalance_vlm.data.folder import SUFFIXES
 from imbalance_vlm.data.lists import expanded, files_identity, leads_out
@@ -33,7 +34,6 @@ from imbalance_vlm.data.table import SPLIT_WORDS, to_labels, with_test
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import cache_folder, write_json
 from imbalance_vlm.progress import bar
-from imbalance_vlm.types import Natural, Share
 
 LabelFile = Literal["cls", "txt", "json"]
 

@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.base import Encoder
-from imbalance_vlm.recipe.schema import encoder_entry
 
 
 def create_encoder(name: str, **settings: Any) -> Encoder:
@@ -18,14 +17,14 @@ def create_encoder(name: str, **settings: Any) -> Encoder:
         InputError: an unknown model, or weights that are missing or do not fit.
     """
     catalogue.load_plugins()
-    encoder: Encoder = catalogue.ENCODERS.get(encoder_entry(name)).load()(name, **settings)
+    encoder: Encoder = catalogue.encoder_entry(name).load()(name, **settings)
     return encoder
 
 
 def encoder_identity(section: Mapping[str, Any]) -> str:
     """What a recipe's encoder is, weights included, without loading it."""
     name, pretrained = section["name"], section.get("pretrained")
-    entry = encoder_entry(name)
+    entry = catalogue.encoder_entry(name).name
     identity = ""
     if entry == "timm":
         from imbalance_vlm.encoders import timm

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from imbalance_vlm.components.ranges import Natural, NonNegative
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loading import Decoder, Transform, pixel_batches
 from imbalance_vlm.data.resized import resized_split
@@ -20,7 +21,6 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source
 from imbalance_vlm.progress import note
-from imbalance_vlm.types import Natural, NonNegative
 
 ENCODE_BATCH = CHUNK // 4  # a divisor: a resumed entry goes on at a whole chunk, with the same batches as before
 CPU_NUMBERS = 2**21

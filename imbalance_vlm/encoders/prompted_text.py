@@ -27,13 +27,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from imbalance_vlm.components.ranges import Count, Positive
 from imbalance_vlm.encoders.base import autocast
 from imbalance_vlm.encoders.class_chunks import one_pass, pack, two_pass
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.encoders.prompt_layout import Layout, Position, Prompts, Tokens
 from imbalance_vlm.encoders.text_tower import TextTower
 from imbalance_vlm.errors import InputError, one_of
-from imbalance_vlm.types import Count, Positive
 
 Saving = Literal["cut", "prefix", "chunks"]
 SAVINGS: tuple[Saving, ...] = get_args(Saving)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from imbalance_vlm.components.ranges import Count, Natural
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.evaluation.metrics import Predictions
 from imbalance_vlm.evaluation.tta import Tta, mean_logits
-from imbalance_vlm.types import Count, Natural
 
 DEFAULT_GROUPS = {"many": 100, "few": 20}
 

@@ -35,9 +35,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imbalance_vlm.components.ranges import Count
+from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.recipe.typecheck import mistake
-from imbalance_vlm.types import Count
 
 Array = Tensor | NDArray[np.generic]
 

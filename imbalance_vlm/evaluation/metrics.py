@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_vlm.longtail import GROUPS, LongTail
+from imbalance_vlm.long_tail import GROUPS, LongTail
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Natural, Positive
 from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.types import Natural, Positive
 
 
 class CosineHead(Head):

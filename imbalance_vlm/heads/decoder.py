@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from imbalance_vlm.components.ranges import Count, Positive, Share
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.types import Count, Positive, Share
 
 
 class DecoderHead(Head):

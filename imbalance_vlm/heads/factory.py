@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.settings import checked_settings, settings_of
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.progress import note
-from imbalance_vlm.recipe.typecheck import checked_settings
-from imbalance_vlm.registry import settings_of
 
 
 def create_head(name: str, width: int, num_classes: int, directions: Tensor | None = None, **settings: Any) -> Head:
@@ -32,7 +31,7 @@ def create_head(name: str, width: int, num_classes: int, directions: Tensor | No
     catalogue.load_plugins()
     build = catalogue.HEADS.get(name).load()
     if name != "text":  # its one argument comes from the encoder, not from a recipe
-        settings = checked_settings(f"head '{name}'", build, settings)
+        settings = checked_settings(f"head '{name}'", settings_of(build), settings)
     defaults = {key: setting.default for key, setting in settings_of(build).items()}
     init = (defaults | settings).get("init", "random")
     if init != "random" and directions is None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Natural
 from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.types import Natural
 
 
 class LinearHead(Head):

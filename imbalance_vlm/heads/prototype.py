@@ -26,10 +26,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count, Natural, Positive
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.types import Count, Natural, Positive
 
 PrototypeKind = Literal["auto", "simplex", "orthoplex", "optimised"]
 """The kinds of `balancing.prototypes.create_prototypes`, which this room comes before."""

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Natural, NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
-from imbalance_vlm.types import Natural, NonNegative, Positive, Share
 
 
 @torch.no_grad()

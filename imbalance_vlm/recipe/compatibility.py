@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.catalogue import encoder_entry
 from imbalance_vlm.errors import did_you_mean
-from imbalance_vlm.recipe.schema import encoder_entry
 from imbalance_vlm.results.columns import SCORES
 
 _REMEDIES = {
@@ -48,7 +48,17 @@ def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
 def _encoder_provides(recipe: Recipe) -> Iterator[Conflict]:
     """Head and tuning ask for towers that the encoder must have."""
     model = recipe["encoder"]["name"]
-    provided = catalogue.ENCODERS.get(encoder_entry(model)).provides
+    provided = encoder_entry(model).provided(recipe["encoder"]) | {
+        "training",
+        "text.learned",
+        "embedding.learned",
+        "experts.loss",
+        "products.loss",
+        "names",
+        "trained",
+        "start",
+        "cosines",
+    }
     sections = [("tuning", catalogue.TUNINGS, recipe["tuning"]), ("head", catalogue.HEADS, recipe["head"])]
     sections += [
         (f"balancing.regularizers.{row}", catalogue.REGULARIZERS, one)
@@ -56,12 +66,14 @@ def _encoder_provides(recipe: Recipe) -> Iterator[Conflict]:
     ]
     for key, registry, section in sections:
         entry = registry.get(section["name"]).member(section)
-        for capability in sorted(entry.needed(_settings(section)) - provided):
+        for capability in sorted(
+            need for need in registry.get(section["name"]).needed(section) if not set(need.split("|")) & provided
+        ):
             detail = next((f" with {key} 'text'" for key in ("init", "assign") if section.get(key) == "text"), "")
             asked = f"{registry.kind} '{entry.name}'{detail}"
             starts = key == "head" and capability == "text" and section.get("init") == "text"
             instead = "; or set head.init to 'class_mean'" if starts else ""
-            yield key, f"{asked} needs {_REMEDIES[capability]}; encoder '{model}' has none{instead}"
+            yield key, f"{asked} needs {catalogue.CAPABILITIES[capability]}; encoder '{model}' has none{instead}"
 
 
 def _something_to_train(recipe: Recipe) -> Iterator[Conflict]:

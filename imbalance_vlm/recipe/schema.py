@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import Natural
+from imbalance_vlm.components.registry import Entry, Registry
+from imbalance_vlm.components.settings import Setting, mistake, settings_of
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.load import Loaded
 from imbalance_vlm.recipe.problems import Problem, RecipeError
-from imbalance_vlm.recipe.typecheck import mistake
-from imbalance_vlm.registry import Entry, Registry, Setting, settings_of
-from imbalance_vlm.types import Natural
 
 REQUIRED = object()
 MOVED = {"tuning.average": "training.interpolation"}
@@ -62,10 +62,8 @@ class Section:
 Node = Leaf | Component | Components | Section
 
 
-def encoder_entry(model: str) -> str:
-    """Which adapter a model name belongs to: "timm:resnet50" is timm's, every other name is open_clip's."""
-    prefix = model.partition(":")[0] if ":" in model else ""
-    return prefix if prefix in catalogue.ENCODERS and prefix != "open_clip" else "open_clip"
+def encoder_name(model: str) -> str:
+    return catalogue.encoder_entry(model).name
 
 
 RECIPE = Section(
@@ -76,7 +74,7 @@ RECIPE = Section(
         "seed": Leaf(Natural, 0),
         "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:prepare"),
         "encoder": Component(
-            catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source", entry_of=encoder_entry
+            catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source", entry_of=encoder_name
         ),
         "tuning": Component(catalogue.TUNINGS),
         "head": Component(catalogue.HEADS, default="linear"),
@@ -239,12 +237,12 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
     named = {"name": value["name"]}
     if entry.methods is not None:
         try:
-            entry = entry.member(value)
+            member = entry.member(value)
         except InputError as error:
             report(_join(path, "method"), str(error))
             return {}
-        named["method"] = entry.name
-    settings = entry.settings() | _settings(node.shared)
+        named["method"] = member.name
+    settings = entry.settings(value) | _settings(node.shared)
     given = {key: item for key, item in value.items() if key not in named}
     _unknown(given, list(settings), path, report)
     return named | _bind(settings, given, path, report)

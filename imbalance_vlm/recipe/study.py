@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from imbalance_vlm.components.ranges import Natural
+from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import check
-from imbalance_vlm.recipe.typecheck import mistake
 from imbalance_vlm.results.columns import COLUMNS
-from imbalance_vlm.types import Natural
 
 STUDY_KEYS = ("grid", "table", "plot")
 _GRID: dict[str, Any] = {

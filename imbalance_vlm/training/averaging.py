@@ -31,10 +31,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from imbalance_vlm.components.ranges import Share
+from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
-from imbalance_vlm.recipe.typecheck import mistake
-from imbalance_vlm.types import Share
 
 State = Mapping[str, Tensor]
 Score = Callable[[dict[str, Tensor]], float]

@@ -16,6 +16,7 @@ from torch import Tensor
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.base import Sampler
+from imbalance_vlm.components.ranges import Count, NonNegative, Part, Positive, Share
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_text
@@ -38,7 +39,6 @@ from imbalance_vlm.training.devices import (
     start,
     whole,
 )
-from imbalance_vlm.types import Count, NonNegative, Part, Positive, Share
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler

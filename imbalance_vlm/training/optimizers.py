@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from imbalance_vlm.components.ranges import NonNegative, Positive, Share
 from imbalance_vlm.training.devices import is_sharded
-from imbalance_vlm.types import NonNegative, Positive, Share
 
 Parameters = Sequence[nn.Parameter] | Sequence[Mapping[str, Any]]
 """Parameters, or groups of them with an `lr_scale`: timm's schedules multiply a group's learning rate by it."""

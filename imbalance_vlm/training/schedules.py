@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from imbalance_vlm.types import NonNegative, Positive
+from imbalance_vlm.components.ranges import NonNegative, Positive
 
 if TYPE_CHECKING:  # timm is a slow import, which checking a recipe can do without
     from timm.scheduler.scheduler import Scheduler

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.corrected import Corrected
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.second_stages.base import Stage
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.sources import FeatureSource, Source, evaluation_rows
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine

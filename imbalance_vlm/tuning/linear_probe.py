@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from imbalance_vlm.components.ranges import Natural, Part
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.tuning.base import Task, Tuning
-from imbalance_vlm.types import Natural, Part
 
 
 class LinearProbe(Tuning):

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imbalance_vlm.components.ranges import Part
 from imbalance_vlm.data.loading import Transform
-from imbalance_vlm.types import Part
 
 
 def smallest_share(epoch: int, epochs: int, start: float = 0.08) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from imbalance_vlm.longtail import GROUPS
+from imbalance_vlm.long_tail import GROUPS
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.assembly import as_key, encoder, encoder_settings
+from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.progress import bar
-from imbalance_vlm.registry import settings_of
 from imbalance_vlm.training.devices import named
 from imbalance_vlm.verification.collection import WHOLE, Collection
 from imbalance_vlm.verification.inspecting import Inspected

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import bar
 from imbalance_vlm.verification.collection import Collection, ListedImage, collect
 from imbalance_vlm.verification.duplicates import groups_of, near_pairs

@@ -19,7 +19,7 @@ from imbalance_vlm.balancing.post_hoc.logit_adjustment import LogitAdjustment
 from imbalance_vlm.balancing.post_hoc.prior_shift import PriorShift, estimate_prior
 from imbalance_vlm.balancing.post_hoc.temperature import LIMIT, STEPS, Temperature, nll_slope
 from imbalance_vlm.balancing.selection import class_mean_accuracy
-from imbalance_vlm.recipe.typecheck import checked_settings
+from imbalance_vlm.components.settings import checked_settings, settings_of
 
 Floats = NDArray[np.float64]
 Make = Callable[[LongTail], PostHoc]
@@ -605,12 +605,12 @@ def test_a_target_that_is_no_prior_is_refused(target: Any, word: str) -> None:
 )
 def test_a_recipe_with_a_setting_out_of_range_is_refused(build: type[PostHoc], settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
-        checked_settings("post-hoc correction", build, settings)
+        checked_settings("post-hoc correction", settings_of(build), settings)
 
 
 def test_a_recipe_can_set_what_the_settings_say() -> None:
-    assert checked_settings("", LogitAdjustment, {"tau": None}) == {"tau": None}
-    assert checked_settings("", PriorShift, {"target": [1, 2.5], "strength": None}) == {
+    assert checked_settings("", settings_of(LogitAdjustment), {"tau": None}) == {"tau": None}
+    assert checked_settings("", settings_of(PriorShift), {"target": [1, 2.5], "strength": None}) == {
         "target": [1, 2.5],
         "strength": None,
     }

@@ -19,7 +19,7 @@ from imbalance_vlm.cli import main
 from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.evaluation.metrics import Predictions, scores
 from imbalance_vlm.heads.linear import LinearHead
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 
 
 def test_the_command_prints_times_memory_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from imbalance_vlm.data.cifar_lt import cifar10_lt, cifar100_lt
 from imbalance_vlm.data.dataset import ArrayImages, Dataset
 from imbalance_vlm.data.prepare import prepare
 from imbalance_vlm.data.tails import head_slice, tail_counts
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from tests.data import miniatures
 
 

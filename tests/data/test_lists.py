@@ -13,7 +13,7 @@ from imbalance_vlm import InputError
 from imbalance_vlm.data.class_names import distinct, imagenet_names, of_wnids, read_names
 from imbalance_vlm.data.lists import Listed, check_labels, find, read_list, splits_of, there
 from imbalance_vlm.data.long_tailed import class_folders, species_names
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 from tests.data.miniatures import write_image
 from tests.data.shared import LISTS, needs_lists
 

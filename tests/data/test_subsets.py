@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from imbalance_vlm import InputError
+from imbalance_vlm.components.settings import mistake, settings_of
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
 from imbalance_vlm.data.prepare import create_dataset, dataset_identity, prepare
 from imbalance_vlm.data.subsets import base_novel, decay_counts, few_shot, with_classes
 from imbalance_vlm.data.tails import tail_counts, with_shifted_test, with_tail
-from imbalance_vlm.recipe.typecheck import mistake
-from imbalance_vlm.registry import settings_of
 
 
 def split(labels: Any, first: int = 0) -> Split:

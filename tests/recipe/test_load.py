@@ -53,7 +53,7 @@ def test_a_key_written_twice_is_refused(tmp_path: Path, text: str) -> None:
     [
         "name: !!python/object/apply:os.system ['touch touched']",
         "name: !!python/name:os.system",
-        "name: !!python/object:imbalance_vlm.longtail.LongTail {}",
+        "name: !!python/object:imbalance_vlm.long_tail.LongTail {}",
     ],
 )
 def test_python_objects_are_refused_and_nothing_runs(tmp_path: Path, text: str) -> None:

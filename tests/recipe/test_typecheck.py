@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from imbalance_vlm.recipe.typecheck import describe, fits, mistake
-from imbalance_vlm.types import Count, Natural, NonNegative, Positive, Share
+from imbalance_vlm.components.ranges import Count, Natural, NonNegative, Positive, Share
+from imbalance_vlm.components.settings import describe, fits, mistake
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
 
 
 @pytest.mark.parametrize("name", catalogue.OPTIMIZERS.names())

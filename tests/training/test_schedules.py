@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from imbalance_vlm import catalogue
+from imbalance_vlm.components import catalogue
 
 PEAK, EPOCHS, STEPS = 0.4, 10, 7
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.components.ranges import NonNegative, Positive
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import NonNegative, Positive
 
 
 def aligned(own: Tensor, guide: Tensor, strength: float) -> Tensor:

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient, Snapshot
 from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import Count
 
 FILES = "first_pass/epoch_*.safetensors"
 """The snapshots in the folder of a run."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, log_prior
 from imbalance_vlm.balancing.losses.logit_adjustment import logit_adjustment
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import Share
+from imbalance_vlm.components.ranges import Share
+from imbalance_vlm.long_tail import LongTail
 
 
 class BalancedSoftmax(Loss):

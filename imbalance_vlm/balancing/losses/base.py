@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from imbalance_vlm.balancing.losses.weighting import ClassWeighting
 from imbalance_vlm.errors import InputError, one_of
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 
 Reduction = Literal["batch", "weights", "none"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)

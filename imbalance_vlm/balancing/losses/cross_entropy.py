@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, smoothed_cross_entropy
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import Share
+from imbalance_vlm.components.ranges import Share
+from imbalance_vlm.long_tail import LongTail
 
 
 class CrossEntropy(Loss):

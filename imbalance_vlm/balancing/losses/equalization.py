@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative
+from imbalance_vlm.components.ranges import NonNegative
+from imbalance_vlm.long_tail import LongTail
 
 
 def equalization(logits: Tensor, targets: Tensor, rare: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 
 
 def etf_dot_regression(hits: Tensor, lengths: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.base import Loss
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.recipe.typecheck import checked_settings
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.settings import checked_settings, settings_of
+from imbalance_vlm.long_tail import LongTail
 
 
 def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) -> Loss:
@@ -30,5 +30,5 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     """
     catalogue.load_plugins()
     build = catalogue.LOSSES.get(name).load()
-    loss: Loss = build(LongTail.of(class_counts), **checked_settings(f"loss '{name}'", build, settings))
+    loss: Loss = build(LongTail.of(class_counts), **checked_settings(f"loss '{name}'", settings_of(build), settings))
     return loss

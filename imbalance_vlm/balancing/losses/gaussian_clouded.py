@@ -22,8 +22,8 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
 from imbalance_vlm.balancing.samplers.base import epoch_generator
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative, Positive
+from imbalance_vlm.components.ranges import NonNegative, Positive
+from imbalance_vlm.long_tail import LongTail
 
 
 def cloud_sizes(counts: Tensor, like: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, log_prior
 from imbalance_vlm.balancing.losses.logit_adjustment import logit_adjustment
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative
+from imbalance_vlm.components.ranges import NonNegative
+from imbalance_vlm.long_tail import LongTail
 
 
 class _ColumnNormaliser(torch.autograd.Function):

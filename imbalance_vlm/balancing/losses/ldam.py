@@ -22,8 +22,8 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
 from imbalance_vlm.balancing.losses.weighting import ClassWeighting, effective_number
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative, Positive, Share
+from imbalance_vlm.components.ranges import NonNegative, Positive, Share
+from imbalance_vlm.long_tail import LongTail
 
 
 def margins(counts: Tensor, like: Tensor, max_m: float) -> Tensor:

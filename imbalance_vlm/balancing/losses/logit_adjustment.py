@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, log_prior, shift, smoothed_cross_entropy
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative, Share
+from imbalance_vlm.components.ranges import NonNegative, Share
+from imbalance_vlm.long_tail import LongTail
 
 
 def logit_adjustment(

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, log_prior, smoothed_cross_entropy
+from imbalance_vlm.components.ranges import Count, NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import Count, NonNegative, Positive, Share
+from imbalance_vlm.long_tail import LongTail
 
 
 def parametric_contrast(

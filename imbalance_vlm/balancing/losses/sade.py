@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
+from imbalance_vlm.components.ranges import NonNegative
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.experts import EXPERTS
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative
+from imbalance_vlm.long_tail import LongTail
 
 
 def rank_reversed(counts: Tensor, like: Tensor) -> Tensor:

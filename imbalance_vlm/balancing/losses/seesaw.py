@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative
+from imbalance_vlm.components.ranges import NonNegative
+from imbalance_vlm.long_tail import LongTail
 
 
 def seesaw(logits: Tensor, targets: Tensor, seen: Tensor, p: float, q: float) -> Tensor:

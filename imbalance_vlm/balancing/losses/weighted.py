@@ -17,8 +17,8 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, smoothed_cross_entropy
 from imbalance_vlm.balancing.losses.weighting import ClassWeighting, inverse_frequency
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative, Share
+from imbalance_vlm.components.ranges import NonNegative, Share
+from imbalance_vlm.long_tail import LongTail
 
 
 class Weighted(Loss):

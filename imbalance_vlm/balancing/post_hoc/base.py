@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 
 
 class PostHoc(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor
 from imbalance_vlm.balancing.losses.base import exact, log_prior
 from imbalance_vlm.balancing.post_hoc.base import PostHoc
 from imbalance_vlm.balancing.selection import best, class_mean_accuracy
+from imbalance_vlm.components.ranges import NonNegative
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import NonNegative
+from imbalance_vlm.long_tail import LongTail
 
 TENTHS = range(21)
 """Candidates of a strength that is left open: 0, .1, ... 2, in tenths."""

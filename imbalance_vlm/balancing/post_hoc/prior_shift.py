@@ -27,9 +27,9 @@ from imbalance_vlm.balancing.losses.base import exact
 from imbalance_vlm.balancing.post_hoc.base import PostHoc
 from imbalance_vlm.balancing.post_hoc.logit_adjustment import TENTHS
 from imbalance_vlm.balancing.selection import best, class_mean_accuracy
+from imbalance_vlm.components.ranges import Count, NonNegative
 from imbalance_vlm.errors import InputError, one_of
-from imbalance_vlm.longtail import LongTail
-from imbalance_vlm.types import Count, NonNegative
+from imbalance_vlm.long_tail import LongTail
 
 Target = Literal["uniform", "train", "inverse", "estimate"]
 Source = Literal["train", "uniform"]

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.balancing.post_hoc.base import PostHoc
+from imbalance_vlm.components.ranges import Positive
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.longtail import GROUPS, LongTail
-from imbalance_vlm.types import Positive
+from imbalance_vlm.long_tail import GROUPS, LongTail
 
 STEPS = 1000
 """Steps of log T in one unit: T is found to a tenth of a percent."""

@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
 from imbalance_vlm.balancing.regularizers.npt import learned_text, simplex_gap
 from imbalance_vlm.balancing.regularizers.prototype_contrastive import class_balanced_mean
+from imbalance_vlm.components.ranges import Count, Natural, NonNegative
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import Count, Natural, NonNegative
 
 CLUSTER_SIZE = 16
 """Classes of a cluster, on average, where a recipe does not say how many clusters there are."""

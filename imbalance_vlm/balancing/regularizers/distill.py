@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.components.ranges import NonNegative, Positive
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import NonNegative, Positive
 
 
 def divergence(logits: Tensor, frozen: Tensor, temperature: float = 1.0) -> Tensor:

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 
 from imbalance_vlm.balancing.prototypes import uniformity
 from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.components.ranges import NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import NonNegative, Positive, Share
 
 Form = Literal["simplex", "uniformity"]
 

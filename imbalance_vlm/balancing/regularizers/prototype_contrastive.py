@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.components.ranges import Natural, NonNegative, Positive
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
-from imbalance_vlm.types import Natural, NonNegative, Positive
 
 
 def prototype_contrast(features: Tensor, targets: Tensor, prototypes: Tensor, temperature: float) -> Tensor:

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.components.ranges import Count, NonNegative
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import Count, NonNegative
 
 AnchorNames = Literal["base", "novel", "external"]
 AnchorTarget = Literal["template", "ensemble"]

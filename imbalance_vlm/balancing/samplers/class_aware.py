@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
-from imbalance_vlm.types import Count
+from imbalance_vlm.components.ranges import Count
 
 
 class ClassAwareSampler(Sampler):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.longtail import LongTail
+from imbalance_vlm.long_tail import LongTail
 
 
 class TrainClassifier(Protocol):

@@ -19,11 +19,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import Count, Positive
 from imbalance_vlm.encoders.sources import Source
-from imbalance_vlm.types import Count, Positive
 
 ROWS = 1024
 """Embeddings taken at a time."""

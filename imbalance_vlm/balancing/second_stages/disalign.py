@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
-from imbalance_vlm.types import Count, NonNegative, Positive
+from imbalance_vlm.components.ranges import Count, NonNegative, Positive
 
 
 def disalign(logits: Tensor, confidence: Tensor, magnitude: Tensor, margin: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from imbalance_vlm.balancing.samplers.base import epoch_generator
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.components.ranges import Count, Positive
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.experts import EXPERTS, ExpertsHead
-from imbalance_vlm.types import Count, Positive
 
 LEAST = 0.05
 """An expert below this weight ends the training: the others have won, and it should not vanish."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
-from imbalance_vlm.types import Count, Positive
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import Count, Positive
 
 
 class LWS(SecondStage):

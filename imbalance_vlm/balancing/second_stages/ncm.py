@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.components.ranges import Positive
 from imbalance_vlm.encoders.sources import Source
-from imbalance_vlm.types import Positive
 
 Metric = Literal["cosine", "euclidean"]
 

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
 from imbalance_vlm.balancing.selection import best, class_mean_accuracy
+from imbalance_vlm.components.ranges import NonNegative
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.types import NonNegative
 
 TAUS = tuple(round(0.1 * step, 1) for step in range(21))
 ROWS = 1024

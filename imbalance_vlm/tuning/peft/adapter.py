@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.tuning.peft.adaptformer import Bottleneck
 from imbalance_vlm.tuning.peft.base import Method, Tuned, adaptive_width
 from imbalance_vlm.tuning.peft.towers import transformer_tower
-from imbalance_vlm.types import Count
 
 
 class SequentialBottleneck(Bottleneck):

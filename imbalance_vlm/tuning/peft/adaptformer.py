@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.tuning.peft.base import Added, Method, Tuned, adaptive_width
 from imbalance_vlm.tuning.peft.towers import transformer_tower
-from imbalance_vlm.types import Count
 
 
 class Bottleneck(Added):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from imbalance_vlm.components.ranges import Part
 from imbalance_vlm.tuning.peft.base import Method, Tuned
 from imbalance_vlm.tuning.peft.towers import after_stages, beyond_features, stages
-from imbalance_vlm.types import Part
 
 
 class Full(Method):

@@ -17,9 +17,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.tuning.peft.base import Method, Reweighted, Tuned, adaptive_width
 from imbalance_vlm.tuning.peft.towers import Site, transformer_tower
-from imbalance_vlm.types import Count
 
 
 class LowRank(Reweighted):

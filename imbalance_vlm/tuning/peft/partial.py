@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.tuning.peft.base import Method, Tuned
 from imbalance_vlm.tuning.peft.towers import after_stages, beyond_features, stages
-from imbalance_vlm.types import Count
 
 
 class Partial(Method):

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imbalance_vlm.components.ranges import Part
 from imbalance_vlm.tuning.peft.base import Method, Reweighted, Tuned
 from imbalance_vlm.tuning.peft.towers import Site, transformer_tower
-from imbalance_vlm.types import Part
 
 
 class Sparse(Reweighted):

@@ -15,7 +15,6 @@ features or on all tokens.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -25,25 +24,15 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer
 from imbalance_vlm.balancing.regularizers.distill import Distill
+from imbalance_vlm.components.ranges import NonNegative, Part
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.heads.base import Head
-from imbalance_vlm.registry import settings_of
 from imbalance_vlm.tuning.base import Task, Tuning
 from imbalance_vlm.tuning.minimalist import minimalist_views
-from imbalance_vlm.tuning.peft.adapter import Adapter
-from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
 from imbalance_vlm.tuning.peft.base import Method, Tuned
-from imbalance_vlm.tuning.peft.bitfit import BitFit
 from imbalance_vlm.tuning.peft.full import Full, lr_groups
-from imbalance_vlm.tuning.peft.layernorm import LayerNorm
-from imbalance_vlm.tuning.peft.lora import LoRA
-from imbalance_vlm.tuning.peft.partial import Partial
-from imbalance_vlm.tuning.peft.random_mask import RandomMask
-from imbalance_vlm.tuning.peft.ssf import SSF
-from imbalance_vlm.tuning.peft.vpt import VPT
 from imbalance_vlm.tuning.tuned_tower import TunedTower
-from imbalance_vlm.types import NonNegative, Part
 
 Crops = Literal["minimalist", "random", "none"]
 
@@ -161,37 +150,3 @@ class FullTuning(PeftTuning):
     def close(self) -> None:
         super().close()
         self._terms = []
-
-
-def of_recipe(method: type[Method]) -> Callable[..., PeftTuning]:
-    """The constructor that a recipe means by a method's name: its settings are the method's and those of the crops.
-
-    >>> list(settings_of(of_recipe(LoRA)))
-    ['rank', 'crops', 'min_scale']
-    """
-    own, shared = settings_of(method), settings_of(PeftTuning)
-
-    def build(**settings: Any) -> PeftTuning:
-        theirs = {name: value for name, value in settings.items() if name in own}
-        return PeftTuning(method(**theirs), **{name: value for name, value in settings.items() if name not in own})
-
-    keywords = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
-        for one in [*own.values(), *shared.values()]
-    ]
-    build.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    crops = (inspect.getdoc(PeftTuning) or "").partition("tower, or chosen in it.\n")[2]
-    described = inspect.getdoc(method) or ""
-    build.__doc__ = described + ("\n" if "Args:" in described else "\n\nArgs:\n") + crops
-    return build
-
-
-adaptformer = of_recipe(AdaptFormer)
-adapter = of_recipe(Adapter)
-lora = of_recipe(LoRA)
-ssf = of_recipe(SSF)
-vpt = of_recipe(VPT)
-bitfit = of_recipe(BitFit)
-layernorm = of_recipe(LayerNorm)
-random_mask = of_recipe(RandomMask)
-partial = of_recipe(Partial)

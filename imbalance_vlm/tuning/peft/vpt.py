@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.tuning.peft.base import Added, Method, Tuned
 from imbalance_vlm.tuning.peft.towers import transformer_tower
-from imbalance_vlm.types import Count
 
 
 class Prompts(Added):

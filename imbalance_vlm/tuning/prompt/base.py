@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.encoders.prompt_layout import Position
@@ -26,7 +27,6 @@ from imbalance_vlm.encoders.prompted_text import PromptedText
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import Task, Tuning
-from imbalance_vlm.types import Count, Natural, Part, Positive
 
 DEFAULT_CONTEXT = 4
 """Context tokens where neither words nor a number are given."""

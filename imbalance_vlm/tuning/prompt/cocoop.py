@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
 from imbalance_vlm.encoders.prompt_layout import Position
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText
-from imbalance_vlm.types import Count, Natural, Part, Positive
 
 NARROWING = 16
 """How much narrower the hidden layer is than the image feature, as in [1]."""

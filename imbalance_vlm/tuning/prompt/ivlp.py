@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from imbalance_vlm.components.ranges import Count
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import SharedText
 from imbalance_vlm.tuning.prompt.vision_tokens import TwoTowerHead, TwoTowerTuning, VisionTokens, normal
-from imbalance_vlm.types import Count
 
 
 class IVLPHead(TwoTowerHead):

@@ -16,9 +16,9 @@ from typing import Any
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer
 from imbalance_vlm.balancing.regularizers.text_anchor import AnchorTarget, TextAnchor, templates_of
+from imbalance_vlm.components.ranges import NonNegative
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import PromptTuning
-from imbalance_vlm.types import NonNegative
 
 
 class KgCoOp(PromptTuning):

@@ -14,9 +14,9 @@ from typing import Any
 
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.gradients.prograd import ProGrad
+from imbalance_vlm.components.ranges import NonNegative, Positive
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import PromptTuning
-from imbalance_vlm.types import NonNegative, Positive
 
 
 class ProGradTuning(PromptTuning):

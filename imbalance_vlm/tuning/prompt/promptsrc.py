@@ -29,13 +29,13 @@ from torch.nn import functional as F
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
 from imbalance_vlm.balancing.regularizers.text_anchor import TextAnchor
+from imbalance_vlm.components.ranges import Count, NonNegative, Positive
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.base import SharedText
 from imbalance_vlm.tuning.prompt.ivlp import IVLP, IVLPHead
 from imbalance_vlm.tuning.prompt.vision_tokens import VisionTokens, normal
-from imbalance_vlm.types import Count, NonNegative, Positive
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> Tensor:

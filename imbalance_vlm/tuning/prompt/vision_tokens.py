@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.features import view_transforms
@@ -34,7 +35,6 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.peft.towers import image_tower, transformer_tower
 from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText, check_task
-from imbalance_vlm.types import Count, Natural, Part, Positive
 
 STD = 0.02
 """Standard deviation that tokens without words start with, in both towers."""

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from imbalance_vlm.components.ranges import Count, Natural, Part
 from imbalance_vlm.data.loading import Transform
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.heads.base import Head
@@ -28,7 +29,6 @@ from imbalance_vlm.tuning.peft.base import Tuned
 from imbalance_vlm.tuning.prompt.base import check_task
 from imbalance_vlm.tuning.prompt.vision_tokens import pixel_transforms
 from imbalance_vlm.tuning.tuned_tower import TunedTower
-from imbalance_vlm.types import Count, Natural, Part
 
 
 class VPTHead(TunedTower):

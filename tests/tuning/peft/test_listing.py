@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from imbalance_vlm import catalogue
 from imbalance_vlm.cli import main
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.tuning.peft.listing import trained_set
 
 COUNTS = {"adaptformer": 617_868, "lora": 589_824, "vpt": 92_160, "full": 85_799_424}

@@ -24,11 +24,11 @@ import imbalance_vlm
 from imbalance_vlm import InputError, assembly, catalogue, create_encoder
 from imbalance_vlm.balancing.regularizers.base import Seen
 from imbalance_vlm.balancing.regularizers.distill import Distill, divergence
+from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
 from imbalance_vlm.encoders.features import CroppedView
 from imbalance_vlm.heads.cosine import CosineHead
 from imbalance_vlm.heads.decoder import DecoderHead
-from imbalance_vlm.registry import settings_of
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.optimizers import adamw, parameter_groups, sgd
 from imbalance_vlm.training.schedules import constant, cosine, held_cosine, multistep

@@ -1,7 +1,10 @@
-"""Everything a recipe can name, one line each. Nothing here imports a component before it is used.
+"""Everything a recipe can name, one entry each. No component is imported before it is used.
 
 A package of yours can add to these registries: call `LOSSES.add("mine", "my_package.losses:Mine", "what it does")` in
-a module named by the entry point group `imbalance_vlm.plugins`.
+a module named by the entry point group `imbalance_vlm.plugins`; docs/extending.md shows a whole package.
+
+Which components go together is decided by one rule: what a component needs, another one of the recipe must provide.
+`CAPABILITIES` lists what can be needed and provided.
 """
 
 from __future__ import annotations
@@ -11,22 +14,51 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from imbalance_vlm.registry import Registry
+from imbalance_vlm.components.registry import Entry, Registry
 
 DATASETS = Registry("dataset")
 ENCODERS = Registry("encoder")
 HEADS = Registry("head")
 LOSSES = Registry("loss")
 SAMPLERS = Registry("sampler")
-REGULARIZERS = Registry("regularizer")
+REGULARIZERS = Registry("regularizer", needs=frozenset({"training"}))
 GRADIENTS = Registry("gradient transform")
-SECOND_STAGES = Registry("second stage")
+SECOND_STAGES = Registry("second stage", needs=frozenset({"training"}))
 POST_HOC = Registry("post-hoc correction")
 TUNINGS = Registry("tuning")
 PROMPTS = Registry("prompt method")
 PEFT = Registry("tuning method")
 OPTIMIZERS = Registry("optimizer")
 SCHEDULES = Registry("schedule")
+EVALUATORS = Registry("evaluator")
+
+CAPABILITIES: dict[str, str] = {
+    "text": "an encoder with a text tower (any open_clip model)",
+    "tokens": "an encoder that gives all image tokens",
+    "shared_space": "image features in the space of the text features (encoder.features: embedding)",
+    "names": "a head that classifies by the class names (head: text)",
+    "names.new": (
+        "a classifier that can read the names of new classes (tuning zero_shot, or a prompt method with csc false)"
+    ),
+    "trained": (
+        "a head that trains something (for a classifier that starts from the text features: "
+        "head: {name: cosine, init: text})"
+    ),
+    "training": "a tuning that trains (any but zero_shot)",
+    "tower.trained": "a tuning that trains the image tower (full or peft)",
+    "embedding.learned": (
+        "an embedding that training changes (set head.adapter to a width such as 128, use head decoder, or tune the "
+        "tower)"
+    ),
+    "text.learned": "text features that training changes (tuning: {name: prompt, method: coop}, for example)",
+    "cosines": "a head whose logits are cosines times a fixed scale (head: cosine, with learn_scale false)",
+    "products": "a head of unscaled products with fixed prototypes (head: {name: prototype, scale: 1})",
+    "products.loss": "a loss on unscaled products (balancing.loss: etf_dot_regression)",
+    "experts": "a head with several experts (head: experts)",
+    "experts.loss": "a loss that trains several experts (balancing.loss: sade)",
+    "start": "a head that does not start at random (head.init: text or class_mean)",
+}
+"""What components need and provide, each with what has it."""
 
 _PKG = "imbalance_vlm"
 _UCPG = (
@@ -65,12 +97,17 @@ DATASETS.add("table", f"{_PKG}.data.table:table", "your images, named by a CSV, 
 DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:hf_disk", "a Hugging Face dataset saved to disk")
 DATASETS.add("webdataset", f"{_PKG}.data.webdataset:webdataset", "WebDataset shards (tar files), read in place")
 
+
+def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"text", "tokens"} | _if(section["features"] == "embedding", "shared_space"))
+
+
 # -- encoders --------------------------------------------------------------------------------------------------------
 ENCODERS.add(
     "open_clip",
     f"{_PKG}.encoders.open_clip:open_clip_encoder",
     "any open_clip model, by name and tag, file or directory; mini-clip is embedded",
-    provides=frozenset({"text", "tokens"}),
+    provides=_of_open_clip,
 )
 ENCODERS.add(
     "timm",
@@ -80,16 +117,59 @@ ENCODERS.add(
 )
 
 
-def _needs_of_init(settings: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset({"text"}) if settings.get("init") == "text" else frozenset()
+def encoder_entry(model: str) -> Entry:
+    """The adapter of a model name: "timm:resnet50" is timm's; a name without a known prefix is open_clip's."""
+    prefix = model.partition(":")[0] if ":" in model else ""
+    return ENCODERS.get(prefix if prefix in ENCODERS else "open_clip")
 
 
-def _needs_of_prototypes(settings: Mapping[str, Any]) -> frozenset[str]:
-    return _needs_of_init(settings) | (frozenset({"text"}) if settings.get("assign") == "text" else frozenset())
+def _if(condition: bool, *capabilities: str) -> set[str]:
+    return set(capabilities) if condition else set()
 
 
-def _needs_of_decoder(settings: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset({"tokens"}) | _needs_of_init(settings)
+def _start_needs(section: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(_if("text" in (section.get("init"), section.get("assign")), "text"))
+
+
+def _decoder_needs(section: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"tokens"}) | _start_needs(section)
+
+
+def _experts_needs(section: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"experts.loss"}) | _start_needs(section)
+
+
+def _prototype_needs(section: Mapping[str, Any]) -> frozenset[str]:
+    return _start_needs(section) | _if(not section["normalise"], "products.loss")
+
+
+def _contrast_needs(section: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"embedding.learned|text.learned"}) | _start_needs(section)
+
+
+def _classifier(section: Mapping[str, Any]) -> frozenset[str]:
+    """What a head with a trained classifier provides."""
+    adapter, start = bool(section.get("adapter")), section["init"] != "random"
+    return frozenset({"trained"} | _if(adapter, "embedding.learned") | _if(start, "start"))
+
+
+def _cosine(section: Mapping[str, Any]) -> frozenset[str]:
+    return _classifier(section) | _if(not section["learn_scale"], "cosines")
+
+
+def _decoder(section: Mapping[str, Any]) -> frozenset[str]:
+    return _classifier(section) | {"embedding.learned"}
+
+
+def _experts(section: Mapping[str, Any]) -> frozenset[str]:
+    return _classifier(section) | {"experts"}
+
+
+def _prototype(section: Mapping[str, Any]) -> frozenset[str]:
+    unscaled = not section["normalise"] or section["scale"] == 1
+    return frozenset(
+        {"trained", "embedding.learned", "start"} | _if(section["normalise"], "cosines") | _if(unscaled, "products")
+    )
 
 
 # -- heads -----------------------------------------------------------------------------------------------------------
@@ -98,22 +178,25 @@ HEADS.add(
     f"{_PKG}.heads.text:TextHead",
     "zero-shot classifier: the text features of the class names",
     paper="Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
-    needs=frozenset({"text"}),
+    needs=frozenset({"text", "shared_space"}),
+    provides=frozenset({"names", "cosines", "start"}),
 )
-HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs=_needs_of_init)
+HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs=_start_needs, provides=_classifier)
 HEADS.add(
     "cosine",
     f"{_PKG}.heads.cosine:CosineHead",
     "scaled cosine to one direction a class, text-initialised by default",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
-    needs=_needs_of_init,
+    needs=_start_needs,
+    provides=_cosine,
 )
 HEADS.add(
     "decoder",
     f"{_PKG}.heads.decoder:DecoderHead",
     "transformer blocks over all image tokens, then a linear layer on the class token",
     paper="Wang et al., Exploring Vision-Language Models for Imbalanced Learning, IJCV 2024",
-    needs=_needs_of_decoder,
+    needs=_decoder_needs,
+    provides=_decoder,
 )
 HEADS.add(
     "experts",
@@ -121,7 +204,8 @@ HEADS.add(
     "three linear classifiers on the same features, for the loss `sade`",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
-    needs=_needs_of_init,
+    needs=_experts_needs,
+    provides=_experts,
 )
 
 HEADS.add(
@@ -129,14 +213,16 @@ HEADS.add(
     f"{_PKG}.heads.prototype:PrototypeHead",
     "fixed prototypes, far apart, and a trained map to them",
     paper="Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2022",
-    needs=_needs_of_prototypes,
+    needs=_prototype_needs,
+    provides=_prototype,
 )
 HEADS.add(
     "prototype_guided",
     f"{_PKG}.heads.prototype_guided:PrototypeGuidedHead",
     "a linear classifier plus the cosine to each class's mean (UCPG)",
     paper=_UCPG,
-    needs=_needs_of_prototypes,
+    needs=_start_needs,
+    provides=_classifier,
     status="reconstruction",
 )
 
@@ -177,6 +263,7 @@ LOSSES.add(
     f"{_PKG}.balancing.losses.ldam:LDAM",
     "cosine margins that grow as classes get rarer, with deferred weights if asked for",
     paper="Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019",
+    needs=frozenset({"cosines"}),
 )
 LOSSES.add(
     "vs",
@@ -207,24 +294,29 @@ LOSSES.add(
     f"{_PKG}.balancing.losses.gaussian_clouded:GaussianClouded",
     "cosines lowered at random, the more the rarer the class",
     paper="Li et al., Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment, CVPR 2022",
+    needs=frozenset({"cosines"}),
 )
 LOSSES.add(
     "paco",
     f"{_PKG}.balancing.losses.paco:PaCo",
     "one softmax over the classes and over past samples",
     paper="Cui et al., Parametric Contrastive Learning, ICCV 2021",
+    needs=frozenset({"embedding.learned"}),
 )
 LOSSES.add(
     "gpaco",
     f"{_PKG}.balancing.losses.paco:GPaCo",
     "paco with the batch's other samples as keys too, and their gradient",
     paper="Cui et al., Generalized Parametric Contrastive Learning, TPAMI 2023",
+    needs=frozenset({"embedding.learned"}),
 )
 LOSSES.add(
     "etf_dot_regression",
     f"{_PKG}.balancing.losses.etf_dot_regression:ETFDotRegression",
     "each sample pulled to its class's fixed prototype, and to nothing else",
     paper="Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2022",
+    needs=frozenset({"products"}),
+    provides=frozenset({"products.loss"}),
 )
 LOSSES.add(
     "sade",
@@ -232,6 +324,8 @@ LOSSES.add(
     "three experts, for the training, a uniform and a reversed test distribution",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
+    needs=frozenset({"experts"}),
+    provides=frozenset({"experts.loss"}),
 )
 
 # -- samplers --------------------------------------------------------------------------------------------------------
@@ -268,7 +362,7 @@ REGULARIZERS.add(
     "embeddings, and text that is learned, drawn to their class's uniform prototype",
     paper=_UCPG,
     status="reconstruction",
-    needs=_needs_of_prototypes,
+    needs=_contrast_needs,
 )
 REGULARIZERS.add(
     "image_text_contrast",
@@ -276,13 +370,14 @@ REGULARIZERS.add(
     "embeddings and learned text features of a class against those of the others, with the frozen model as teacher",
     paper=_UCPG,
     status="reconstruction",
+    needs=frozenset({"text.learned"}),
 )
 REGULARIZERS.add(
     "text_anchor",
     f"{_PKG}.balancing.regularizers.text_anchor:TextAnchor",
     "learned text features held near the frozen ones, of base, novel (NFL) or external names",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
-    needs=frozenset({"text"}),
+    needs=frozenset({"text.learned"}),
 )
 REGULARIZERS.add(
     "npt",
@@ -291,7 +386,7 @@ REGULARIZERS.add(
     paper="Zhu et al., Understanding Prompt Tuning for V-L Models Through the Lens of Neural Collapse, "
     "arXiv 2306.15955, 2023",
     status="reconstruction",
-    needs=frozenset({"text"}),
+    needs=frozenset({"text.learned"}),
 )
 REGULARIZERS.add(
     "cpt",
@@ -300,7 +395,7 @@ REGULARIZERS.add(
     paper="Guo et al., Cluster-Aware Neural Collapse Prompt Tuning for Long-Tailed Generalization of Vision-Language "
     "Models, CVPR 2026",
     status="reconstruction",
-    needs=frozenset({"text"}),
+    needs=frozenset({"text.learned"}),
 )
 
 # -- after training --------------------------------------------------------------------------------------------------
@@ -347,6 +442,7 @@ SECOND_STAGES.add(
     "weights of the experts under which two views of the test images agree best",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
+    needs=frozenset({"experts"}),
 )
 POST_HOC.add(
     "logit_adjustment",
@@ -369,20 +465,40 @@ POST_HOC.add(
 )
 
 # -- tuning ----------------------------------------------------------------------------------------------------------
-TUNINGS.add("zero_shot", f"{_PKG}.tuning.zero_shot:ZeroShot", "nothing is trained", needs=frozenset({"text"}))
-TUNINGS.add("linear_probe", f"{_PKG}.tuning.linear_probe:LinearProbe", "the head is trained, the towers are frozen")
+TUNINGS.add(
+    "zero_shot",
+    f"{_PKG}.tuning.zero_shot:ZeroShot",
+    "nothing is trained",
+    needs=frozenset({"names"}),
+    provides=frozenset({"names.new"}),
+)
+TUNINGS.add(
+    "linear_probe",
+    f"{_PKG}.tuning.linear_probe:LinearProbe",
+    "the head is trained, the towers are frozen",
+    needs=frozenset({"trained"}),
+    provides=frozenset({"training"}),
+)
 TUNINGS.add(
     "prompt",
-    f"{_PKG}.tuning.base:Tuning",
+    "",
     "words, or tokens in the towers, are learned; `method` says which",
     methods=PROMPTS,
+    needs=frozenset({"names", "text", "shared_space"}),
+    provides=frozenset({"training"}),
 )
 TUNINGS.add(
     "peft",
-    f"{_PKG}.tuning.base:Tuning",
+    f"{_PKG}.tuning.peft.tuning:PeftTuning",
     "a small part of the image tower, or one added to it, is trained; `method` says which",
     methods=PEFT,
+    provides=frozenset({"training", "tower.trained", "embedding.learned"}),
 )
+
+
+def _prompt(section: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset({"text.learned"} | _if(not section["csc"], "names.new"))
+
 
 # -- prompt methods --------------------------------------------------------------------------------------------------
 PROMPTS.add(
@@ -390,56 +506,60 @@ PROMPTS.add(
     f"{_PKG}.tuning.prompt.coop:CoOp",
     "vectors in place of the words around the class name, for all classes or for each",
     paper="Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022",
-    needs=frozenset({"text"}),
+    provides=_prompt,
 )
 PROMPTS.add(
     "cocoop",
     f"{_PKG}.tuning.prompt.cocoop:CoCoOp",
     "coop, and a small network that shifts the context for each image",
     paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
-    needs=frozenset({"text"}),
+    provides=frozenset({"text.learned", "names.new"}),
 )
 PROMPTS.add(
     "kgcoop",
     f"{_PKG}.tuning.prompt.kgcoop:KgCoOp",
     "coop, held near the text features of a plain sentence",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
-    needs=frozenset({"text"}),
+    provides=_prompt,
 )
 PROMPTS.add(
     "prograd",
     f"{_PKG}.tuning.prompt.prograd:ProGradTuning",
     "coop, whose steps do not go against the zero-shot model",
     paper="Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023",
-    needs=frozenset({"text"}),
+    provides=_prompt,
 )
 PROMPTS.add(
     "vpt",
     f"{_PKG}.tuning.prompt.vpt:VPT",
     "tokens among those of the image, before the zero-shot classifier",
     paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
-    needs=frozenset({"text", "tokens"}),
+    needs=frozenset({"tokens"}),
+    provides=frozenset({"embedding.learned", "names.new"}),
 )
 PROMPTS.add(
     "ivlp",
     f"{_PKG}.tuning.prompt.ivlp:IVLP",
     "deep prompts in both towers, each learned for itself",
     paper="Rasheed et al., Fine-tuned CLIP Models are Efficient Video Learners, CVPR 2023",
-    needs=frozenset({"text", "tokens"}),
+    needs=frozenset({"tokens"}),
+    provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
 )
 PROMPTS.add(
     "maple",
     f"{_PKG}.tuning.prompt.maple:MaPLe",
     "deep prompts in both towers, those of the image linear in those of the text",
     paper="Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023",
-    needs=frozenset({"text", "tokens"}),
+    needs=frozenset({"tokens"}),
+    provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
 )
 PROMPTS.add(
     "promptsrc",
     f"{_PKG}.tuning.prompt.promptsrc:PromptSRC",
     "ivlp, held near the frozen model and averaged over the epochs",
     paper="Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023",
-    needs=frozenset({"text", "tokens"}),
+    needs=frozenset({"tokens"}),
+    provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
 )
 
 # -- parameter-efficient methods -------------------------------------------------------------------------------------
@@ -448,57 +568,59 @@ TUNINGS.add(
     f"{_PKG}.tuning.peft.tuning:FullTuning",
     "the whole image tower is trained, held to the frozen one by KL and averaging if asked for",
     paper="Liu et al., Fully Fine-tuned CLIP Models are Efficient Few-Shot Learners, 2024",
+    needs=lambda section: frozenset(_if(section["kl"] > 0, "start")),
+    provides=frozenset({"training", "tower.trained", "embedding.learned"}),
 )
 PEFT.add(
     "adaptformer",
-    f"{_PKG}.tuning.peft.tuning:adaptformer",
+    f"{_PKG}.tuning.peft.adaptformer:AdaptFormer",
     "a bottleneck beside the MLP of every block, whose width follows the number of classes (LIFT)",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
 )
 PEFT.add(
     "adapter",
-    f"{_PKG}.tuning.peft.tuning:adapter",
+    f"{_PKG}.tuning.peft.adapter:Adapter",
     "a bottleneck after the MLP of every block",
     paper="Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019",
 )
 PEFT.add(
     "lora",
-    f"{_PKG}.tuning.peft.tuning:lora",
+    f"{_PKG}.tuning.peft.lora:LoRA",
     "a change of low rank to the query and value matrices",
     paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022",
 )
 PEFT.add(
     "ssf",
-    f"{_PKG}.tuning.peft.tuning:ssf",
+    f"{_PKG}.tuning.peft.ssf:SSF",
     "a scale and a shift after every norm and matrix",
     paper="Lian et al., Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning, NeurIPS 2022",
 )
 PEFT.add(
     "vpt",
-    f"{_PKG}.tuning.peft.tuning:vpt",
+    f"{_PKG}.tuning.peft.vpt:VPT",
     "learned tokens among the image's own, in every block or in the first",
     paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
 )
 PEFT.add(
     "bitfit",
-    f"{_PKG}.tuning.peft.tuning:bitfit",
+    f"{_PKG}.tuning.peft.bitfit:BitFit",
     "the biases alone",
     paper="Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked "
     "Language-models, ACL 2022",
 )
 PEFT.add(
     "layernorm",
-    f"{_PKG}.tuning.peft.tuning:layernorm",
+    f"{_PKG}.tuning.peft.layernorm:LayerNorm",
     "the layer norms alone",
     paper="Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024",
 )
 PEFT.add(
     "random_mask",
-    f"{_PKG}.tuning.peft.tuning:random_mask",
+    f"{_PKG}.tuning.peft.random_mask:RandomMask",
     "a fixed random share of the weights",
     paper="Xu and Zhang, Random Masking Finds Winning Tickets for Parameter Efficient Fine-tuning, ICML 2024",
 )
-PEFT.add("partial", f"{_PKG}.tuning.peft.tuning:partial", "the last blocks, or the last stages of a conv net")
+PEFT.add("partial", f"{_PKG}.tuning.peft.partial:Partial", "the last blocks, or the last stages of a conv net")
 
 # -- gradient transforms ---------------------------------------------------------------------------------------------
 _SUBPT = "Ma et al., Understanding and Mitigating Overfitting in Prompt Tuning for Vision-Language Models, TCSVT 2023"
@@ -513,6 +635,7 @@ GRADIENTS.add(
     f"{_PKG}.balancing.gradients.prograd:ProGrad",
     "the gradient without what points against the zero-shot model",
     paper="Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023",
+    needs=frozenset({"text.learned"}),
 )
 
 # -- optimizers and schedules ----------------------------------------------------------------------------------------
@@ -542,6 +665,7 @@ REGISTRIES: dict[str, Registry] = {
     "peft": PEFT,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
+    "evaluators": EVALUATORS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Types of settings, with their ranges: what a recipe is checked against, and what `show` prints."""
+"""Types of settings with their ranges: what a recipe is checked against and what `show` prints."""
 
 from __future__ import annotations
 
@@ -28,9 +28,20 @@ class Range:
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
 
 
+@dataclass(frozen=True)
+class Nested:
+    """Marks a setting that is itself a list of components, given by the name of their registry."""
+
+    registry: str
+
+
+class ComputeOnly:
+    """Marks a setting that decides how a result is computed, not what it is: it takes no part in a run's identity."""
+
+
 NonNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
-Share = Annotated[float, Range(at_least=0, below=1)]  # a part of the whole, all of it excluded
+Share = Annotated[float, Range(at_least=0, below=1)]  # a part of the whole, the whole itself excluded
 Part = Annotated[float, Range(above=0, at_most=1)]
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]

@@ -1,0 +1,174 @@
+"""Named components: what there is, what each needs and provides, and how one is made."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imbalance_vlm.components.settings import Setting, grouped, positionals_of, settings_of
+from imbalance_vlm.errors import InputError, did_you_mean
+
+Section = Mapping[str, Any]
+"""A component as a recipe names it: `name` (and `method`, of a family), and beside them its settings."""
+
+Capabilities = frozenset[str] | Callable[[Mapping[str, Any]], frozenset[str]]
+"""A set of capabilities, or a function from the component's settings to one."""
+
+Offers = Mapping[str, Callable[[Section], Any]]
+"""What a run offers to constructors, by parameter name: each a function of the section that asks for it."""
+
+NAMING = ("name", "method")
+"""The keys of a section that choose a component; all others are settings."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One component.
+
+    Args:
+        name: what a recipe calls it.
+        build: the callable that makes it, or "module:attribute", imported on first use so that listing stays fast.
+        summary: one line for `ls` and the documentation.
+        paper: "Authors, title, venue" of the source; empty where there is none.
+        needs: capabilities that the recipe's other components must provide. "a|b" is satisfied by either.
+        provides: capabilities that this component brings.
+        status: "" or "reconstruction" for a method whose paper has no public code to check against.
+        methods: of a family, such as prompt tuning: the registry of its members. A recipe names one by the key
+            `method`; the first is the default. `build` takes the member as its positional parameter `method`; an empty
+            `build` makes the member stand for itself.
+    """
+
+    name: str
+    build: Callable[..., Any] | str
+    summary: str
+    paper: str = ""
+    needs: Capabilities = frozenset()
+    provides: Capabilities = frozenset()
+    status: str = ""
+    methods: Registry | None = None
+
+    def member(self, section: Section) -> Entry:
+        """The entry that a recipe's section means: of a family, the member that it names."""
+        if self.methods is None:
+            return self
+        return self.methods.get(str(section.get("method", self.methods.names()[0])))
+
+    def load(self) -> Callable[..., Any]:
+        """The callable behind the entry, imported."""
+        if callable(self.build):
+            return self.build
+        module, _, attribute = self.build.partition(":")
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        return loaded
+
+    def settings(self, section: Section = {}) -> dict[str, Setting]:  # noqa: B006 (read only)
+        """The settings that a recipe may give, by name; of a family, those of the member and of the family itself."""
+        member = self.member(section)
+        own = settings_of(member.load())
+        return own if member is self or not self.build else own | settings_of(self.load())
+
+    def needed(self, section: Section) -> frozenset[str]:
+        """What the other components of a recipe must provide, for these settings."""
+        return self._capabilities("needs", section)
+
+    def provided(self, section: Section) -> frozenset[str]:
+        """What this component provides, for these settings."""
+        return self._capabilities("provides", section)
+
+    def _capabilities(self, side: str, section: Section) -> frozenset[str]:
+        found: frozenset[str] = frozenset()
+        member = self.member(section)
+        for entry in (self,) if member is self else (self, member):
+            capabilities: Capabilities = getattr(entry, side)
+            if callable(capabilities):
+                defaults = {name: setting.default for name, setting in self.settings(section).items()}
+                capabilities = capabilities(defaults | dict(section))
+            found |= capabilities
+        return found
+
+    def make(self, section: Section, offers: Offers) -> Any:
+        """The component: positional parameters by name from `offers`, keyword-only ones from the section.
+
+        Settings that are left out have their defaults. The values are not checked here: a recipe's are already, and
+        those of a Python call go through `checked_settings`.
+
+        Raises:
+            InputError: a parameter that a run does not offer.
+        """
+        member = self.member(section)
+        given = {key: value for key, value in section.items() if key not in NAMING}
+        if member is self or not self.build:
+            return _call(member, given, offers, section)
+        shared = settings_of(self.load())
+        inner = _call(member, {key: value for key, value in given.items() if key not in shared}, offers, section)
+        outer = {key: value for key, value in given.items() if key in shared}
+        return _call(self, outer, {**offers, "method": lambda _section: inner}, section)
+
+
+def _call(entry: Entry, settings: Mapping[str, Any], offers: Offers, section: Section) -> Any:
+    build = entry.load()
+    arguments: dict[str, Any] = {}
+    for name, has_default in positionals_of(build).items():
+        if name in offers:
+            arguments[name] = offers[name](section)
+        elif not has_default:
+            raise InputError(
+                f"the positional parameters of '{entry.name}' must be among what a run offers here "
+                f"({', '.join(offers) or 'nothing'}), got `{name}`; make it keyword-only to set it from a recipe"
+            )
+    return build(**arguments, **grouped(build, settings))
+
+
+class Registry:
+    """The components of one kind, by name.
+
+    >>> colours = Registry("colour")
+    >>> colours.add("red", dict, "like a rose")
+    >>> colours.get("redd")
+    Traceback (most recent call last):
+    imbalance_vlm.errors.InputError: unknown colour 'redd'. Did you mean 'red'? Available: red
+    """
+
+    def __init__(self, kind: str, needs: frozenset[str] = frozenset()) -> None:
+        """A registry of components of one `kind`, all of which need the capabilities `needs`."""
+        self.kind = kind
+        self.needs = needs
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, build: Callable[..., Any] | str, summary: str, **more: Any) -> None:
+        """Register a component; `more` are the other fields of `Entry`.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        if name in self._entries:
+            raise InputError(f"{self.kind} '{name}' is already registered ({self._entries[name].summary})")
+        self._entries[name] = Entry(name, build, summary, **more)
+
+    def get(self, name: str) -> Entry:
+        """The entry of a name.
+
+        Raises:
+            InputError: there is none; the message suggests one and lists all.
+        """
+        if name not in self._entries:
+            raise InputError(
+                f"unknown {self.kind} {name!r}.{did_you_mean(name, self._entries)} "
+                f"Available: {', '.join(self._entries)}"
+            )
+        return self._entries[name]
+
+    def make(self, section: Section, offers: Offers | None = None) -> Any:
+        """The component that a recipe's section names; see `Entry.make`."""
+        return self.get(section["name"]).make(section, offers or {})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def names(self) -> list[str]:
+        return list(self._entries)

@@ -1,0 +1,254 @@
+"""The settings of a component: the keyword-only parameters of its constructor, and the check of their values.
+
+The convention of the whole package: the positional parameters of a constructor come from the run (class counts,
+widths, data), its keyword-only parameters come from the recipe. Settings that several components share are declared
+once, as the fields of a `SettingGroup`; a recipe sees them flat, beside the component's other settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from imbalance_vlm.components.ranges import Range
+from imbalance_vlm.errors import InputError, did_you_mean, one_of
+
+Build = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter that a recipe may set; `default` is `inspect.Parameter.empty` when it must be given."""
+
+    name: str
+    annotation: Any
+    default: Any = field(default=inspect.Parameter.empty)
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    def marked(self, mark: type) -> Any:
+        """The metadata of this type in an `Annotated` annotation, or None."""
+        if get_origin(self.annotation) is not Annotated:
+            return None
+        found = [extra for extra in get_args(self.annotation)[1:] if extra is mark or isinstance(extra, mark)]
+        return found[0] if found else None
+
+
+class SettingGroup:
+    """Base of frozen, keyword-only dataclasses whose fields are settings that several components share.
+
+    A constructor takes the group as one keyword-only parameter, whose default may differ from component to component:
+
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Crops(SettingGroup):
+    ...     views: int = 4
+    >>> def component(*, rate: float = 0.1, crops: Crops = Crops(views=2)) -> tuple[float, Crops]:
+    ...     return rate, crops
+    >>> {name: setting.default for name, setting in settings_of(component).items()}
+    {'rate': 0.1, 'views': 2}
+    >>> component(**grouped(component, {"views": 8}))
+    (0.1, Crops(views=8))
+    """
+
+
+def settings_of(build: Build) -> dict[str, Setting]:
+    """The settings of a component, by name: its keyword-only parameters, with the fields of setting groups in line."""
+    return dict(_settings_of(build))
+
+
+def grouped(build: Build, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings as the keyword arguments of `build`: those that belong to a setting group become that group."""
+    arguments = dict(values)
+    for name, (group, default) in _groups_of(build).items():
+        given = {one.name: arguments.pop(one.name) for one in dataclasses.fields(group) if one.name in arguments}
+        if given:
+            arguments[name] = dataclasses.replace(default, **given) if default is not None else group(**given)
+    return arguments
+
+
+def positionals_of(build: Build) -> dict[str, bool]:
+    """The parameters that come from the run, by name, and whether each has a default."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {
+        name: parameter.default is not inspect.Parameter.empty
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind in kinds
+    }
+
+
+@cache  # every run of a study asks for the settings of every component
+def _keywords_of(build: Build) -> dict[str, Setting]:
+    target = vars(build)["__init__"] if inspect.isclass(build) and "__init__" in vars(build) else build
+    if inspect.isclass(target):  # the constructor is inherited
+        target = target.__init__
+    settable = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    # Only these annotations are resolved: the others may name types whose import is slow.
+    annotations = {
+        name: Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+        for name, parameter in settable.items()
+    }
+    scope = getattr(target, "__globals__", {})
+    hints = get_type_hints(SimpleNamespace(__annotations__=annotations), globalns=scope, include_extras=True)
+    return {name: Setting(name, hints[name], parameter.default) for name, parameter in settable.items()}
+
+
+@cache
+def _settings_of(build: Build) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for setting in _keywords_of(build).values():
+        group = _group(setting.annotation)
+        if group is None:
+            found[setting.name] = setting
+            continue
+        hints = get_type_hints(group, include_extras=True)
+        for one in dataclasses.fields(group):
+            default = inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default
+            if not setting.required and setting.default is not None:
+                default = getattr(setting.default, one.name)
+            found[one.name] = Setting(one.name, hints[one.name], default)
+    return found
+
+
+@cache
+def _groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
+    """The setting groups among the parameters of `build`, each with its default (None where it has none)."""
+    groups = {}
+    for setting in _keywords_of(build).values():
+        if (group := _group(setting.annotation)) is not None:
+            groups[setting.name] = (group, None if setting.required else setting.default)
+    return groups
+
+
+def _group(annotation: Any) -> type[Any] | None:
+    return annotation if inspect.isclass(annotation) and issubclass(annotation, SettingGroup) else None
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    Path: "a path",
+    type(None): "null",
+    Any: "any value",
+}
+
+
+def describe(annotation: Any) -> str:
+    """What the annotation accepts, in the words of a recipe's author."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
+        return f"{describe(arguments[0])} {bounds}".strip()
+    if origin is Literal:
+        return one_of(str(option) for option in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in arguments)
+    if origin in (list, tuple, Sequence):
+        return f"a list of [{describe(arguments[0])}]" if arguments else "a list"
+    if origin in (dict, Mapping):
+        return f"a mapping of {describe(arguments[0])} to {describe(arguments[1])}" if arguments else "a mapping"
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def mistake(annotation: Any, value: Any) -> str | None:
+    """What is wrong with `value`, or None when it fits `annotation`."""
+    if fits(annotation, value):
+        return None
+    shown = "null" if value is None else repr(value)
+    if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
+        shown += ", which is a string: leave out the quotes"
+    hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""
+    return f"must be {describe(annotation)}, got {shown}{'.' if hint else ''}{hint}"
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Whether `value` is what `annotation` says, ranges included."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin is Annotated:
+        bounds = (extra for extra in arguments[1:] if isinstance(extra, Range))
+        return fits(arguments[0], value) and all(bound.holds(value) for bound in bounds)
+    if origin is Literal:
+        return any(type(value) is type(option) and value == option for option in arguments)
+    if origin in (Union, types.UnionType):
+        return any(fits(option, value) for option in arguments)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(fits(arguments[0], item) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            fits(arguments[0], key) and fits(arguments[1], item) for key, item in value.items()
+        )
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is Path:
+        return isinstance(value, (str, Path)) and bool(str(value))
+    if annotation is type(None) or annotation is None:
+        return value is None
+    return isinstance(value, annotation)
+
+
+def _literals(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(option) for option in get_args(annotation)]
+    return [option for part in get_args(annotation) for option in _literals(part)]
+
+
+def checked_settings(what: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings, once all of them are known and in range.
+
+    Raises:
+        InputError: everything that is wrong with them, at once.
+    """
+    wrong = [
+        f"unknown setting `{name}`.{did_you_mean(name, known)} Allowed: {', '.join(known) or 'none'}"
+        for name in given
+        if name not in known
+    ]
+    wrong += [
+        f"`{name}` {problem}"
+        for name in given
+        if name in known and (problem := mistake(known[name].annotation, given[name]))
+    ]
+    wrong += [f"`{name}` is missing" for name, setting in known.items() if setting.required and name not in given]
+    if wrong:
+        raise InputError(f"{what}: {'; '.join(wrong)}")
+    return dict(given)
+
+
+def check_arguments(**given: tuple[Any, Any]) -> None:
+    """Check the arguments of a public function, each given as (annotation, value).
+
+    Raises:
+        InputError: everything that is wrong with them, at once.
+    """
+    wrong = [f"`{name}` {problem}" for name, (kind, value) in given.items() if (problem := mistake(kind, value))]
+    if wrong:
+        raise InputError("; ".join(wrong))
