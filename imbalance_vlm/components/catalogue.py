@@ -10,55 +10,96 @@ Which components go together is decided by one rule: what a component needs, ano
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from imbalance_vlm.components.registry import Entry, Registry
 
-DATASETS = Registry("dataset")
-ENCODERS = Registry("encoder")
+
+class EncoderRegistry(Registry):
+    """The encoder adapters. A recipe names a model, whose prefix chooses the adapter.
+
+    "timm:resnet50" belongs to the adapter "timm"; a name without the prefix of an adapter belongs to open_clip.
+    """
+
+    def get(self, name: str) -> Entry:
+        prefix, colon, _ = name.partition(":")
+        return super().get(prefix if colon and prefix in self else name if name in self else DEFAULT_ENCODER)
+
+
+DEFAULT_ENCODER = "open_clip"
+
+DATASETS = Registry("dataset", provides=lambda section: frozenset(_if(section.get("classes") == "base", "novel")))
+ENCODERS = EncoderRegistry("encoder")
 HEADS = Registry("head")
-LOSSES = Registry("loss")
-SAMPLERS = Registry("sampler")
+LOSSES = Registry("loss", when="training")
+SAMPLERS = Registry("sampler", when="training")
 REGULARIZERS = Registry("regularizer", needs=frozenset({"training"}))
-GRADIENTS = Registry("gradient transform")
+GRADIENTS = Registry("gradient transform", when="training")
 SECOND_STAGES = Registry("second stage", needs=frozenset({"training"}))
 POST_HOC = Registry("post-hoc correction")
 TUNINGS = Registry("tuning")
 PROMPTS = Registry("prompt method")
 PEFT = Registry("tuning method")
-OPTIMIZERS = Registry("optimizer")
-SCHEDULES = Registry("schedule")
+OPTIMIZERS = Registry("optimizer", when="training")
+SCHEDULES = Registry("schedule", when="training")
 EVALUATORS = Registry("evaluator")
 
-CAPABILITIES: dict[str, str] = {
-    "text": "an encoder with a text tower (any open_clip model)",
-    "tokens": "an encoder that gives all image tokens",
-    "shared_space": "image features in the space of the text features (encoder.features: embedding)",
-    "names": "a head that classifies by the class names (head: text)",
-    "names.new": (
-        "a classifier that can read the names of new classes (tuning zero_shot, or a prompt method with csc false)"
+
+@dataclass(frozen=True)
+class Capability:
+    """Something that a component may need and another one provides.
+
+    Args:
+        description: what has it, in words that complete "needs ...".
+        section: the key of the recipe's section that usually provides it, for the message.
+    """
+
+    description: str
+    section: str
+
+
+CAPABILITIES: dict[str, Capability] = {
+    "text": Capability("an encoder with a text tower, such as any open_clip model", "encoder"),
+    "tokens": Capability("an encoder that gives all image tokens", "encoder"),
+    "shared_space": Capability(
+        "image features in the space of the text features: set encoder.features to embedding", "encoder"
     ),
-    "trained": (
-        "a head that trains something (for a classifier that starts from the text features: "
-        "head: {name: cosine, init: text})"
+    "names": Capability("a head that classifies by the class names: use head 'text'", "head"),
+    "names.new": Capability(
+        "a classifier that can read the names of new classes: use tuning 'zero_shot' or a prompt method with csc false",
+        "tuning",
     ),
-    "training": "a tuning that trains (any but zero_shot)",
-    "tower.trained": "a tuning that trains the image tower (full or peft)",
-    "embedding.learned": (
-        "an embedding that training changes (set head.adapter to a width such as 128, use head decoder, or tune the "
-        "tower)"
+    "novel": Capability("a dataset that leaves classes out: set data.classes to base", "data"),
+    "trained": Capability(
+        "a head that trains something; for a classifier that starts from the text features use "
+        "{name: cosine, init: text}",
+        "head",
     ),
-    "text.learned": "text features that training changes (tuning: {name: prompt, method: coop}, for example)",
-    "cosines": "a head whose logits are cosines times a fixed scale (head: cosine, with learn_scale false)",
-    "products": "a head of unscaled products with fixed prototypes (head: {name: prototype, scale: 1})",
-    "products.loss": "a loss on unscaled products (balancing.loss: etf_dot_regression)",
-    "experts": "a head with several experts (head: experts)",
-    "experts.loss": "a loss that trains several experts (balancing.loss: sade)",
-    "start": "a head that does not start at random (head.init: text or class_mean)",
+    "training": Capability("a tuning that trains, any but 'zero_shot'", "tuning"),
+    "tower.trained": Capability("a tuning that trains the image tower: use 'full' or 'peft'", "tuning"),
+    "embedding.learned": Capability(
+        "an embedding that training changes: set head.adapter to a width such as 128, use head 'decoder', or tune the "
+        "image tower",
+        "head",
+    ),
+    "text.learned": Capability(
+        "text features that training changes: use a tuning that does, such as {name: prompt, method: coop}", "tuning"
+    ),
+    "cosines": Capability(
+        "a head whose logits are cosines times a fixed scale: use head 'cosine' with learn_scale false", "head"
+    ),
+    "products": Capability(
+        "a head of unscaled products with fixed prototypes: use {name: prototype, scale: 1}", "head"
+    ),
+    "products.loss": Capability("a loss on unscaled products: use loss 'etf_dot_regression'", "balancing.loss"),
+    "experts": Capability("a head with several experts: use head 'experts'", "head"),
+    "experts.loss": Capability("a loss that trains several experts: use loss 'sade'", "balancing.loss"),
+    "start": Capability("a head that does not start at random: set head.init to text or class_mean", "head"),
 }
-"""What components need and provide, each with what has it."""
+"""What components can need and provide. A plug-in may add to it; an unknown capability works too, without words."""
 
 _PKG = "imbalance_vlm"
 _UCPG = (
@@ -115,12 +156,6 @@ ENCODERS.add(
     "any timm backbone, image only: `name: timm:MODEL`",
     provides=frozenset({"tokens"}),
 )
-
-
-def encoder_entry(model: str) -> Entry:
-    """The adapter of a model name: "timm:resnet50" is timm's; a name without a known prefix is open_clip's."""
-    prefix = model.partition(":")[0] if ":" in model else ""
-    return ENCODERS.get(prefix if prefix in ENCODERS else "open_clip")
 
 
 def _if(condition: bool, *capabilities: str) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,6 +136,24 @@ def _groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
 
 def _group(annotation: Any) -> type[Any] | None:
     return annotation if inspect.isclass(annotation) and issubclass(annotation, SettingGroup) else None
+
+
+def documented_arguments(target: Any) -> dict[str, str]:
+    """The descriptions in the Args section of a docstring, by name, each on one line."""
+    section = (inspect.getdoc(target) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    return {
+        name: " ".join(match[2].split())
+        for match in re.finditer(r"^    (\w[\w, ]*): (.+(?:\n {8,}.+)*)", section, re.MULTILINE)
+        for name in match[1].split(", ")
+    }
+
+
+def documented_settings(build: Build) -> dict[str, str]:
+    """The descriptions of a component's settings, by name: from its docstring and from those of its setting groups."""
+    descriptions: dict[str, str] = {}
+    for group, _ in _groups_of(build).values():
+        descriptions |= documented_arguments(group)
+    return descriptions | documented_arguments(build)
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

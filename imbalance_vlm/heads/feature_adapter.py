@@ -1,4 +1,4 @@
-"""A residual bottleneck before a classifier: what a head on frozen features can learn beside its classifier.
+"""A residual bottleneck before a classifier, so that a head on frozen features can learn an embedding.
 
 [0] Gao, Geng, Zhang, Ma, Fang, Zhang, Li, Qiao. CLIP-Adapter: Better Vision-Language Models with Feature Adapters.
     IJCV 2024.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Adapter(nn.Module):
-    """(B, w) -> (B, w), the identity at the start.
+class FeatureAdapter(nn.Module):
+    """Residual bottleneck, (B, w) -> (B, w); the identity at the start.
 
     Args:
         width: w.
