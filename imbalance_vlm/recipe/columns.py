@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.evaluation.base import Column
-from imbalance_vlm.results.columns import fixed_columns
+from imbalance_vlm.results import columns as result_columns
 
 
 def score_columns(evaluation: Any = None) -> list[Column]:
@@ -34,4 +34,4 @@ def score_names(evaluation: Any = None) -> list[str]:
 
 def table_columns(evaluation: Any = None) -> list[str]:
     """The names of all columns that the table of a study can have."""
-    return fixed_columns(score_names(evaluation))
+    return list(result_columns.table_columns(score_columns(evaluation)))
