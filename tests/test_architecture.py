@@ -65,7 +65,9 @@ def circles(graph: set[Edge]) -> list[set[str]]:
 
 def test_no_folder_and_no_module_is_part_of_an_import_circle() -> None:
     graph = edges(PACKAGE)
-    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= {n for e in graph for n in e}
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= {
+        n for e in graph for n in e
+    }
     assert circles(graph) == []
 
 
