@@ -134,7 +134,7 @@ class Features:
         self.has_text = "text" in catalogue.encoder_entry(recipe["encoder"]["name"]).provided(recipe["encoder"])
         self.transforms = {
             "train": tuning.transforms(task),
-            "test_tta": views_of(task.encoder, recipe["evaluation"]["tta"], data.flips),
+            "test_tta": views_of(task.encoder.preprocessing, recipe["evaluation"]["tta"], data.flips),
             "test_views": view_transforms(task.encoder, 2, TEST_VIEW_SCALE, data.flips),
         }
         self.seconds = 0.0
@@ -148,7 +148,7 @@ class Features:
         """
         if self.reads_pixels:
             images = resized_split(self.data.splits[split.partition("_")[0]], self.how["resized"])
-            views = self.transforms.get(split, [self.encoder.transform])
+            views = self.transforms.get(split, [self.encoder.preprocessing])
             return PixelSource(images, views, self.task.device, self.how["decoder"])
         return self.source(split)
 
@@ -156,7 +156,7 @@ class Features:
         """The features of a split, of the frozen tower."""
         base = split.partition("_")[0]
         transforms = {} if self.reads_pixels else self.transforms
-        chosen = transforms.get(split, [self.encoder.transform])
+        chosen = transforms.get(split, [self.encoder.preprocessing])
         key = (base, *(str(id(transform)) for transform in chosen))  # "test" and "test_tta" are mostly the same
         if key not in self._made:
             begun = time.monotonic()

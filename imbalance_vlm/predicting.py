@@ -14,7 +14,7 @@ from imbalance_vlm.assembly import as_key, component, encoder, encoder_settings,
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.folder import SUFFIXES
-from imbalance_vlm.data.loading import Decoder
+from imbalance_vlm.data.loader import Decoder
 from imbalance_vlm.data.reading import unreadable
 from imbalance_vlm.data.resized import resized_split
 from imbalance_vlm.encoders.base import Encoder
@@ -83,9 +83,9 @@ def predict_images(run: str | Path, images: Sequence[str | Path], device: str = 
         model = make_model(recipe, head, _tail(result, recipe)).to(place)
         load_weights(Path(run) / "head.safetensors", head if model.plain else model, net.fingerprint)
         decoder: Decoder = how.get("decoder", "pil")
-        listed_images = PixelSource(split, [net.transform], task.device, decoder)
+        listed_images = PixelSource(split, [net.preprocessing], task.device, decoder)
         as_kept: Decoder = "pil" if how["cache"] else decoder
-        features_of = ImageSource(split, net, kind, [net.transform], task.device, as_kept)
+        features_of = ImageSource(split, net, kind, [net.preprocessing], task.device, as_kept)
         found = predict(model, listed_images if tuning.reads_pixels else features_of, BATCH)
     finally:
         tuning.close()

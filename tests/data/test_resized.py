@@ -15,7 +15,7 @@ from torchvision.transforms.functional import resize
 
 from imbalance_vlm import InputError, files
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images, Split
-from imbalance_vlm.data.loading import PixelLoader
+from imbalance_vlm.data.loader import PixelLoader
 from imbalance_vlm.data.resized import ResizedImages, resized, resized_split
 from imbalance_vlm.data.webdataset import TarImages
 from tests.data.test_loading import preprocessing, smooth

@@ -17,8 +17,8 @@ from torchvision import transforms as v1
 from imbalance_vlm import InputError
 from imbalance_vlm.data import loading
 from imbalance_vlm.data.dataset import ArrayImages, FileImages
-from imbalance_vlm.data.decoding import decode, on_tensors, on_whole_batch
-from imbalance_vlm.data.loading import PixelLoader, cores_for_workers
+from imbalance_vlm.data.decoders import decode, on_tensors, on_whole_batch
+from imbalance_vlm.data.loader import PixelLoader, cores_for_workers
 
 CPU = torch.device("cpu")
 BICUBIC = v1.InterpolationMode.BICUBIC
@@ -200,7 +200,7 @@ def test_both_decoders_through_the_loader(tmp_path: Path) -> None:
 
 
 def test_views_and_images_in_memory_leave_pil_too() -> None:
-    from imbalance_vlm.data.decoding import OnImage
+    from imbalance_vlm.data.decoders import OnImage
     from imbalance_vlm.encoders.features import CroppedView
 
     pixels = np.stack([np.asarray(smooth(number, 40, 30)) for number in range(3)])
