@@ -66,31 +66,26 @@ class Preprocessing:
     fill: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        numbers: list[tuple[str, type[int] | type[float], int]] = [
-            ("size", int, 2),
-            ("resized", int, 2),
-            ("mean", float, 3),
-            ("std", float, 3),
-            ("fill", int, 3),
-        ]
-        for name, kind, length in numbers:
-            values = getattr(self, name)
-            values = self.size if values is None else values
-            if len(values) != length:
-                raise InputError(f"preprocessing: `{name}` must have {length} entries, got {values!r}")
-            object.__setattr__(self, name, tuple(kind(value) for value in values))  # equal values have equal keys
-        if min(self._resized) < 1 or min(self.size) < 1 or min(self.std) <= 0:
+        # Equal preprocessings have equal fields, and so equal keys.
+        self._set("size", int, 2)
+        self._set("mean", float, 3)
+        self._set("std", float, 3)
+        self._set("fill", int, 3)
+        if self.resized is not None:
+            self._set("resized", int, 2)
+        if self.resized == self.size:
+            object.__setattr__(self, "resized", None)
+        if min(*self.size, *(self.resized or ())) < 1 or min(self.std) <= 0:
             raise InputError(f"preprocessing: sides must be at least 1 and `std` positive, got {self}")
-        for value, allowed in ((self.resize, get_args(Resize)), (self.interpolation, get_args(Interpolation))):
-            if value not in allowed:
-                raise InputError(
-                    f"preprocessing: `resize` and `interpolation` must be known, got {value!r} where "
-                    f"{one_of(allowed)} is expected"
-                )
+        for name, allowed in (("resize", get_args(Resize)), ("interpolation", get_args(Interpolation))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"preprocessing: `{name}` must be {one_of(allowed)}, got {getattr(self, name)!r}")
 
-    @property
-    def _resized(self) -> tuple[int, int]:
-        return self.resized or self.size
+    def _set(self, name: str, kind: type[int] | type[float], length: int) -> None:
+        values = tuple(kind(value) for value in getattr(self, name))
+        if len(values) != length:
+            raise InputError(f"preprocessing: `{name}` must have {length} entries, got {values}")
+        object.__setattr__(self, name, values)
 
     def key(self) -> str:
         """Every field, in full precision."""
@@ -130,9 +125,9 @@ class Preprocessing:
 
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) of an image of this size before the crop, rounded as torchvision, open_clip and timm round."""
-        target_height, target_width = self._resized
+        target_height, target_width = target = self.resized or self.size
         if self.resize == "squash":
-            return self._resized
+            return target
         if self.resize == "shortest" and target_height == target_width:  # torchvision's Resize
             short, long = sorted((height, width))
             other = int(target_height * long / short)
