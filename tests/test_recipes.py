@@ -11,7 +11,7 @@ import yaml
 
 from imbalance_vlm import assembly, run
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.encoders.open_clip import MINI_CLIP
+from imbalance_vlm.encoders.pretraining import MINI_CLIP
 from imbalance_vlm.recipe.load import load, recipes_folder
 from imbalance_vlm.recipe.study import plan
 

@@ -29,7 +29,7 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
 from imbalance_vlm.benchmarks.losses import peak_on_cpu
 from imbalance_vlm.data.dataset import FileImages, Split
-from imbalance_vlm.data.loading import TransformedImages, cores_for_workers
+from imbalance_vlm.data.loader import TransformedImages, cores_for_workers
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.sources import PixelSource, Source
 from imbalance_vlm.errors import InputError
@@ -122,7 +122,7 @@ class Bench:
             head = TunedTower(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
             head.to(self.device)
             objective = Objective(head, create_loss("logit_adjustment", self.tail)).to(self.device)
-            source = source or PixelSource(self.split, [self.encoder.transform], self.device)
+            source = source or PixelSource(self.split, [self.encoder.preprocessing], self.device)
             optimizer = sgd([p for p in head.parameters() if p.requires_grad], lr=LR, momentum=0.9)
             schedule = cosine(optimizer, 2, steps_per_epoch(source, self.batch))
             sampler = InstanceSampler(torch.from_numpy(self.split.labels), 0)
@@ -157,7 +157,7 @@ class Bench:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)
         scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         labels = torch.from_numpy(self.split.labels)
-        data = _Labelled(TransformedImages(self.split.images, [self.encoder.transform]), labels)
+        data = _Labelled(TransformedImages(self.split.images, [self.encoder.preprocessing]), labels)
         workers = cores_for_workers()
         loader = DataLoader(data, self.batch, shuffle=True, num_workers=workers, generator=torch.Generator())
         losses = []

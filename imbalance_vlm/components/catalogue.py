@@ -146,13 +146,13 @@ def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:
 # -- encoders --------------------------------------------------------------------------------------------------------
 ENCODERS.add(
     "open_clip",
-    f"{_PKG}.encoders.open_clip:open_clip_encoder",
+    f"{_PKG}.encoders.open_clip:OpenClipSpec",
     "any open_clip model, by name and tag, file or directory; mini-clip is embedded",
     provides=_of_open_clip,
 )
 ENCODERS.add(
     "timm",
-    f"{_PKG}.encoders.timm:timm_encoder",
+    f"{_PKG}.encoders.timm:TimmSpec",
     "any timm backbone, image only: `name: timm:MODEL`",
     provides=frozenset({"tokens"}),
 )

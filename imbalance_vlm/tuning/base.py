@@ -12,7 +12,7 @@ from torch import nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.regularizers.base import Regularizer
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.heads.base import Head
@@ -56,7 +56,7 @@ class Tuning:
     trains = True
     reads_pixels = False
 
-    def transforms(self, task: Task) -> list[Transform]:
+    def transforms(self, task: Task) -> list[View]:
         """One transform of the training images for each view; epoch e reads view e mod k."""
         return view_transforms(task.encoder, 0, 1.0, task.flips)
 

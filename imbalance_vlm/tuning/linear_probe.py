@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imbalance_vlm.components.ranges import Natural, Part
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.tuning.base import Task, Tuning
 
@@ -21,5 +21,5 @@ class LinearProbe(Tuning):
         self.views = views
         self.min_scale = min_scale
 
-    def transforms(self, task: Task) -> list[Transform]:
+    def transforms(self, task: Task) -> list[View]:
         return view_transforms(task.encoder, self.views, self.min_scale, task.flips)

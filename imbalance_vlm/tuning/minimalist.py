@@ -22,10 +22,9 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from imbalance_vlm.components.ranges import Part
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import PartialView, View
 
 
 def smallest_share(epoch: int, epochs: int, start: float = 0.08) -> float:
@@ -49,25 +48,24 @@ def random_square(width: int, height: int, smallest: float, generator: torch.Gen
 
 
 @dataclass(frozen=True)
-class SquareCrop:
+class SquareCrop(PartialView):
     """A random square of the image, then the model's own transform, which scales it to the model's size.
 
     Image, seed and epoch decide about the crop, so that it is the same on every worker and in a resumed run.
     """
 
-    base: Transform
     seed: int
     epoch: int
     min_scale: float
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def crop(self, image: Image.Image) -> Image.Image:
         drawn = zlib.crc32(image.tobytes(), zlib.crc32(f"{self.seed} {self.epoch}".encode()))
         generator = torch.Generator().manual_seed(drawn)
         left, top, side = random_square(*image.size, self.min_scale, generator)
-        return self.base(image.crop((left, top, left + side, top + side)))
+        return image.crop((left, top, left + side, top + side))
 
 
-def minimalist_views(base: Transform, epochs: int, seed: int, *, min_scale: Part = 0.08) -> list[Transform]:
+def minimalist_views(base: View, epochs: int, seed: int, *, min_scale: Part = 0.08) -> list[View]:
     """One transform for each epoch.
 
     Args:

@@ -108,7 +108,7 @@ def embed(collection: Collection, seen: Sequence[Inspected], device: str) -> dic
                 net,
                 kept,
                 "class_token" if kind == "tokens" else kind,
-                [net.transform],
+                [net.preprocessing],
                 place,
                 f"{data.name} {'train' if name == WHOLE else name}",
                 **how,

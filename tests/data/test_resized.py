@@ -15,10 +15,10 @@ from torchvision.transforms.functional import resize
 
 from imbalance_vlm import InputError, files
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images, Split
-from imbalance_vlm.data.loading import PixelLoader
+from imbalance_vlm.data.loader import PixelLoader
 from imbalance_vlm.data.resized import ResizedImages, resized, resized_split
 from imbalance_vlm.data.webdataset import TarImages
-from tests.data.test_loading import preprocessing, smooth
+from tests.data.images import preprocessing, smooth
 
 SIZES = ((60, 40), (41, 97), (32, 32), (20, 90), (12, 10))
 

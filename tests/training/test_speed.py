@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imbalance_vlm import create_encoder
 from imbalance_vlm.data.dataset import ArrayImages, Split
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import sources
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource, evaluation_rows
 from imbalance_vlm.evaluation.evaluate import predict
@@ -136,13 +136,10 @@ class Sizes(nn.Module):
         return torch.stack([features.flatten(1).mean(1), -features.flatten(1).mean(1)], dim=1)
 
 
-def whole(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-
-
 def test_large_images_are_evaluated_few_at_a_time() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 224, 224, 3), dtype=np.uint8)
-    source = PixelSource(Split(ArrayImages(pixels), np.zeros(60, np.int64)), [whole], CPU)
+    as_is = Preprocessing((224, 224), mean=(0, 0, 0), std=(1, 1, 1))
+    source = PixelSource(Split(ArrayImages(pixels), np.zeros(60, np.int64)), [as_is], CPU)
     head = Sizes()
     found = predict(head, source, 1024)
     assert max(head.seen) == sources.EVALUATION_NUMBERS["cpu"] // (3 * 224 * 224) == 27

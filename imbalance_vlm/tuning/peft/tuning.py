@@ -25,7 +25,7 @@ from torch import Tensor
 from imbalance_vlm.balancing.regularizers.base import Regularizer
 from imbalance_vlm.balancing.regularizers.distill import Distill
 from imbalance_vlm.components.ranges import NonNegative, Part
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import Task, Tuning
@@ -56,8 +56,8 @@ class PeftTuning(Tuning):
         self.min_scale = min_scale
         self.tuned: Tuned | None = None
 
-    def transforms(self, task: Task) -> list[Transform]:
-        base = task.encoder.transform
+    def transforms(self, task: Task) -> list[View]:
+        base = task.encoder.preprocessing
         if self.crops == "minimalist":
             return minimalist_views(base, task.epochs, task.seed, min_scale=self.min_scale)
         return view_transforms(task.encoder, task.epochs if self.crops == "random" else 0, self.min_scale, task.flips)

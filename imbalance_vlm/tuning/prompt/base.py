@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.encoders.prompt_layout import Position
 from imbalance_vlm.encoders.prompted_text import PromptedText
@@ -240,7 +240,7 @@ class PromptTuning(Tuning):
         self.memory_gb = memory_gb
         self.chunk = chunk
 
-    def transforms(self, task: Task) -> list[Transform]:
+    def transforms(self, task: Task) -> list[View]:
         return view_transforms(task.encoder, self.views, self.min_scale, task.flips)
 
     def head(self, task: Task, plain: Callable[[], Head]) -> Head:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.errors import InputError
@@ -206,7 +206,7 @@ class TwoTowerTuning(PromptTuning):
         self.crops = views
         self._flags: list[tuple[nn.Parameter, bool]] = []
 
-    def transforms(self, task: Task) -> list[Transform]:
+    def transforms(self, task: Task) -> list[View]:
         return pixel_transforms(task, self.crops, self.min_scale)
 
     def head(self, task: Task, plain: Callable[[], Head]) -> Head:
@@ -234,6 +234,6 @@ class TwoTowerTuning(PromptTuning):
         self._flags = []
 
 
-def pixel_transforms(task: Task, views: int | None, min_scale: float) -> list[Transform]:
+def pixel_transforms(task: Task, views: int | None, min_scale: float) -> list[View]:
     """As many crops as asked for; a tower that runs at every step anyway can have a new one at every epoch."""
     return view_transforms(task.encoder, task.epochs if views is None else views, min_scale, task.flips)

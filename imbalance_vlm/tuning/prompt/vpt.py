@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 
 from imbalance_vlm.components.ranges import Count, Natural, Part
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.text import TextHead
@@ -78,7 +78,7 @@ class VPT(Tuning):
         self.min_scale = min_scale
         self.tuned: Tuned | None = None
 
-    def transforms(self, task: Task) -> list[Transform]:
+    def transforms(self, task: Task) -> list[View]:
         return pixel_transforms(task, self.views, self.min_scale)
 
     def head(self, task: Task, plain: Callable[[], Head]) -> Head:

@@ -304,7 +304,7 @@ def test_each_way_to_crop(encoder: Encoder) -> None:
     assert [view.flips for view in random if isinstance(view, CroppedView)] == [True] * 3
     calm = PeftTuning(LoRA(), crops="random").transforms(task_of(encoder, epochs=2, flips=False))
     assert [view.flips for view in calm if isinstance(view, CroppedView)] == [False] * 2
-    assert PeftTuning(LoRA(), crops="none").transforms(task_of(encoder)) == [encoder.transform]
+    assert PeftTuning(LoRA(), crops="none").transforms(task_of(encoder)) == [encoder.preprocessing]
 
 
 def test_the_head_starts_from_the_untouched_tower(encoder: Encoder) -> None:

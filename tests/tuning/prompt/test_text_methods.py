@@ -565,7 +565,7 @@ def test_a_blank_head_with_the_saved_weights_says_what_the_run_said(recipe: dict
     head = method(name, n_ctx=2, init=None).head(on, _no_plain_head)
     load_weights(result.path / "head.safetensors", head)
     data = create_dataset(**recipe["data"])
-    source = ImageSource(data.splits["test"], net, "embedding", [net.transform], torch.device("cpu"))
+    source = ImageSource(data.splits["test"], net, "embedding", [net.preprocessing], torch.device("cpu"))
     with (result.path / "predictions.csv").open() as stream:
         said = [row["predicted"] for row in csv.DictReader(stream)]
     assert [names[label] for label in predict(head, source).predicted] == said
