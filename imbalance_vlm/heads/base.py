@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from imbalance_vlm.errors import InputError
 
 
 class Head(nn.Module):
@@ -42,6 +44,21 @@ class Head(nn.Module):
 
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
         """Told of each training batch after its loss, embeddings (B, d) without gradient, targets (B,)."""
+
+    def for_names(self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor]) -> Head:
+        """This head over other classes, given by name; what it has learned is shared, not copied.
+
+        Args:
+            class_names: (M,) names of the other classes.
+            text_features: (M, d) unit text features of names, from the untouched tower.
+
+        Raises:
+            InputError: a classifier that does not read class names.
+        """
+        raise InputError(
+            f"classes that were not trained need a head that reads their names, got {type(self).__name__}, which knows "
+            "its own classes alone; use tuning 'prompt', or 'zero_shot' with head 'text'"
+        )
 
     @property
     def learns_embedding(self) -> bool:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,3 +44,8 @@ class TextHead(Head):
 
     def classify(self, embeddings: Tensor) -> Tensor:
         return self.scale * embeddings @ self.weight.t()
+
+    def for_names(self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor]) -> TextHead:
+        directions = text_features(class_names)  # (M, d)
+        head = TextHead(directions.shape[1], len(class_names), directions, self.scale)
+        return head.to(self.weight.device)
