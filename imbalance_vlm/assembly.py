@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.prototype_assignment import prototypes_for
 from imbalance_vlm.balancing.regularizers.base import Regularizer
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import Count, Natural
 from imbalance_vlm.components.registry import Registry
 from imbalance_vlm.components.settings import positionals_of, settings_of
 from imbalance_vlm.data.dataset import Dataset
@@ -28,28 +29,20 @@ from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.features import feature_source, view_transforms
 from imbalance_vlm.encoders.sources import PixelSource, Source
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS
-from imbalance_vlm.evaluation.metrics import Predictions
-from imbalance_vlm.evaluation.novel import (
-    base_to_novel,
-    best_epoch,
-    curve,
-    head_over,
-    novel_predictions,
-    transfer,
-)
-from imbalance_vlm.evaluation.tta import views_of
+from imbalance_vlm.evaluation.base import Column, Evaluator, View, columns_of
+from imbalance_vlm.evaluation.tta import Tta, views_of
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.training.checkpoints import check_trained_on
 from imbalance_vlm.training.devices import fast_layout, shard
-from imbalance_vlm.training.loop import AfterEpoch
 from imbalance_vlm.tuning.base import Task, Tuning
 from imbalance_vlm.tuning.prompt.anchors import anchor_for
 from imbalance_vlm.tuning.tuned_tower import TunedTower
 
 Recipe = Mapping[str, Any]
+
+DEFAULT_GROUPS = {"many": 100, "few": 20}
 
 TEST_VIEW_SCALE = 0.5
 """Smallest share of a test image that a random view shows, for what is learned from two views of it."""
@@ -141,6 +134,14 @@ class Features:
         self._made: dict[tuple[str, ...], Source] = {}
         self._directions: dict[str, Tensor | None] = {}
 
+    @property
+    def device(self) -> torch.device:
+        return self.task.device
+
+    def of(self, split: str, view: View = "plain") -> Source:
+        names = {("train", "plain"): "train_plain", ("train", "random"): "train", ("test", "tta"): "test_tta"}
+        return self.batches(names.get((split, view), "test_views" if view == "random" else split))
+
     def batches(self, split: str) -> Source:
         """What the head reads of a split: its features, or its images where the head runs the tower itself.
 
@@ -198,57 +199,57 @@ class Features:
         return self.directions("text") if self.has_text else None
 
 
-class Others:
-    """Classes that are tested and were never trained: the novel half of the dataset, and other datasets."""
+def evaluation_settings(
+    *,
+    groups: dict[Literal["many", "few"], int] = DEFAULT_GROUPS,  # type: ignore[assignment]
+    calibration_bins: Count = 15,
+    geometry: Literal["none", "train", "test"] = "none",
+    novel: bool = False,
+    curve: Natural = 0,
+    tta: Tta = "none",
+    batch_size: Count = 1024,
+) -> None:
+    """The settings of a recipe's evaluation."""
 
-    def __init__(self, recipe: Recipe, novel: Features | None, features: Features) -> None:
-        self.recipe = recipe
-        self.settings = recipe["evaluation"]
-        self.novel = novel if self.settings["novel"] else None
-        self.features = features
 
-    def head(self, head: Head) -> Head | None:
-        """The head over the novel names."""
-        if self.novel is None:
-            return None
-        templates = self.novel.data.templates
-        encoder = self.features.encoder
-        return head_over(head, self.novel.data.class_names, lambda names: encoder.text_features(names, templates))
+def make_evaluators(
+    recipe: Recipe,
+    head: Head,
+    features: Features,
+    novel: Features | None,
+    tail: LongTail,
+    history: list[dict[str, Any]],
+) -> tuple[list[Evaluator], tuple[Column, ...]]:
+    """The evaluators that the recipe's evaluation asks for, and their columns."""
+    settings = recipe["evaluation"]
+    sections: list[dict[str, Any]] = [
+        {"name": "accuracy"},
+        {"name": "calibration", "bins": settings["calibration_bins"]},
+    ]
+    if settings["novel"]:
+        sections.append({"name": "base_to_novel", "curve": settings["curve"]})
+    if settings["transfer"]:
+        sections.append({"name": "transfer", "datasets": settings["transfer"]})
+    if settings["geometry"] != "none":
+        sections.append({"name": "geometry", "split": settings["geometry"]})
 
-    def curve(self, head: Head) -> AfterEpoch | None:
-        """What the training loop calls behind each epoch, if the recipe asks for a curve."""
-        every = self.settings["curve"]
-        others = self.head(head) if every else None
-        if others is None or self.novel is None:
-            return None
-        base, novel = self.features.batches("test"), self.novel.batches("test")
-        return curve(head, others, base, novel, every, self.recipe["training"]["epochs"])
+    def open_features(section: Mapping[str, Any]) -> Features:
+        section = drawn(section, recipe["seed"])
+        data = dataset(as_key(section), dataset_identity(section))
+        return Features(data, features.task, recipe, features.tuning)
 
-    def scores(self, head: Head, base: Predictions, history: list[dict[str, Any]]) -> dict[str, float]:
-        """Base, novel and their means; transfer to other datasets; the best epoch of a curve."""
-        found: dict[str, float] = {}
-        others = self.head(head)
-        if others is not None and self.novel is not None:
-            sources = self.features.batches("test"), self.novel.batches("test")
-            found |= base_to_novel(base, *novel_predictions(head, others, *sources))
-        if self.settings["curve"]:
-            found |= best_epoch(history)
-        if self.settings["transfer"]:
-            found |= self.transfer(head)
-        return found
-
-    def transfer(self, head: Head) -> dict[str, float]:
-        """What the head makes of other datasets' names and images."""
-        sets = {}
-        templates = {}
-        for named in self.settings["transfer"]:
-            section = drawn(named, self.recipe["seed"])
-            data = dataset(as_key(section), dataset_identity(section))
-            part = Features(data, self.features.task, self.recipe, self.features.tuning)
-            sets[data.name] = (data.class_names, part.batches("test"))
-            templates[data.name] = data.templates
-        encoder = self.features.encoder
-        return transfer(head, sets, lambda name, names: encoder.text_features(names, templates[name]))
+    offers = {
+        "long_tail": tail,
+        "head": head,
+        "features": features,
+        "novel_features": novel,
+        "open_features": open_features,
+        "text": partial(features.text, head),
+        "text_features": features.encoder.text_features,
+        "history": history,
+    }
+    given = {name: partial(_given, value) for name, value in offers.items()}
+    return [catalogue.EVALUATORS.make(section, given) for section in sections], columns_of(sections)
 
 
 def make_head(section: Mapping[str, Any], features: Features) -> Head:

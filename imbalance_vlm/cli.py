@@ -13,7 +13,6 @@ from typing import Any
 from imbalance_vlm import __version__
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.results.columns import MAIN
 
 EXIT_FINDINGS = 1
 EXIT_BAD_INPUT = 2
@@ -175,7 +174,7 @@ def do_run(given: argparse.Namespace) -> None:
     note(f"{given.recipe}: loading ...")
     with bar(2, "load", "step") as progress:  # seconds of imports: show that something happens
         from imbalance_vlm.results.result import StudyResult
-        from imbalance_vlm.results.tables import markdown, select
+        from imbalance_vlm.results.tables import columns_of, markdown, select
 
         progress.update()
         from imbalance_vlm.runner import run
@@ -188,8 +187,11 @@ def do_run(given: argparse.Namespace) -> None:
         return
     shown = result.table
     if not isinstance(result, StudyResult):
-        shown = select(shown, ["recipe", "dataset", "encoder", "tuning", "head", "balancing", *MAIN])
-    print(markdown(shown), end="")
+        shown = select(
+            shown, ["recipe", "dataset", "encoder", "tuning", "head", "balancing", "overall", "many", "medium", "few"]
+        )
+    runs = result.runs if isinstance(result, StudyResult) else [result]
+    print(markdown(shown, columns_of(runs)), end="")
     if isinstance(result, StudyResult) and (result.path / "plot.png").is_file():
         note(f"plot: {result.path / 'plot.png'}")
     note(f"results: {result.path}")
@@ -254,14 +256,16 @@ def do_validate(given: argparse.Namespace) -> None:
 
 def do_table(given: argparse.Namespace) -> None:
     from imbalance_vlm.results.result import find_results
-    from imbalance_vlm.results.tables import format_table, save_table, select, table
+    from imbalance_vlm.results.tables import columns_of, format_table, save_table, select, table
 
-    columns = given.columns.split(",") if given.columns else None
-    frame = select(table(find_results(given.places)), columns, given.sort)
+    names = given.columns.split(",") if given.columns else None
+    results = find_results(given.places)
+    columns = columns_of(results)
+    frame = select(table(results), names, given.sort, columns)
     if given.out:
-        save_table(frame, given.out)
+        save_table(frame, given.out, columns)
     else:
-        print(format_table(frame, given.format), end="")
+        print(format_table(frame, given.format, columns), end="")
 
 
 def do_predict(given: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import torch
 
 from imbalance_vlm.assembly import (
     Features,
-    Others,
     Recipe,
     as_key,
     check_validation,
@@ -24,6 +24,7 @@ from imbalance_vlm.assembly import (
     encoder,
     encoder_settings,
     long_tail,
+    make_evaluators,
     make_head,
     make_model,
     make_objective,
@@ -34,15 +35,15 @@ from imbalance_vlm.assembly import (
 from imbalance_vlm.balancing.corrected import Corrected
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import dataset_identity, drawn
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_identity
+from imbalance_vlm.encoders.pretraining import samples_seen
 from imbalance_vlm.encoders.sources import Source
+from imbalance_vlm.evaluation.base import Evaluator
 from imbalance_vlm.evaluation.evaluate import evaluate
-from imbalance_vlm.evaluation.geometry import geometry
-from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy, scores
+from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
@@ -52,7 +53,7 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.devices import memory_errors
 from imbalance_vlm.training.first_pass import first_pass
 from imbalance_vlm.training.loop import AfterEpoch, Trained, steps_per_epoch, train
-from imbalance_vlm.training.second_stage import correct, embedded
+from imbalance_vlm.training.second_stage import correct
 from imbalance_vlm.tuning.base import Tuning
 
 
@@ -83,29 +84,33 @@ def run_tuning(
     novel = novel_half(recipe)
     task = make_task(recipe, data, novel, net, device)
     features = Features(data, task, recipe, tuning)
-    others = Others(recipe, Features(novel, task, recipe, tuning) if novel else None, features)
 
     head = tuning.head(task, partial(make_head, recipe["head"], features)).to(device)
     model = make_model(recipe, head, tail).to(device)
     check_validation(recipe, model, data)
     objective = make_objective(recipe, head, features, tail, tuning).to(device)
     spread(recipe, head)
+    history: list[dict[str, Any]] = []
+    novel_features = Features(novel, task, recipe, tuning) if novel else None
+    evaluators, columns = make_evaluators(recipe, head, features, novel_features, tail, history)
     trainable = sum(parameter.numel() for parameter in tuning.parameters(head))
     trained = (
-        fit(recipe, objective, features, tuning, folder, after_epoch(tuning, head, others))
+        fit(recipe, objective, features, tuning, folder, after_epoch(recipe, tuning, head, evaluators))
         if tuning.trains
         else Trained(0.0, 0.0)
     )
     chosen, seconds = correct_model(recipe, model, features, tail, folder)
-    evaluation = {key: recipe["evaluation"][key] for key in settings_of(evaluate)}
-    predictions = evaluate(model, features.batches("test_tta"), **evaluation)
-
-    found = scores(predictions, tail, recipe["evaluation"]["calibration_bins"])
-    found |= others.scores(head, predictions, trained.history)
-    found |= geometry_of(recipe["evaluation"]["geometry"], head, features)
+    history.extend(trained.history)
+    predictions = evaluate(model, features.of("test", "tta"), evaluators, recipe["evaluation"]["batch_size"])
+    found = dict(score for evaluator in evaluators for score in evaluator.compute())
     spent = cost(device, trainable, features.seconds, trained.seconds + seconds, trained.images_per_second)
     record = describe(recipe, data, tail, net, found, predictions)
-    record |= {"chosen": chosen, "cost": spent, "environment": environment(device)}
+    record |= {
+        "columns": [asdict(column) for column in columns],
+        "chosen": chosen,
+        "cost": spent,
+        "environment": environment(device),
+    }
     return write_run(folder, recipe, record, head if model.plain else model, data, predictions, net.fingerprint)
 
 
@@ -136,13 +141,13 @@ def fit(
     return trained
 
 
-def after_epoch(tuning: Tuning, head: Head, others: Others) -> AfterEpoch:
+def after_epoch(recipe: Recipe, tuning: Tuning, head: Head, evaluators: Sequence[Evaluator]) -> AfterEpoch:
     """What the training loop calls behind each epoch: the curve that a recipe asks for, and the method's own."""
-    measure = others.curve(head)
 
     def call(epoch: int) -> dict[str, float]:
         tuning.after_epoch(head, epoch)
-        return measure(epoch) if measure else {}
+        epochs = recipe["training"]["epochs"]
+        return dict(number for evaluator in evaluators for number in evaluator.after_epoch(epoch, epochs))
 
     return call
 
@@ -163,20 +168,6 @@ def correct_model(
     return chosen, time.monotonic() - begun - (features.seconds - encoded)
 
 
-@torch.no_grad()
-def geometry_of(split: str, head: Head, features: Features) -> dict[str, float]:
-    """The geometry of a split as the trained head's own classifier sees it; nothing for "none"."""
-    if split == "none":
-        return {}
-    source = embedded(head, features.batches(split), features.task.device)
-    embeddings = torch.as_tensor(source.views[0])
-    norm = embeddings.norm(dim=1).mean()  # to the length of the text's rows; the classifier makes up for it
-    weight, bias = head.classifier()
-    return geometry(
-        embeddings / norm, source.labels, features.data.num_classes, weight * norm, features.text(head), bias=bias
-    )
-
-
 def describe(
     recipe: Recipe, data: Dataset, tail: LongTail, net: Encoder, found: Mapping[str, float], predictions: Predictions
 ) -> dict[str, Any]:
@@ -189,6 +180,7 @@ def describe(
             "encoder": net.name,
             "pretrained": net.pretrained,
             "pretrain_pairs": net.pretrain_pairs,
+            "samples_seen": samples_seen(net.name, net.pretrained),
             "tuning": recipe["tuning"]["name"],
             "head": recipe["head"]["name"],
             "balancing": balancing_words(recipe),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from imbalance_vlm.assembly import as_key, component, encoder, encoder_settings, make_model, settings
+from imbalance_vlm.assembly import DEFAULT_GROUPS, as_key, component, encoder, encoder_settings, make_model, settings
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.folder import SUFFIXES
@@ -21,7 +21,7 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.sources import ImageSource, PixelSource
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, predict
+from imbalance_vlm.evaluation.evaluate import predict
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.factory import create_head, reads_tokens
 from imbalance_vlm.long_tail import LongTail

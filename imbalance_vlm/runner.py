@@ -167,17 +167,17 @@ def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult
     """Write the study's table (and plot) beside its runs."""
     from imbalance_vlm.results.averages import with_averages
     from imbalance_vlm.results.comparison import compare
-    from imbalance_vlm.results.tables import save_table, select, table
+    from imbalance_vlm.results.tables import columns_of, save_table, score_columns, select, table
 
-    full = table(results)
+    full, columns = table(results), columns_of(results)
     if wanted.table.get("baseline"):
         full = compare(full, results, wanted.table["baseline"], wanted.table.get("score") or "overall")
     full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
     if wanted.table.get("average"):
-        full = with_averages(full, coordinates(wanted), wanted.table["average"])
-    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"))
-    save_table(full, folder / "table.csv")
-    save_table(shown, folder / "table.md")
+        full = with_averages(full, coordinates(wanted), wanted.table["average"], score_columns(results))
+    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"), columns)
+    save_table(full, folder / "table.csv", columns)
+    save_table(shown, folder / "table.md", columns)
     write_json(folder / "study.json", {"name": wanted.name, "runs": [str(r.path.relative_to(folder)) for r in results]})
     if wanted.plot:
         from imbalance_vlm.results.curves import curves

@@ -652,7 +652,9 @@ SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning
 
 # -- evaluation ------------------------------------------------------------------------------------------------------
 EVALUATORS.add(
-    "accuracy", f"{_PKG}.evaluation.accuracy:Accuracy", "accuracy over all images, many, medium and few, and over classes"
+    "accuracy",
+    f"{_PKG}.evaluation.accuracy:Accuracy",
+    "accuracy over all images, many, medium and few, and over classes",
 )
 EVALUATORS.add(
     "calibration",

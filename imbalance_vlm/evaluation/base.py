@@ -66,9 +66,9 @@ class SplitFeatures(Protocol):
 class Evaluator:
     """Measures a trained model, and yields each result as (name, value).
 
-    A subclass overrides the methods it needs. Its constructor takes from the run, by parameter name, any of `long_tail`,
-    `head`, `features`, `novel_features`, `open_features`, `text`, `text_features` and `history`; keyword-only parameters
-    are settings of the recipe. Undefined values are NaN.
+    A subclass overrides the methods it needs. Its constructor takes from the run, by parameter name, any of
+    `long_tail`, `head`, `features`, `novel_features`, `open_features`, `text`, `text_features` and `history`;
+    keyword-only parameters are settings of the recipe. Undefined values are NaN.
 
     Attributes:
         columns: every score that it may yield, in order.

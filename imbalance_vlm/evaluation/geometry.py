@@ -371,7 +371,8 @@ def _matrix(name: str, values: Array, shape: tuple[int, int] | None = None) -> T
     if not fits or not rows.is_floating_point():
         row = "pooled feature for each sample" if shape is None else "row for each class, as wide as `features`"
         raise InputError(
-            f"`{name}` must be {expected} floating-point numbers, got {tuple(rows.shape)} {rows.dtype}; it needs a {row}"
+            f"`{name}` must be {expected} floating-point numbers, got {tuple(rows.shape)} {rows.dtype}; "
+            f"it needs a {row}"
         )
     return _finite(name, rows)
 

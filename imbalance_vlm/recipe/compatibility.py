@@ -8,7 +8,7 @@ from typing import Any
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.catalogue import encoder_entry
 from imbalance_vlm.errors import did_you_mean
-from imbalance_vlm.results.columns import SCORES
+from imbalance_vlm.evaluation.base import columns_of
 
 _REMEDIES = {
     "text": "an encoder with a text tower: any open_clip model",
@@ -249,10 +249,11 @@ def _sharded(recipe: Recipe) -> Iterator[Conflict]:
 
 def _published(recipe: Recipe) -> Iterator[Conflict]:
     """A published row holds scores, as numbers, and its source."""
+    scores = [column.name for column in columns_of([{"name": "accuracy"}, {"name": "calibration"}])]
     for key, value in (recipe["paper"] or {}).items():
         if key == "source":
             continue
-        if key not in SCORES:
-            yield f"paper.{key}", f"unknown score.{did_you_mean(key, SCORES)} Allowed: source, {', '.join(SCORES)}"
+        if key not in scores:
+            yield f"paper.{key}", f"unknown score.{did_you_mean(key, scores)} Allowed: source, {', '.join(scores)}"
         elif not isinstance(value, (int, float)):
             yield f"paper.{key}", f"must be a number, got {value!r}"

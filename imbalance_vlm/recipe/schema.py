@@ -97,7 +97,7 @@ RECIPE = Section(
         ),
         "evaluation": Section(
             {"transfer": Components(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:prepare")},
-            settings="imbalance_vlm.evaluation.evaluate:evaluate",
+            settings="imbalance_vlm.assembly:evaluation_settings",
         ),
     }
 )

@@ -22,10 +22,11 @@ from typing import Any
 from imbalance_vlm.components.ranges import Natural
 from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import did_you_mean
+from imbalance_vlm.evaluation.base import registered_columns
 from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import check
-from imbalance_vlm.results.columns import COLUMNS
+from imbalance_vlm.results.columns import table_columns
 
 STUDY_KEYS = ("grid", "table", "plot")
 _GRID: dict[str, Any] = {
@@ -125,7 +126,7 @@ def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     if "grid" not in study:
         return [Problem(key, "only a study, a recipe with `grid`, has one", loaded.origin(key)) for key in study]
     grid = study["grid"]
-    columns = (*COLUMNS, *_transfers(_at(loaded.tree, "evaluation.transfer")))
+    columns = (*table_columns(registered_columns()), *_transfers(_at(loaded.tree, "evaluation.transfer")))
     places = ["variant", *((grid.get("axes") or {}) if isinstance(grid, Mapping) else ())]
     for section, value in study.items():
         known = shapes[section]

@@ -85,8 +85,8 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 def _with_samples(frame: pd.DataFrame, results: Sequence[Result]) -> pd.DataFrame:
     """The table with the samples of pre-training beside its pairs, where they are known of any row."""
     identities = [result.record["identity"] for result in results]
-    samples = {(each.get("encoder"), each.get("pretrained")): each.get(SAMPLES) for each in identities}
-    column = [samples[weights] for weights in zip(frame["encoder"], frame["pretrained"], strict=True)]
+    samples = {(each["encoder"], each["pretrained"]): each[SAMPLES] for each in identities if each.get(SAMPLES)}
+    column = [samples.get(weights) for weights in zip(frame["encoder"], frame["pretrained"], strict=True)]
     if any(column):
         place = int(frame.columns.get_loc("pretrain_pairs")) + 1  # type: ignore[arg-type]
         frame.insert(place, SAMPLES, pd.Series(column, index=frame.index, dtype="Int64"))
@@ -120,7 +120,7 @@ def _with_published(frame: pd.DataFrame, results: Sequence[Result]) -> pd.DataFr
     return pd.DataFrame(parts, columns=frame.columns)
 
 
-def text(value: Any, column: Column = Column("")) -> str:
+def text(value: Any, column: Column) -> str:
     """A cell as text, "-" for a missing value."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "-"

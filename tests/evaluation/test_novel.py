@@ -8,12 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from imbalance_vlm.encoders.sources import FeatureSource
-from imbalance_vlm.evaluation.evaluate import predict
-from imbalance_vlm.evaluation.metrics import Predictions
 from imbalance_vlm.evaluation.novel import (
     NOVEL_SCORES,
     average_h,
@@ -26,6 +20,12 @@ from imbalance_vlm.evaluation.novel import (
     novel_predictions,
     transfer,
 )
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm.encoders.sources import FeatureSource
+from imbalance_vlm.evaluation.evaluate import predict
+from imbalance_vlm.evaluation.metrics import Predictions
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.heads.text import TextHead
