@@ -128,10 +128,10 @@ def bench_probe(
     return "\n".join(lines) + "\n\n" + shown
 
 
-def scores(head: LinearHead, source: Source, tail: LongTail) -> dict[str, float]:
+def scores(head: LinearHead, source: Source, tail: LongTail, batch_size: int = 1024) -> dict[str, float]:
     """Accuracy and calibration of a head on a split."""
     evaluators = [Accuracy(tail), Calibration(tail)]
-    evaluate(head, source, evaluators)
+    evaluate(head, source, evaluators, batch_size)
     return dict(score for evaluator in evaluators for score in evaluator.compute())
 
 
