@@ -850,7 +850,7 @@ def _(world: World) -> list[str]:
     return world.run()
 
 
-@error("damaged result", "result.json is no result file", "--force")
+@error("damaged result", "result.json is not a result file", "--force")
 def _(world: World) -> list[str]:
     file = world.finished() / "result.json"
     file.write_text(file.read_text()[:200])

@@ -123,7 +123,7 @@ def test_a_study_s_table_is_mean_sample_deviation_and_n_over_seeds(recipe: Recip
 def test_a_damaged_result_is_an_error_that_says_what_to_do(recipe: Recipe) -> None:
     path = run(recipe).path / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(InputError, match=r"result\.json is no result file.*--force"):
+    with pytest.raises(InputError, match=r"result\.json is not a result file.*--force"):
         run(recipe)
     assert run(recipe, force=True).scores["overall"] >= 0
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.icons_lt import icons_lt
+from imbalance_vlm.encoders.pretraining import samples_seen
 from imbalance_vlm.files import write_json, write_text
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.load import load
@@ -103,7 +104,7 @@ def packed(records: list[dict[str, Any]]) -> dict[str, Any]:
 def study_frame(name: str) -> pd.DataFrame:
     """One row for each configuration of a kept study, with all columns."""
     kept = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
-    results = [RunResult(KEPT, record) for record in kept["runs"]]
+    results = [RunResult(KEPT, with_samples(record)) for record in kept["runs"]]
     frame = table(results)
     wanted = table_settings(name)
     if wanted.get("baseline"):
@@ -112,6 +113,13 @@ def study_frame(name: str) -> pd.DataFrame:
     if wanted.get("average"):
         frame = with_averages(frame, coordinates(plan(ROOT / "recipes" / f"{name}.yaml")), wanted["average"])
     return frame
+
+
+def with_samples(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a kept run with the samples of its encoder's pre-training, which older runs did not record."""
+    identity = record["identity"]
+    known = {"samples_seen": samples_seen(identity["encoder"], identity["pretrained"])}
+    return record | {"identity": known | identity}
 
 
 def table_settings(name: str) -> dict[str, Any]:

@@ -685,6 +685,39 @@ SCHEDULES.add(
 )
 SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning rate drops at given epochs")
 
+# -- evaluation ------------------------------------------------------------------------------------------------------
+EVALUATORS.add(
+    "accuracy",
+    f"{_PKG}.evaluation.accuracy:Accuracy",
+    "accuracy over all images, many, medium and few, and over classes",
+)
+EVALUATORS.add(
+    "calibration",
+    f"{_PKG}.evaluation.calibration:Calibration",
+    "calibration error and likelihood, over all images and for each group",
+    paper="Guo et al., On Calibration of Modern Neural Networks, ICML 2017",
+)
+EVALUATORS.add(
+    "base_to_novel",
+    f"{_PKG}.evaluation.base_to_novel:BaseToNovel",
+    "accuracy on the half of the classes that was not trained, also over the epochs",
+    paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
+    needs=frozenset({"names.new"}),
+)
+EVALUATORS.add(
+    "transfer",
+    f"{_PKG}.evaluation.transfer:Transfer",
+    "accuracy on the classes and images of other datasets",
+    paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
+    needs=frozenset({"names.new"}),
+)
+EVALUATORS.add(
+    "geometry",
+    f"{_PKG}.evaluation.geometry:Geometry",
+    "neural collapse of the embeddings, and their angles to the text",
+    paper="Papyan et al., Prevalence of Neural Collapse during the Terminal Phase of Deep Learning Training, PNAS 2020",
+)
+
 REGISTRIES: dict[str, Registry] = {
     "datasets": DATASETS,
     "encoders": ENCODERS,

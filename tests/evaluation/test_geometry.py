@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imbalance_vlm import InputError, create_prototypes
-from imbalance_vlm.evaluation.geometry import angles_between, effective_rank, geometry
+from imbalance_vlm.evaluation.geometry import Geometry, angles_between, effective_rank, geometry
+from imbalance_vlm.heads.linear import LinearHead
+from tests.evaluation.scenes import BASE, WIDTH, Features, directions
 
 Floats = NDArray[np.float64]
 CLASSES, DIM = 7, 5
@@ -328,3 +330,19 @@ def test_wrong_inputs_are_refused_in_words(changed: dict[str, Any], words: list[
     with pytest.raises(InputError) as error:
         geometry(**{"features": FEATURES, "labels": LABELS, "num_classes": 3} | changed)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(("split", "view"), [("test", "plain"), ("train", "random")])
+def test_the_evaluator_measures_a_split_with_the_head_s_classifier(split: Any, view: str) -> None:
+    head, features = LinearHead(WIDTH, BASE), Features(BASE, 1)
+    torch.nn.init.normal_(head.layer.weight)
+    torch.nn.init.normal_(head.layer.bias)
+    scores = dict(Geometry(head, features, lambda: directions(BASE, 7), split=split).compute())
+    assert features.read == [(split, view)]
+    assert list(scores) == [column.name for column in Geometry.columns]
+    rows = features.sources[split]
+    embeddings = head.embed(torch.as_tensor(rows.views[0])).detach()
+    norm = embeddings.norm(dim=1).mean()
+    weight, bias = head.layer.weight * norm, head.layer.bias
+    assert scores == geometry(embeddings / norm, rows.labels, BASE, weight, directions(BASE, 7), bias=bias)
+    assert not set(dict(Geometry(head, features, lambda: None, split=split).compute())) & (TEXT | ACROSS)

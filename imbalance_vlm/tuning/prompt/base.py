@@ -115,7 +115,9 @@ class PromptHead(Head):
     def classify(self, embeddings: Tensor) -> Tensor:
         return self.scale * embeddings @ self.text_features().to(embeddings.dtype).t()
 
-    def for_names(self, class_names: Sequence[str]) -> PromptHead:
+    def for_names(
+        self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
+    ) -> PromptHead:
         """This head over other classes: the same parameters, not copies of them, and the other names behind them.
 
         Raises:

@@ -47,7 +47,9 @@ class VPTHead(TunedTower):
         super().__init__(encoder, tuned, inner, "embedding")
         self.templates = templates
 
-    def for_names(self, class_names: Sequence[str]) -> VPTHead:
+    def for_names(
+        self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
+    ) -> VPTHead:
         """This head over other classes: the same tokens, not copies of them."""
         return VPTHead(self.encoder, self.tuned, class_names, self.templates)
 
