@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.corrected import Corrected
+from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.prototype_assignment import prototypes_for
@@ -43,7 +43,9 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, reads_tokens, text_directions
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.training.checkpoints import check_trained_on
-from imbalance_vlm.training.devices import fast_layout, shard
+from imbalance_vlm.training.devices import fast_layout
+from imbalance_vlm.training.distributed.processes import process_group
+from imbalance_vlm.training.distributed.sharding import shard_tower
 from imbalance_vlm.training.loop import AfterEpoch
 from imbalance_vlm.tuning.base import Task, Tuning
 from imbalance_vlm.tuning.prompt.anchors import anchor_for
@@ -264,8 +266,11 @@ def make_head(section: Mapping[str, Any], features: Features) -> Head:
 
 def spread(recipe: Recipe, head: Head) -> None:
     """Spread a tower under tuning over the processes, where the recipe asks for it and there are several."""
-    if recipe["training"]["shard"] and isinstance(head, TunedTower):
-        shard(head.tuned.root, head)
+    if not recipe["training"]["shard"] or process_group().size == 1:
+        return
+    if not isinstance(head, TunedTower):
+        raise InputError("`training.shard` must be false where no tower is trained, got true")
+    shard_tower(head.tuned.root, head)
 
 
 def make_objective(recipe: Recipe, head: Head, features: Features, tail: LongTail, tuning: Tuning) -> Objective:
@@ -304,19 +309,19 @@ def check_scale(section: Mapping[str, Any], features: Features) -> None:
         )
 
 
-def make_model(recipe: Recipe, head: Head, tail: LongTail) -> Corrected:
+def make_model(recipe: Recipe, head: Head, tail: LongTail) -> CorrectedClassifier:
     """The head with the recipe's second stage and post-hoc correction, both blank."""
     stage, post_hoc = recipe["balancing"]["second_stage"], recipe["balancing"]["post_hoc"]
     with torch.no_grad():
         num_classes, width = head.classifier()[0].shape
-    return Corrected(
+    return CorrectedClassifier(
         head,
         component(catalogue.SECOND_STAGES, stage)(width, num_classes) if stage else None,
         component(catalogue.POST_HOC, post_hoc)(tail) if post_hoc else None,
     )
 
 
-def check_validation(recipe: Recipe, model: Corrected, data: Dataset) -> None:
+def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) -> None:
     """Refuse, before anything is trained, a choice on validation images that are not there."""
     for key, part in (("second_stage", model.second_stage), ("post_hoc", model.post_hoc)):
         if part is not None and part.needs_validation and "val" not in data.splits:

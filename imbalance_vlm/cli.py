@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imbalance_vlm import __version__
+from imbalance_vlm import __version__, launcher
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.results.columns import MAIN
@@ -184,7 +183,7 @@ def do_run(given: argparse.Namespace) -> None:
 
     how: dict[str, Any] = {"runs": given.runs, "force": given.force, "device": given.device, "jobs": given.jobs}
     result = run(given.recipe, given.overrides, **how)
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+    if launcher.rank() != 0:  # of several processes, the first speaks
         return
     shown = result.table
     if not isinstance(result, StudyResult):

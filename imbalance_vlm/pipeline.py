@@ -31,7 +31,7 @@ from imbalance_vlm.assembly import (
     novel_half,
     spread,
 )
-from imbalance_vlm.balancing.corrected import Corrected
+from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.settings import settings_of
@@ -49,10 +49,11 @@ from imbalance_vlm.progress import note
 from imbalance_vlm.results.environment import begin_peak_memory, cost, environment
 from imbalance_vlm.results.folder import write_run
 from imbalance_vlm.results.result import RunResult
-from imbalance_vlm.training.devices import memory_errors
 from imbalance_vlm.training.first_pass import first_pass
 from imbalance_vlm.training.loop import AfterEpoch, Trained, steps_per_epoch, train
+from imbalance_vlm.training.memory import memory_errors
 from imbalance_vlm.training.second_stage import correct, embedded
+from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.base import Tuning
 
 
@@ -121,17 +122,17 @@ def fit(
     plan = recipe["training"]
     source = features.batches("train")
     steps = steps_per_epoch(source, plan["batch_size"])
-    loop = {key: value for key, value in plan.items() if key not in ("optimizer", "schedule")}
+    loop = TrainingSettings(**{key: value for key, value in plan.items() if key not in ("optimizer", "schedule")})
 
     def parts(objective: Objective) -> tuple[Source, Any, Any, Any]:
         sampler = component(catalogue.SAMPLERS, recipe["balancing"]["sampler"])(source.labels.cpu(), recipe["seed"])
         optimizer = component(catalogue.OPTIMIZERS, plan["optimizer"])(tuning.groups(objective.head))
-        schedule = component(catalogue.SCHEDULES, plan["schedule"])(optimizer, plan["epochs"], steps)
+        schedule = component(catalogue.SCHEDULES, plan["schedule"])(plan["epochs"], steps)
         return source, sampler, optimizer, schedule
 
     if objective.gradient.first_epochs:
         objective.gradient.learn(first_pass(objective, objective.gradient.first_epochs, folder, parts, loop))
-    trained = train(objective, *parts(objective), folder, after_epoch, **loop)
+    trained = train(objective, *parts(objective), folder, after_epoch, settings=loop)
     tuning.finish(objective.head)
     return trained
 
@@ -148,7 +149,7 @@ def after_epoch(tuning: Tuning, head: Head, others: Others) -> AfterEpoch:
 
 
 def correct_model(
-    recipe: Recipe, model: Corrected, features: Features, tail: LongTail, folder: Path
+    recipe: Recipe, model: CorrectedClassifier, features: Features, tail: LongTail, folder: Path
 ) -> tuple[dict[str, float], float]:
     """Fit what comes after the head's training; what was chosen on validation images, and the seconds it took."""
     if model.plain:

@@ -28,7 +28,7 @@ from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import RunResult, read_result
 from imbalance_vlm.training.checkpoints import load_weights
-from imbalance_vlm.training.devices import named
+from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.tuning.base import Task, Tuning
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def predict_images(run: str | Path, images: Sequence[str | Path], device: str = 
         )
     names = list(result.record["classes"]["names"])
     files = _files(images)
-    place = named(device)
+    place = resolve_device(device)
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), place)
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
     sentences = ("{}",)  # only a start as well: what a head makes of the names is with its weights

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from imbalance_vlm import launcher
 from imbalance_vlm.data.prepare import identities_kept
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_json
@@ -121,24 +122,24 @@ def _set_threads(threads: int) -> None:
 
 
 def _run_or_read(recipe: dict[str, Any], folder: Path, force: bool, device: str) -> RunResult:
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if launcher.world_size() > 1:
         return _run_together(recipe, folder, force, device)
     return _run_alone(recipe, folder, force, device)
 
 
 def _run_together(recipe: dict[str, Any], folder: Path, force: bool, device: str) -> RunResult:
     """One run over the processes that a launcher started: the first writes the folder, the others a throwaway one."""
-    from imbalance_vlm.training import devices
+    from imbalance_vlm.training.distributed.processes import join, process_group
 
-    own = str(devices.start(device))
-    together = devices.current()
-    finished: RunResult | None = together.same(read_result(folder) if together.main and not force else None)
+    own = str(join(device))
+    together = process_group()
+    finished: RunResult | None = together.broadcast(read_result(folder) if together.is_main and not force else None)
     if finished is not None:
         return finished
-    if together.main:
-        return together.same(_run_alone(recipe, folder, force, own))
+    if together.is_main:
+        return together.broadcast(_run_alone(recipe, folder, force, own))
     with tempfile.TemporaryDirectory() as place:
-        return together.same(_run_alone(recipe, Path(place) / folder.name, force, own))
+        return together.broadcast(_run_alone(recipe, Path(place) / folder.name, force, own))
 
 
 def _run_alone(recipe: dict[str, Any], folder: Path, force: bool, device: str) -> RunResult:
@@ -153,10 +154,10 @@ def _run_alone(recipe: dict[str, Any], folder: Path, force: bool, device: str) -
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         from imbalance_vlm.pipeline import run_one
-        from imbalance_vlm.training.devices import named
+        from imbalance_vlm.training.devices import resolve_device
 
         try:
-            return run_one(recipe, folder, named(device))
+            return run_one(recipe, folder, resolve_device(device))
         except InputError:
             with suppress(OSError):  # of a folder that has a checkpoint to go on from
                 folder.rmdir()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from imbalance_vlm import launcher
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images
 from imbalance_vlm.data.decoding import (
     OnTensor,
@@ -189,7 +190,7 @@ def _as_it_is(batch: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 
 def cores_for_workers() -> int:
     """Cores of this machine for each of the processes that train on it."""
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // launcher.local_world_size()))
 
 
 def pixel_batches(images: Images, transform: Transform, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
