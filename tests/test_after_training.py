@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imbalance_vlm import InputError, assembly, catalogue
+from imbalance_vlm import InputError, assembly
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.recipe.problems import RecipeError
