@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     kill_when(path, in_the_middle)
     assert not list(Path("killed").rglob("result.json"))
     resumed = run(recipe, runs="killed", device="cpu")
-    epoch = re.search(r"resuming behind epoch (\d+)", capsys.readouterr().err)
+    epoch = re.search(r"resuming after epoch (\d+)", capsys.readouterr().err)
     assert epoch
     assert 3 <= int(epoch[1]) < EPOCHS
     undisturbed = run(recipe, runs="undisturbed", device="cpu")

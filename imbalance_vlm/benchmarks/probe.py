@@ -33,6 +33,7 @@ from imbalance_vlm.results.environment import begin_peak_memory, cost
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
 from imbalance_vlm.training.loop import steps_per_epoch, train
+from imbalance_vlm.training.settings import TrainingSettings
 
 IMBALANCE = 500
 """Largest class over smallest, as in iNaturalist 2018: 1000 to 2."""
@@ -101,13 +102,13 @@ def bench_probe(
         objective = Objective(head, create_loss(loss, tail)).to(device)
         optimizer = catalogue.OPTIMIZERS.get("sgd").load()(list(head.parameters()), lr=0.1, momentum=0.9)
         sampler = catalogue.SAMPLERS.get("instance").load()(train_on.labels.cpu(), 0)
-        schedule = catalogue.SCHEDULES.get("cosine").load()(optimizer, epochs, steps_per_epoch(train_on, batch))
+        schedule = catalogue.SCHEDULES.get("cosine").load()(epochs, steps_per_epoch(train_on, batch))
         note(f"{epochs} epoch(s) of {steps_per_epoch(train_on, batch):,} steps ...")
-        plan: dict[str, Any] = {"epochs": epochs, "batch_size": batch}
+        plan = TrainingSettings(epochs=epochs, batch_size=batch)
         trained = _timed(
             seconds,
             "train",
-            lambda: train(objective, train_on, sampler, optimizer, schedule, Path(place), **plan),
+            lambda: train(objective, train_on, sampler, optimizer, schedule, Path(place), settings=plan),
         )
         note("evaluation ...")
         found = _timed(seconds, "evaluate", lambda: scores(head, test_on, tail))

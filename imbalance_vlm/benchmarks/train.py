@@ -39,6 +39,7 @@ from imbalance_vlm.progress import note
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
+from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer, ParallelBottleneck
 from imbalance_vlm.tuning.tuned_tower import TunedTower
 
@@ -124,7 +125,7 @@ class Bench:
             objective = Objective(head, create_loss("logit_adjustment", self.tail)).to(self.device)
             source = source or PixelSource(self.split, [self.encoder.preprocessing], self.device)
             optimizer = sgd([p for p in head.parameters() if p.requires_grad], lr=LR, momentum=0.9)
-            schedule = cosine(optimizer, 2, steps_per_epoch(source, self.batch))
+            schedule = cosine(2, steps_per_epoch(source, self.batch))
             sampler = InstanceSampler(torch.from_numpy(self.split.labels), 0)
             trained = train(
                 objective,
@@ -133,9 +134,7 @@ class Bench:
                 optimizer,
                 schedule,
                 self.folder,
-                epochs=2,
-                batch_size=self.batch,
-                checkpoint_seconds=1e9,
+                settings=TrainingSettings(epochs=2, batch_size=self.batch, checkpoint_seconds=1e9),
             )
         return float(trained.history[-1]["seconds"])
 

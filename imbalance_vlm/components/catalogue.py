@@ -364,11 +364,11 @@ LOSSES.add(
 )
 
 # -- samplers --------------------------------------------------------------------------------------------------------
-SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", "every image once an epoch, shuffled")
+SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", "every image once per epoch, shuffled")
 SAMPLERS.add(
     "class_balanced",
     f"{_PKG}.balancing.samplers.class_balanced:ClassBalancedSampler",
-    "every class as often as every other, with replacement",
+    "all classes equally often, with replacement",
     paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
 )
 SAMPLERS.add(
@@ -380,13 +380,13 @@ SAMPLERS.add(
 SAMPLERS.add(
     "sqrt",
     f"{_PKG}.balancing.samplers.sqrt:SqrtSampler",
-    "classes by the root of their size, with replacement",
+    "classes by the square root of their size, with replacement",
     paper="Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, ECCV 2018",
 )
 SAMPLERS.add(
     "progressive",
     f"{_PKG}.balancing.samplers.progressive:ProgressiveSampler",
-    "from the images' shares to the classes', over the epochs",
+    "from instance-balanced to class-balanced, over the epochs",
     paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
 )
 
@@ -444,7 +444,7 @@ SECOND_STAGES.add(
 SECOND_STAGES.add(
     "lws",
     f"{_PKG}.balancing.second_stages.lws:LWS",
-    "one learned scale a class on the frozen classifier",
+    "one learned scale per class on the frozen classifier",
     paper=_DECOUPLING,
 )
 SECOND_STAGES.add(
@@ -482,20 +482,20 @@ SECOND_STAGES.add(
 POST_HOC.add(
     "logit_adjustment",
     f"{_PKG}.balancing.post_hoc.logit_adjustment:LogitAdjustment",
-    "logits less tau times the log prior, tau chosen on validation",
+    "logits minus tau times the log prior, tau chosen on validation",
     paper="Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021",
 )
 POST_HOC.add(
     "prior_shift",
     f"{_PKG}.balancing.post_hoc.prior_shift:PriorShift",
-    "from the prior that the logits carry to any other",
+    "from the prior that the logits contain to any other",
     paper="Saerens et al., Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure, "
     "Neural Computation 2002",
 )
 POST_HOC.add(
     "temperature",
     f"{_PKG}.balancing.post_hoc.temperature:Temperature",
-    "calibrated confidence, over all classes or by group; the predictions stay",
+    "calibrated confidence, over all classes or per group, with unchanged predictions",
     paper="Guo et al., On Calibration of Modern Neural Networks, ICML 2017",
 )
 
@@ -676,11 +676,11 @@ GRADIENTS.add(
 # -- optimizers and schedules ----------------------------------------------------------------------------------------
 OPTIMIZERS.add("sgd", f"{_PKG}.training.optimizers:sgd", "torch.optim.SGD with momentum")
 OPTIMIZERS.add("adamw", f"{_PKG}.training.optimizers:adamw", "torch.optim.AdamW")
-SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "the learning rate stays, after an optional warm-up")
+SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "a constant learning rate, after an optional warm-up")
 SCHEDULES.add("cosine", f"{_PKG}.training.schedules:cosine", "cosine decay to lr_min, after an optional warm-up")
 SCHEDULES.add(
-    "held_cosine",
-    f"{_PKG}.training.schedules:held_cosine",
+    "cosine_constant_warmup",
+    f"{_PKG}.training.schedules:cosine_constant_warmup",
     "cosine decay to lr_min, after a warm-up at one low rate, as in the prompt papers",
 )
 SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning rate drops at given epochs")

@@ -20,7 +20,7 @@ from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.progress import bar
-from imbalance_vlm.training.devices import named
+from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.verification.collection import WHOLE, Collection
 from imbalance_vlm.verification.inspecting import Inspected
 
@@ -93,7 +93,7 @@ def embed(collection: Collection, seen: Sequence[Inspected], device: str) -> dic
     recipe, data = collection.recipe, collection.dataset
     if recipe is None or data is None:
         raise ValueError("embeddings need a recipe and its dataset")
-    place = named(device)
+    place = resolve_device(device)
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), place)
     kind = recipe["encoder"]["features"]
     how = {key: recipe["encoder"][key] for key in settings_of(feature_source)}

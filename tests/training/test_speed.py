@@ -17,8 +17,9 @@ from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import sources
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource, evaluation_rows
 from imbalance_vlm.evaluation.evaluate import predict
-from imbalance_vlm.training.devices import fast_layout, load_optimizer
-from imbalance_vlm.training.optimizers import adamw, one_kernel, sgd
+from imbalance_vlm.training.devices import fast_layout
+from imbalance_vlm.training.distributed.sharding import load_optimizer_state
+from imbalance_vlm.training.optimizers import adamw, can_fuse, sgd
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
 from imbalance_vlm.tuning.peft.vpt import VPT
 
@@ -93,8 +94,8 @@ def test_a_checkpoint_of_another_device_leaves_the_kernels_alone() -> None:
     optimizer = adamw([weight])
     state = optimizer.state_dict()
     state["param_groups"][0] |= {"fused": True, "foreach": True, "lr": 0.7}  # as a GPU's may say
-    assert not one_kernel(optimizer.param_groups)
-    load_optimizer(optimizer, state)
+    assert not can_fuse(optimizer.param_groups)
+    load_optimizer_state(optimizer, state)
     group = optimizer.param_groups[0]
     assert (group["fused"], group["foreach"], group["lr"]) == (None, None, 0.7)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm import create_encoder
-from imbalance_vlm.balancing.corrected import Corrected
+from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.encoders.base import Encoder
@@ -121,7 +121,7 @@ def test_its_state_is_what_was_trained_and_makes_the_same_head_anew(tiny_clip: s
 
     fresh = made(net, name)
     assert not torch.allclose(logits(fresh), expected)
-    Corrected(fresh, None, None).load_state_dict({f"head.{key}": value for key, value in state.items()})
+    CorrectedClassifier(fresh).load_state_dict({f"head.{key}": value for key, value in state.items()})
     assert torch.equal(logits(fresh), expected)
 
 

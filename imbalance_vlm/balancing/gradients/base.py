@@ -19,6 +19,11 @@ class Gradient(nn.Module):
     """
 
     @property
+    def is_linear(self) -> bool:
+        """Whether the gradient of a sum of losses is the sum of their gradients."""
+        return True
+
+    @property
     def first_epochs(self) -> int:
         """Epochs of the first pass; 0 for none."""
         return 0

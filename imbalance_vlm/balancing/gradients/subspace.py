@@ -89,6 +89,10 @@ class Subspace(Gradient):
         self.register_buffer("origin", torch.zeros(0), persistent=False)
 
     @property
+    def is_linear(self) -> bool:
+        return False
+
+    @property
     def first_epochs(self) -> int:
         return 0 if self.reuse else self.keep
 

@@ -1,4 +1,4 @@
-"""What every sampler must do: an order made of seed and epoch alone, and the shares that its name promises."""
+"""Every sampler: its order depends on seed and epoch only, and classes have the shares of its equation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbalance_vlm import LongTail, catalogue
+from imbalance_vlm import LongTail
 from imbalance_vlm.balancing.samplers.base import epoch_generator
+from imbalance_vlm.components import catalogue
 
 LABELS = torch.tensor([0] * 40 + [1] * 8 + [2] * 2)[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
-PLACES_LT = Path(__file__).resolve().parents[3] / "shared" / "lists" / "Places_LT_train.txt"
+PLACES_LT = Path(__file__).resolve().parents[4] / "shared" / "lists" / "Places_LT_train.txt"
 
 
 def sampler(name: str, labels: Tensor, seed: int = 0, **settings: Any) -> Any:
@@ -31,8 +32,8 @@ def build(request: pytest.FixtureRequest) -> Any:
 # -- every sampler ---------------------------------------------------------------------------------------------------
 
 
-def test_gives_as_many_rows_as_there_are_training_images(build: Any) -> None:
-    for size in (1, 2, 3, 5, 49, 50):  # also fewer than a batch, and fewer than there are classes
+def test_epoch_has_as_many_rows_as_training_images(build: Any) -> None:
+    for size in (1, 2, 3, 5, 49, 50):  # also fewer images than a batch or than classes
         rows = build(LABELS[:size], 0).epoch(0, 3)
         assert rows.dtype == torch.int64
         assert rows.shape == (size,)
@@ -42,10 +43,10 @@ def test_gives_as_many_rows_as_there_are_training_images(build: Any) -> None:
 
 def test_the_same_seed_and_epoch_give_the_same_order(build: Any) -> None:
     torch.manual_seed(1)
-    ran_on = build(LABELS, 3)
+    advanced = build(LABELS, 3)
     for epoch in range(6):
-        first = ran_on.epoch(epoch, 9)
-    torch.manual_seed(2)  # the global generator plays no part, nor do the epochs before
+        first = advanced.epoch(epoch, 9)
+    torch.manual_seed(2)  # neither the global generator nor earlier epochs matter
     assert torch.equal(first, build(LABELS, 3).epoch(5, 9))
 
 
@@ -55,19 +56,19 @@ def test_another_seed_or_epoch_gives_another_order(build: Any) -> None:
         assert not torch.equal(first, second), f"(seed, epoch) {a} and {b} share an order"
 
 
-def test_a_set_of_one_image_has_an_order(build: Any) -> None:
+def test_single_image_is_accepted(build: Any) -> None:
     assert build(LABELS[:1], 0).epoch(0, 1).tolist() == [0]
 
 
-def test_a_class_without_images_is_skipped(build: Any) -> None:
+def test_class_without_images_is_skipped(build: Any) -> None:
     """The labels 0, 3 and 7 of a training set with more classes: the rows are those of the labels 0, 1 and 2."""
     spread = torch.tensor([0, 3, 7])[LABELS]
     assert torch.equal(build(spread, 1).epoch(1, 4), build(LABELS, 1).epoch(1, 4))
 
 
-def test_every_image_of_a_class_is_drawn_as_often_as_the_others(build: Any) -> None:
-    made = build(LABELS, 0)
-    drawn = torch.cat([made.epoch(epoch, 400) for epoch in range(400)])
+def test_images_of_a_class_are_drawn_equally_often(build: Any) -> None:
+    order = build(LABELS, 0)
+    drawn = torch.cat([order.epoch(epoch, 400) for epoch in range(400)])
     times = torch.bincount(drawn, minlength=len(LABELS)).double()
     for label in range(3):
         own = times[label == LABELS]
@@ -84,7 +85,7 @@ def test_instance_sampling_is_a_permutation() -> None:
 
 
 def long_tail(classes: int = 365, largest: int = 4980, smallest: int = 5) -> list[int]:
-    """Counts that fall off exponentially, with Places-LT's number of classes and extremes."""
+    """Exponentially decreasing counts, with Places-LT's number of classes and extremes."""
     return [round(largest * (smallest / largest) ** (c / (classes - 1))) for c in range(classes)]
 
 
@@ -100,9 +101,9 @@ def group_shares(labels: Tensor, counts: Sequence[int]) -> list[float]:
     return [float(times[groups[group]].sum() / times.sum()) for group in ("many", "medium", "few")]
 
 
-def assert_within_sampling_error(found: Sequence[float], wanted: Sequence[float], draws: int) -> None:
-    for share, right in zip(found, wanted, strict=True):
-        assert abs(share - right) < 4 * (right * (1 - right) / draws) ** 0.5, f"drew {list(found)}, not {list(wanted)}"
+def assert_within_sampling_error(got: Sequence[float], wanted: Sequence[float], draws: int) -> None:
+    for share, right in zip(got, wanted, strict=True):
+        assert abs(share - right) < 4 * (right * (1 - right) / draws) ** 0.5, f"drew {list(got)}, not {list(wanted)}"
 
 
 @pytest.mark.parametrize(("name", "power"), [("class_balanced", 0.0), ("sqrt", 0.5)])
@@ -138,8 +139,8 @@ def test_shares_on_places_lt() -> None:
 
 def test_class_aware_takes_the_classes_in_turn_k_images_each() -> None:
     for k in (1, 3, 4):
-        made = sampler("class_aware", LABELS, k=k)
-        turns = LABELS[made.epoch(0, 1)].split(k)
+        order = sampler("class_aware", LABELS, k=k)
+        turns = LABELS[order.epoch(0, 1)].split(k)
         assert all(len(turn.unique()) == 1 for turn in turns)
         visits = [int(turn[0]) for turn in turns]
         for begin in range(0, len(visits) - 2, 3):  # each pass visits each class once
@@ -147,9 +148,9 @@ def test_class_aware_takes_the_classes_in_turn_k_images_each() -> None:
         assert len({tuple(visits[begin : begin + 3]) for begin in range(0, len(visits) - 2, 3)}) > 1
 
 
-def test_class_aware_uses_up_a_class_before_it_starts_over() -> None:
-    made = sampler("class_aware", LABELS, k=4)
-    rows = made.epoch(0, 1)
+def test_class_aware_repeats_no_image_before_all_were_shown() -> None:
+    order = sampler("class_aware", LABELS, k=4)
+    rows = order.epoch(0, 1)
     for label in range(3):
         own = rows[LABELS[rows] == label]
         size = int((label == LABELS).sum())
@@ -158,23 +159,23 @@ def test_class_aware_uses_up_a_class_before_it_starts_over() -> None:
             assert len(one_round.unique()) == len(one_round)
 
 
-def test_progressive_goes_from_the_images_shares_to_the_classes() -> None:
+def test_progressive_goes_from_instance_balanced_to_class_balanced() -> None:
     counts = long_tail()
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     groups = LongTail(counts).groups
-    made, epochs = sampler("progressive", labels), 5
+    order, epochs = sampler("progressive", labels), 5
     for epoch in range(epochs):
         t = epoch / (epochs - 1)
         wanted = [
             sum((1 - t) * counts[c] / sum(counts) + t / len(counts) for c in groups[group])
             for group in ("many", "medium", "few")
         ]
-        found = group_shares(labels[made.epoch(epoch, epochs)], counts)
-        assert_within_sampling_error(found, wanted, len(labels))
+        got = group_shares(labels[order.epoch(epoch, epochs)], counts)
+        assert_within_sampling_error(got, wanted, len(labels))
     natural = group_shares(labels, counts)
-    assert_within_sampling_error(group_shares(labels[made.epoch(0, 1)], counts), natural, len(labels))
+    assert_within_sampling_error(group_shares(labels[order.epoch(0, 1)], counts), natural, len(labels))
 
 
-def test_large_seeds_and_epochs_have_streams_of_their_own() -> None:
+def test_large_seeds_and_epochs_have_different_streams() -> None:
     pairs = [(0, 0), (0, 1), (1, 0), (2**31, 0), (0, 2**31), (2**32 - 1, 0), (2**32 - 1, 7), (12345, 49)]
     assert len({int(torch.randint(2**62, (), generator=epoch_generator(*pair))) for pair in pairs}) == len(pairs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm import InputError, LongTail
-from imbalance_vlm.balancing.second_stages.base import Stage
+from imbalance_vlm.balancing.second_stages.base import Stage, StageTraining
 from imbalance_vlm.balancing.second_stages.expert_aggregation import ExpertAggregation, agreement
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.experts import ExpertsHead
@@ -27,7 +27,7 @@ def stage(head: Head, views: tuple[Tensor, Tensor]) -> Stage:
 
 
 def steady(number: int) -> ExpertsHead:
-    """Expert `number` reads what two views share, the others what differs between them."""
+    """A head whose expert `number` reads what two views share; the others read what differs between them."""
     head = ExpertsHead(WIDTH, CLASSES, normalise=False)
     with torch.no_grad():
         for place, layer in enumerate(head.layers):
@@ -59,7 +59,7 @@ def test_agreement_is_the_cosine_of_the_mixtures_probabilities() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_the_expert_that_two_views_agree_on_wins(number: int) -> None:
+def test_expert_that_two_views_agree_on_wins(number: int) -> None:
     made = ExpertAggregation(WIDTH, CLASSES)
     chosen = made.fit(stage(steady(number), views()))
     assert list(chosen) == ["weight_1", "weight_2", "weight_3"]
@@ -72,22 +72,22 @@ def test_the_expert_that_two_views_agree_on_wins(number: int) -> None:
 def test_training_raises_the_agreement_and_stops_before_an_expert_vanishes() -> None:
     head, (first, second) = steady(1), views()
     of_each = [torch.einsum("nd,ecd->nec", view, head.experts()[0].detach()) for view in (first, second)]
-    found = []
+    results = []
     for epochs in (1, 5, 500):
-        made = ExpertAggregation(WIDTH, CLASSES, epochs=epochs)
+        made = ExpertAggregation(WIDTH, CLASSES, settings=StageTraining(epochs=epochs, batch_size=128))
         made.fit(stage(head, (first, second)))
-        found.append((float(agreement(*of_each, made.scores.detach()).mean()), float(made.shares().min())))
+        results.append((float(agreement(*of_each, made.scores.detach()).mean()), float(made.shares().min())))
     even = float(agreement(*of_each, torch.zeros(3)).mean())
-    assert even < found[0][0] < found[1][0]
-    assert found[2][1] > 0.01  # weights of 500 epochs would be at 0
+    assert even < results[0][0] < results[1][0]
+    assert results[2][1] > 0.01  # weights of 500 epochs would be at 0
 
 
 @pytest.mark.parametrize("adapter", [0, 3])
-def test_forward_mixes_the_heads_experts(adapter: int) -> None:
+def test_forward_mixes_the_experts_of_the_head(adapter: int) -> None:
     torch.manual_seed(0)
     head = ExpertsHead(WIDTH, CLASSES, adapter=adapter)
     embeddings = [head.embed(view).detach() for view in views()]
-    made = ExpertAggregation(embeddings[0].shape[1], CLASSES, epochs=2, lr=0.5)
+    made = ExpertAggregation(embeddings[0].shape[1], CLASSES, settings=StageTraining(epochs=2, lr=0.5))
     made.fit(stage(head, (embeddings[0], embeddings[1])))
     head.train()
     of_each = head.classify(embeddings[0])
@@ -98,13 +98,13 @@ def test_forward_mixes_the_heads_experts(adapter: int) -> None:
     torch.testing.assert_close(blank(embeddings[0]), wanted)
 
 
-def test_fitting_depends_on_the_seed_alone_and_leaves_the_head_as_it_was() -> None:
+def test_fit_depends_on_the_seed_only_and_keeps_the_head() -> None:
     head = steady(2)
     before = {key: value.clone() for key, value in head.state_dict().items()}
     results = []
     for _ in range(2):
         torch.manual_seed(3)
-        torch.rand(1 if results else 5)  # the place in torch's own stream does not matter
+        torch.rand(1 if results else 5)  # the position in torch's stream must not matter
         with torch.no_grad():
             results.append(ExpertAggregation(WIDTH, CLASSES).fit(stage(head, views())))
     assert results[0] == results[1]
@@ -112,6 +112,8 @@ def test_fitting_depends_on_the_seed_alone_and_leaves_the_head_as_it_was() -> No
     assert all(parameter.grad is None for parameter in head.parameters())
 
 
-def test_a_head_without_experts_is_refused_in_words() -> None:
-    with pytest.raises(InputError, match=r"mixes the experts of the head 'experts', got the head LinearHead; set head"):
+def test_head_without_experts_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"`stage.head` must have several experts to aggregate, got LinearHead; set head"
+    ):
         ExpertAggregation(WIDTH, CLASSES).fit(stage(LinearHead(WIDTH, CLASSES), views()))
