@@ -45,9 +45,8 @@ from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.training.checkpoints import check_trained_on
 from imbalance_vlm.training.devices import fast_layout, shard
 from imbalance_vlm.training.loop import AfterEpoch
-from imbalance_vlm.tuning.base import Task, Tuning
-from imbalance_vlm.tuning.prompt.anchors import anchor_for
-from imbalance_vlm.tuning.tuned_tower import TunedTower
+from imbalance_vlm.tuning.base import Tuning, TuningContext
+from imbalance_vlm.tuning.tower_head import TowerHead
 
 Recipe = Mapping[str, Any]
 
@@ -112,18 +111,20 @@ def novel_half(recipe: Recipe) -> Dataset | None:
     return dataset(as_key(section), dataset_identity(section))
 
 
-def make_task(recipe: Recipe, data: Dataset, novel: Dataset | None, net: Encoder, device: torch.device) -> Task:
+def make_task(
+    recipe: Recipe, data: Dataset, novel: Dataset | None, net: Encoder, device: torch.device
+) -> TuningContext:
     """What the recipe's tuning may build on."""
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
     epochs, seed = recipe["training"]["epochs"], recipe["seed"]
     novel_names = novel.class_names if novel else ()
-    return Task(net, kind, data.class_names, novel_names, data.templates, device, epochs, seed, data.flips)
+    return TuningContext(net, kind, data.class_names, novel_names, data.templates, device, epochs, seed, data.flips)
 
 
 class Features:
     """The features of a run's splits, made when asked for and timed."""
 
-    def __init__(self, data: Dataset, task: Task, recipe: Recipe, tuning: Tuning) -> None:
+    def __init__(self, data: Dataset, task: TuningContext, recipe: Recipe, tuning: Tuning) -> None:
         self.data = data
         self.task = task
         self.encoder = task.encoder
@@ -264,7 +265,7 @@ def make_head(section: Mapping[str, Any], features: Features) -> Head:
 
 def spread(recipe: Recipe, head: Head) -> None:
     """Spread a tower under tuning over the processes, where the recipe asks for it and there are several."""
-    if recipe["training"]["shard"] and isinstance(head, TunedTower):
+    if recipe["training"]["shard"] and isinstance(head, TowerHead):
         shard(head.tuned.root, head)
 
 
@@ -274,23 +275,23 @@ def make_objective(recipe: Recipe, head: Head, features: Features, tail: LongTai
     criterion = create_loss(section["loss"]["name"], tail, **settings(section["loss"]))
     if recipe["tuning"]["name"] == "prompt":
         check_scale(section["loss"], features)
-    regularizers = [make_regularizer(one, head, features) for one in section["regularizers"]]
+    regularizers = [make_regularizer(one, head, features, tuning) for one in section["regularizers"]]
     regularizers += tuning.regularizers(features.task)
     transform = section["gradient"]
     if transform and transform.get("reuse"):
         check_trained_on(Path(transform["reuse"]).expanduser() / "head.safetensors", features.encoder.fingerprint)
-    gradient = component(catalogue.GRADIENTS, transform)() if transform else tuning.gradient(features.task)
+    gradient = (
+        component(catalogue.GRADIENTS, transform)(features.encoder.logit_scale)
+        if transform
+        else tuning.gradient(features.task)
+    )
     return Objective(head, criterion, regularizers, gradient, features.directions("text") if head.learns_text else None)
 
 
-def make_regularizer(section: Mapping[str, Any], head: Head, features: Features) -> Regularizer:
+def make_regularizer(section: Mapping[str, Any], head: Head, features: Features, tuning: Tuning) -> Regularizer:
     """A regularizer of the recipe, with the prototypes or the names that it works on."""
-    if section["name"] == "text_anchor":
-        return anchor_for(settings(section), head, features.task)
-    on_prototypes = "prototype_seed" in section
-    made: Regularizer = component(catalogue.REGULARIZERS, section)(
-        *([features.prototypes(section)] if on_prototypes else [])
-    )
+    offers = {"prototypes": features.prototypes, "text": lambda _section: tuning.text(features.task, head)}
+    made: Regularizer = catalogue.REGULARIZERS.make(section, offers)
     return made
 
 

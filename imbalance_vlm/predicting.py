@@ -29,7 +29,7 @@ from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import RunResult, read_result
 from imbalance_vlm.training.checkpoints import load_weights
 from imbalance_vlm.training.devices import named
-from imbalance_vlm.tuning.base import Task, Tuning
+from imbalance_vlm.tuning.base import Tuning, TuningContext
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def predict_images(run: str | Path, images: Sequence[str | Path], device: str = 
     kind = "tokens" if reads_tokens(recipe["head"]["name"]) else recipe["encoder"]["features"]
     sentences = ("{}",)  # only a start as well: what a head makes of the names is with its weights
     epochs, seed = recipe["training"]["epochs"], recipe["seed"]
-    task = Task(net, kind, names, (), sentences, place, epochs, seed, False)
+    task = TuningContext(net, kind, names, (), sentences, place, epochs, seed, False)
     tuning: Tuning = component(catalogue.TUNINGS, recipe["tuning"])()
     how = recipe["encoder"]
     split = Split(files, np.zeros(len(files), np.int64))  # labels nobody knows; the predictions do not use them
