@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.gradients.prograd import ProGrad, aligned
 from imbalance_vlm.balancing.gradients.subspace import Subspace, principal_directions
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.errors import InputError
 
 NOTHING_SEEN: Any = None
@@ -216,11 +216,11 @@ def prograd_step(scale: float | None, targets: Sequence[int]) -> tuple[Tensor, T
     frozen = nn.functional.normalize(torch.randn(3, 4, generator=rng, dtype=torch.float64), dim=-1)
     learned = nn.Parameter(torch.randn(3, 4, generator=rng, dtype=torch.float64))
 
-    def look() -> tuple[Tensor, Seen]:
+    def look() -> tuple[Tensor, StepOutputs]:
         text = nn.functional.normalize(learned, dim=-1)
         logits = 10.0 * images @ text.t()
         labels = torch.tensor(targets)
-        return nn.functional.cross_entropy(logits, labels), Seen(images, labels, logits, text, frozen)
+        return nn.functional.cross_entropy(logits, labels), StepOutputs(images, labels, logits, text, frozen)
 
     transform = ProGrad(scale, strength=1.0, temperature=2.0)
     transform.start({"text": learned})
@@ -255,4 +255,4 @@ def test_prograd_needs_text_that_is_learned() -> None:
     transform.start({"weight": weight})
     logits = torch.ones(1, 2) @ weight
     with pytest.raises(InputError, match="needs a prompt method"):
-        transform.backward(logits.sum(), Seen(torch.ones(1, 2), torch.tensor([0]), logits))
+        transform.backward(logits.sum(), StepOutputs(torch.ones(1, 2), torch.tensor([0]), logits))

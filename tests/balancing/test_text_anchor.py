@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.text_anchor import TextAnchor
 from imbalance_vlm.errors import InputError
 
@@ -19,8 +19,8 @@ def unit_rows(count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def seen(text: Tensor | None, frozen: Tensor | None) -> Seen:
-    return Seen(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), text, frozen)
+def seen(text: Tensor | None, frozen: Tensor | None) -> StepOutputs:
+    return StepOutputs(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), text, frozen)
 
 
 def by_hand(learned: Tensor, frozen: Tensor, distance: str) -> float:

@@ -9,18 +9,21 @@ import torch
 from torch import nn
 
 from imbalance_vlm.tuning.peft.base import TowerMethod
+from imbalance_vlm.tuning.peft.tuning import PeftTuning
 
 MODEL = "ViT-B-16"
 CLASSES = 1000
 
 
-def trained_set(method: TowerMethod) -> str:
+def trained_set(method: TowerMethod | PeftTuning) -> str:
     """The parameters that a method trains in the image tower, one line for those of corresponding blocks.
 
     >>> from imbalance_vlm.tuning.peft.layernorm import LayerNorm
     >>> print(trained_set(LayerNorm()).splitlines()[0])
     trains in the image tower of ViT-B-16, for 1,000 classes: 39,936 values, and the head
     """
+    if isinstance(method, PeftTuning):
+        method = method.method
     with method.apply(_tower(), CLASSES) as tuned:
         parameters, count = tuned.describe(), tuned.count()
     lines: dict[str, list[str]] = {}  # by shape and name without the number of the block

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from imbalance_vlm.tuning.minimalist import SquareCrop
+from imbalance_vlm.tuning.tuned_tower import TunedTower
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import imbalance_vlm
 from imbalance_vlm import InputError, assembly, catalogue, create_encoder
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.distill import Distill, divergence
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
@@ -33,10 +35,8 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.optimizers import adamw, parameter_groups, sgd
 from imbalance_vlm.training.schedules import constant, cosine, held_cosine, multistep
 from imbalance_vlm.tuning.base import Task, Tuning
-from imbalance_vlm.tuning.minimalist import SquareCrop
 from imbalance_vlm.tuning.peft.lora import LoRA
 from imbalance_vlm.tuning.peft.tuning import FullTuning, PeftTuning, of_recipe
-from imbalance_vlm.tuning.tuned_tower import TunedTower
 
 Recipe = dict[str, Any]
 NAMES = ("red apple", "green leaf", "blue car", "white cup")
@@ -425,7 +425,7 @@ def test_the_divergence_is_from_the_untouched_model_under_the_head_s_start(encod
     def step(pixels: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = head.embed(pixels)
         logits = head.classify(embeddings)
-        return term(Seen(embeddings, torch.zeros(len(pixels), dtype=torch.long), logits)), logits
+        return term(StepOutputs(embeddings, torch.zeros(len(pixels), dtype=torch.long), logits)), logits
 
     first, _ = step(torch.randn(3, 3, 16, 16))
     assert first.item() == pytest.approx(0, abs=1e-6)
@@ -453,7 +453,7 @@ def test_the_divergence_wants_the_whole_batch(encoder: Encoder) -> None:
     embeddings = head.embed(torch.randn(2, 3, 16, 16))
     whole = embeddings.repeat(2, 1)  # as gathered from two processes
     with pytest.raises(InputError, match=r"`tuning\.kl` compares whole batches .* has 2 of 4 images"):
-        tuning.regularizers(task_of(encoder))[0](Seen(whole, torch.zeros(4), head.classify(whole)))
+        tuning.regularizers(task_of(encoder))[0](StepOutputs(whole, torch.zeros(4), head.classify(whole)))
     tuning.close()
 
 
