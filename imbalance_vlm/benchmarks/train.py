@@ -41,7 +41,7 @@ from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
 from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer, ParallelBottleneck
-from imbalance_vlm.tuning.tuned_tower import TunedTower
+from imbalance_vlm.tuning.tower_head import TowerHead
 
 CLASSES = 100
 LR = 0.01
@@ -120,7 +120,7 @@ class Bench:
         """Seconds of a pass of the training loop, over the images or another source."""
         self.encoder.precision = precision
         with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
-            head = TunedTower(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
+            head = TowerHead(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
             head.to(self.device)
             objective = Objective(head, create_loss("logit_adjustment", self.tail)).to(self.device)
             source = source or PixelSource(self.split, [self.encoder.preprocessing], self.device)

@@ -409,7 +409,7 @@ REGULARIZERS.add(
 )
 REGULARIZERS.add(
     "text_anchor",
-    f"{_PKG}.balancing.regularizers.text_anchor:TextAnchor",
+    f"{_PKG}.balancing.regularizers.text_anchor:text_anchor",
     "learned text features held near the frozen ones, of base, novel (NFL) or external names",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
     needs=frozenset({"text.learned"}),

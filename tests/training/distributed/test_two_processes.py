@@ -23,7 +23,7 @@ from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
 from imbalance_vlm.data.dataset import ArrayImages, Split
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
@@ -38,11 +38,11 @@ from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.schedules import cosine
 from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
-from imbalance_vlm.tuning.peft.base import Method
+from imbalance_vlm.tuning.peft.base import TowerMethod
 from imbalance_vlm.tuning.peft.full import Full
 from imbalance_vlm.tuning.peft.lora import LoRA
 
-METHODS: dict[str, type[Method]] = {"adaptformer": AdaptFormer, "full": Full, "lora": LoRA}
+METHODS: dict[str, type[TowerMethod]] = {"adaptformer": AdaptFormer, "full": Full, "lora": LoRA}
 LABELS = np.array([0] * 11 + [1] * 4 + [2] * 2)  # 17: the last batch of 8 holds a single image
 CPU = torch.device("cpu")
 TINY = {
@@ -68,7 +68,7 @@ class MeanNorm(Regularizer):
         super().__init__(0.3)
         self.register_buffer("past", torch.zeros(()))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: StepOutputs) -> Tensor:
         now = seen.logits.mean(0).norm() * seen.embeddings.std()
         value = (now - self.past).square()
         self.past = now.detach()
@@ -85,7 +85,7 @@ class Sign(Gradient):
     def start(self, parameters: Any) -> None:
         self.trained = list(parameters.values())
 
-    def backward(self, loss: Tensor, seen: Seen) -> None:
+    def backward(self, loss: Tensor, seen: StepOutputs) -> None:
         for parameter, gradient in zip(self.trained, torch.autograd.grad(loss, self.trained), strict=True):
             parameter.grad = gradient.sign() * 0.01
 
@@ -115,7 +115,7 @@ def tower() -> nn.Module:
 
 def tuned(method: str, sharded: bool = False) -> tuple[Objective, Any]:
     """Images through a tiny tower under tuning."""
-    from imbalance_vlm.tuning.tuned_tower import TunedTower
+    from imbalance_vlm.tuning.tower_head import TowerHead
 
     net = tower()
 
@@ -124,7 +124,7 @@ def tuned(method: str, sharded: bool = False) -> tuple[Objective, Any]:
 
     encoder = OpenClipEncoder(net, transform, None, "tiny", "random", None, "")
     tuned_net = METHODS[method]().apply(net, 3)
-    head: Head = TunedTower(encoder, tuned_net, LinearHead(8, 3), "embedding")
+    head: Head = TowerHead(encoder, tuned_net, LinearHead(8, 3), "embedding")
     for parameter in head.parameters():  # up-projections start at zero, and with them all gradients below
         if parameter.requires_grad and not parameter.any():
             nn.init.normal_(parameter, std=0.1)

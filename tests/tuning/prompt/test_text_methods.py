@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from imbalance_vlm.tuning.prompt.anchors import anchor_for, external_names
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,7 +34,6 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.training.checkpoints import load_weights
 from imbalance_vlm.tuning.base import Task
-from imbalance_vlm.tuning.prompt.anchors import anchor_for, external_names
 from imbalance_vlm.tuning.prompt.base import PromptHead
 from imbalance_vlm.tuning.prompt.cocoop import CoCoOpHead
 

@@ -1,4 +1,4 @@
-"""A head behind a tower under tuning: what it trains, what it saves, and what a copy of it is."""
+"""A head on a tower under tuning: what it trains, what it saves, and its copies."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.heads.text import TextHead
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.training.optimizers import sgd
-from imbalance_vlm.tuning.peft.base import Method
+from imbalance_vlm.tuning.peft.base import TowerMethod
 from imbalance_vlm.tuning.peft.bitfit import BitFit
 from imbalance_vlm.tuning.peft.full import Full
 from imbalance_vlm.tuning.peft.lora import LoRA
 from imbalance_vlm.tuning.peft.random_mask import RandomMask
 from imbalance_vlm.tuning.peft.vpt import VPT
-from imbalance_vlm.tuning.tuned_tower import TunedTower, trained_values
+from imbalance_vlm.tuning.tower_head import TowerHead
 
 CLASSES = 4
-METHODS: dict[str, Method] = {
+METHODS: dict[str, TowerMethod] = {
     "vpt": VPT(tokens=2),
     "lora": LoRA(rank=2),
     "random_mask": RandomMask(share=0.1),
@@ -43,10 +43,10 @@ def encoder_of(tiny_clip: str, **settings: str) -> Encoder:
     return net
 
 
-def made(net: Encoder, name: str, kind: str = "embedding") -> TunedTower:
+def make_head(net: Encoder, name: str, kind: str = "embedding") -> TowerHead:
     torch.manual_seed(3)
     inner = LinearHead(net.width(kind), CLASSES)
-    return TunedTower(net, METHODS[name].apply(net.module, CLASSES), inner, kind)
+    return TowerHead(net, METHODS[name].apply(net.module, CLASSES), inner, kind)
 
 
 def batch(count: int = 5) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def batch(count: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, 16, 16, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
 
 
-def trained(head: TunedTower, steps: int = 2, average: Ema | None = None) -> None:
+def train_steps(head: TowerHead, steps: int = 2, average: Ema | None = None) -> None:
     """SGD with momentum and weight decay, over all that the head says is trained."""
     objective = Objective(head, create_loss("cross_entropy", [5] * CLASSES)).train()
     optimizer = sgd([value for value in head.parameters() if value.requires_grad], lr=0.1, weight_decay=0.1)
@@ -72,10 +72,10 @@ def logits(head: Head) -> Tensor:
 
 
 @every
-def test_the_embedding_is_the_inner_head_s_of_the_tuned_tower_s_features(tiny_clip: str, name: str) -> None:
+def test_the_embedding_is_that_of_the_inner_head_on_the_tuned_features(tiny_clip: str, name: str) -> None:
     net = encoder_of(tiny_clip)
-    head = made(net, name)
-    trained(head)
+    head = make_head(net, name)
+    train_steps(head)
     head.eval()
     features = net.image_features(batch()[0], "embedding")
     assert torch.equal(head.embed(batch()[0]), head.inner.embed(features))
@@ -84,15 +84,15 @@ def test_the_embedding_is_the_inner_head_s_of_the_tuned_tower_s_features(tiny_cl
 
 
 @every
-def test_all_it_lists_is_trained_and_nothing_else_moves(tiny_clip: str, name: str) -> None:
+def test_exactly_the_listed_parameters_are_trained(tiny_clip: str, name: str) -> None:
     net = encoder_of(tiny_clip)
     before = {key: value.clone() for key, value in net.module.state_dict().items()}
-    head = made(net, name)
+    head = make_head(net, name)
     values = dict(head.named_parameters())
     wanted = {f"tower.{key}" for key in head.tuned.named_parameters()} | {"inner.layer.weight", "inner.layer.bias"}
     assert set(values) == wanted
     start = {key: value.detach().clone() for key, value in values.items()}
-    trained(head)
+    train_steps(head)
     assert all(not torch.equal(value, start[key]) for key, value in values.items())
     own = {id(value) for value in head.tower.parameters()}
     for key, value in net.module.named_parameters():
@@ -104,14 +104,14 @@ def test_all_it_lists_is_trained_and_nothing_else_moves(tiny_clip: str, name: st
 
 
 @every
-def test_its_state_is_what_was_trained_and_makes_the_same_head_anew(tiny_clip: str, name: str) -> None:
-    """Also as a part of an objective, whose state a checkpoint holds, and of a corrected model."""
+def test_the_state_is_what_was_trained_and_restores_the_head(tiny_clip: str, name: str) -> None:
+    """Also as a part of an objective, whose state is in a checkpoint, and of a corrected model."""
     net = encoder_of(tiny_clip)
-    head = made(net, name)
-    trained(head)
+    head = make_head(net, name)
+    train_steps(head)
     state = {key: value.clone() for key, value in head.state_dict().items()}
     tower = {key.removeprefix("tower."): value for key, value in state.items() if key.startswith("tower.")}
-    wanted = head.tuned.state()
+    wanted = head.tuned.values()
     assert tower.keys() == wanted.keys()
     assert all(torch.equal(tower[key], wanted[key]) for key in wanted)
     expected = logits(head)
@@ -119,7 +119,7 @@ def test_its_state_is_what_was_trained_and_makes_the_same_head_anew(tiny_clip: s
     assert {f"head.{key}" for key in state} == {key for key in nested if key.startswith("head.")}
     head.tuned.remove()
 
-    fresh = made(net, name)
+    fresh = make_head(net, name)
     assert not torch.allclose(logits(fresh), expected)
     CorrectedClassifier(fresh).load_state_dict({f"head.{key}": value for key, value in state.items()})
     assert torch.equal(logits(fresh), expected)
@@ -127,26 +127,26 @@ def test_its_state_is_what_was_trained_and_makes_the_same_head_anew(tiny_clip: s
 
 def test_the_state_of_another_method_is_refused(tiny_clip: str) -> None:
     net = encoder_of(tiny_clip)
-    first = made(net, "vpt")
+    first = make_head(net, "vpt")
     state = first.state_dict()
     first.tuned.remove()
     with pytest.raises(RuntimeError, match=r"lora"):
-        made(net, "lora").load_state_dict(state)
+        make_head(net, "lora").load_state_dict(state)
 
 
 @every
-def test_a_copy_works_by_itself_and_shares_what_is_frozen(tiny_clip: str, name: str) -> None:
+def test_a_copy_is_independent_and_shares_what_is_frozen(tiny_clip: str, name: str) -> None:
     net = encoder_of(tiny_clip)
-    head = made(net, name)
-    trained(head, 1)
+    head = make_head(net, name)
+    train_steps(head, 1)
     expected = logits(head)
     twin = copy.deepcopy(head)
     assert twin.encoder is not net
     own = {id(value) for value in head.parameters()}
     for key, value in net.module.named_parameters():
-        there = twin.encoder.module.get_parameter(key)
-        assert (there is value) == (id(value) not in own), key
-    trained(head)
+        copied = twin.encoder.module.get_parameter(key)
+        assert (copied is value) == (id(value) not in own), key
+    train_steps(head)
     assert torch.equal(logits(twin), expected)
     assert not torch.allclose(logits(head), expected)
     head.tuned.remove()
@@ -154,26 +154,26 @@ def test_a_copy_works_by_itself_and_shares_what_is_frozen(tiny_clip: str, name: 
 
 
 @pytest.mark.parametrize("name", ["vpt", "full"])
-def test_a_moving_average_is_one_of_the_trained_values(tiny_clip: str, name: str) -> None:
+def test_a_moving_average_is_that_of_the_trained_values(tiny_clip: str, name: str) -> None:
     net = encoder_of(tiny_clip)
-    head = made(net, name)
+    head = make_head(net, name)
     average = Ema(head, 0.5, warm_up=False)
     wanted: dict[str, Tensor] = {}
     for _ in range(3):
-        trained(head, 1, average)
+        train_steps(head, 1, average)
         for key, value in head.state_dict().items():
             wanted[key] = 0.5 * wanted[key] + 0.5 * value if key in wanted else value.clone()
     last = logits(head)
     head.load_state_dict(average.state())
     for key, value in head.state_dict().items():
         torch.testing.assert_close(value, wanted[key])
-    assert not torch.allclose(logits(head), last)  # the values are in the tower, not beside it
+    assert not torch.allclose(logits(head), last)  # the values are those of the tower, not copies
     assert all(value is head.tower.get_parameter(key) for key, value in head.tuned.named_parameters().items())
 
 
-def test_training_mode_is_for_what_is_trained(tiny_clip: str) -> None:
+def test_training_mode_applies_to_what_is_trained(tiny_clip: str) -> None:
     net = encoder_of(tiny_clip)
-    head = made(net, "vpt").train()
+    head = make_head(net, "vpt").train()
     on = [key for key, module in head.tuned.root.named_modules() if module.training]
     assert on == [f"transformer.resblocks.{block}.vpt" for block in range(2)]
     assert head.inner.training
@@ -181,22 +181,22 @@ def test_training_mode_is_for_what_is_trained(tiny_clip: str) -> None:
     assert not any(module.training for module in [*head.tuned.root.modules(), head.inner])
 
 
-def test_a_head_on_tokens_and_one_of_text(tiny_clip: str) -> None:
+def test_a_text_head_on_a_tuned_tower(tiny_clip: str) -> None:
     net = encoder_of(tiny_clip)
     tuned = METHODS["lora"].apply(net.module, CLASSES)
     text = net.text_features(["a", "b", "c", "d"], ["{}"])
-    head = TunedTower(net, tuned, TextHead(16, CLASSES, text, 10.0), "embedding")
+    head = TowerHead(net, tuned, TextHead(16, CLASSES, text, 10.0), "embedding")
     assert torch.equal(head.classifier()[0], 10.0 * text)
-    trained(head)
-    assert set(head.state_dict()) == {"inner.weight"} | {f"tower.{key}" for key in trained_values(tuned)}
+    train_steps(head)
+    assert set(head.state_dict()) == {"inner.weight"} | {f"tower.{key}" for key in tuned.values()}
 
 
-def test_precision_is_the_encoder_s(tiny_clip: str) -> None:
+def test_the_precision_is_that_of_the_encoder(tiny_clip: str) -> None:
     net = encoder_of(tiny_clip, precision="bf16")
-    head = made(net, "lora")
+    head = make_head(net, "lora")
     seen = []
     handle = net.module.visual.transformer.resblocks[0].mlp.register_forward_hook(lambda *args: seen.append(args[2]))
-    trained(head, 1)
+    train_steps(head, 1)
     handle.remove()
     assert seen[0].dtype == torch.bfloat16
     assert head.embed(batch()[0]).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The crops of the minimalist augmentation: their schedule, shape, place and seed."""
+"""Growing crops: their schedule, shape, place and seed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imbalance_vlm.tuning.minimalist import SquareCrop, minimalist_views, random_square, smallest_share
+from imbalance_vlm.tuning.growing_crops import SquareCrop, growing_crops, random_square, smallest_share
 
 
 def make_image(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def as_is(cropped: Image.Image) -> Tensor:
+def to_tensor(cropped: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(cropped))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 10])
-def test_the_least_share_follows_a_quarter_of_a_circle(epochs: int) -> None:
+def test_the_smallest_share_follows_a_quarter_of_a_circle(epochs: int) -> None:
     for epoch in range(epochs):
         t = 0.0 if epochs == 1 else epoch / (epochs - 1)
         share = smallest_share(epoch, epochs)
@@ -49,15 +49,15 @@ def test_squares_lie_anywhere_and_are_as_large_as_allowed() -> None:
     assert {(left == 0).any(), (left + side == 40).any(), (top == 0).any(), (top + side == 24).any()} == {True}
 
 
-def test_the_last_epoch_sees_the_largest_squares() -> None:
-    last = minimalist_views(as_is, 3, seed=0)[-1]
+def test_the_last_epoch_has_the_largest_squares() -> None:
+    last = growing_crops(to_tensor, 3, seed=0)[-1]
     assert all(last(make_image(seed=number)).shape == (24, 24, 3) for number in range(20))
 
 
 def test_crops_are_never_mirrored_or_stretched() -> None:
-    whole = as_is(make_image())
+    whole = to_tensor(make_image())
     for epoch in range(8):
-        crop = SquareCrop(as_is, 0, epoch, 0.08)(make_image())
+        crop = SquareCrop(to_tensor, 0, epoch, 0.08)(make_image())
         side = crop.shape[0]
         assert crop.shape == (side, side, 3)
         assert any(
@@ -67,9 +67,9 @@ def test_crops_are_never_mirrored_or_stretched() -> None:
         )
 
 
-def test_image_seed_and_epoch_decide_and_nothing_else() -> None:
+def test_a_crop_depends_on_image_seed_and_epoch_alone() -> None:
     def crop(seed: int, epoch: int, number: int = 0) -> bytes:
-        return minimalist_views(as_is, 5, seed)[epoch](make_image(seed=number)).numpy().tobytes()
+        return growing_crops(to_tensor, 5, seed)[epoch](make_image(seed=number)).numpy().tobytes()
 
     before = torch.get_rng_state()
     first = crop(0, 1)
@@ -79,7 +79,7 @@ def test_image_seed_and_epoch_decide_and_nothing_else() -> None:
     assert len({first, crop(1, 1), crop(0, 0), crop(0, 2), crop(0, 1, number=3)}) == 5
 
 
-def test_one_view_for_each_epoch() -> None:
-    views = minimalist_views(as_is, 4, seed=3, min_scale=0.5)
+def test_one_view_per_epoch() -> None:
+    views = growing_crops(to_tensor, 4, seed=3, min_scale=0.5)
     assert len(views) == 4
     assert [round(view.min_scale, 3) for view in views] == [0.5, 0.529, 0.627, 1.0]

@@ -1,4 +1,4 @@
-"""Minimalist augmentation: square crops that show more and more of the image.
+"""Growing crops: square crops that show more of the image from epoch to epoch (minimalist augmentation in [0]).
 
 [0] Shi, Wei, Li. LIFT+: Lightweight Fine-Tuning for Long-Tail Learning. arXiv 2504.13282, 2025.
 [1] github.com/shijxcs/LIFT-plus, utils/transforms.py
@@ -8,10 +8,10 @@
 
     Both ends of the interval are capped at the share of the largest square in the image; the square lies anywhere.
 
-Nothing else is varied: no mirror image, no change of aspect. a_t stays low for most of the training and reaches 1 in
-the last epoch, which sees the largest squares only.
+There is no other augmentation: no mirroring, no change of aspect ratio. a_t stays low for most of the training and
+reaches 1 in the last epoch, which sees only the largest squares.
 
-Differs from [1] in: a training of one epoch, where [1] divides by zero, is at t = 0.
+Differs from [1] in: a training of one epoch, where [1] divides by zero, uses t = 0.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from imbalance_vlm.components.ranges import Part
-from imbalance_vlm.data.preprocessing import PartialView, View
+from imbalance_vlm.data.preprocessing import View
 
 
 def smallest_share(epoch: int, epochs: int, start: float = 0.08) -> float:
-    """a_t, the least share of an image that a crop of this epoch shows.
+    """a_t, the smallest share of an image that a crop of this epoch shows.
 
     >>> [round(smallest_share(epoch, 5), 3) for epoch in range(5)]
     [0.08, 0.109, 0.203, 0.391, 1.0]
@@ -38,7 +39,7 @@ def smallest_share(epoch: int, epochs: int, start: float = 0.08) -> float:
 
 
 def random_square(width: int, height: int, smallest: float, generator: torch.Generator) -> tuple[int, int, int]:
-    """(left, top, side) of a square whose share of the image is uniform between `smallest` and what fits."""
+    """(left, top, side) of a square whose share of the image is uniform between `smallest` and the largest possible."""
     largest = min(width, height) ** 2 / (width * height)
     smallest = min(smallest, largest)
     share, down, right = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -48,30 +49,34 @@ def random_square(width: int, height: int, smallest: float, generator: torch.Gen
 
 
 @dataclass(frozen=True)
-class SquareCrop(PartialView):
+class SquareCrop:
     """A random square of the image, then the model's own transform, which scales it to the model's size.
 
-    Image, seed and epoch decide about the crop, so that it is the same on every worker and in a resumed run.
+    The crop is a function of image, seed and epoch, so that it is the same on every worker and in a resumed run.
     """
 
+    base: View
     seed: int
     epoch: int
     min_scale: float
 
-    def crop(self, image: Image.Image) -> Image.Image:
-        drawn = zlib.crc32(image.tobytes(), zlib.crc32(f"{self.seed} {self.epoch}".encode()))
-        generator = torch.Generator().manual_seed(drawn)
+    def __call__(self, image: Image.Image) -> Tensor:
+        seed = zlib.crc32(image.tobytes(), zlib.crc32(f"{self.seed} {self.epoch}".encode()))
+        generator = torch.Generator().manual_seed(seed)
         left, top, side = random_square(*image.size, self.min_scale, generator)
-        return image.crop((left, top, left + side, top + side))
+        return self.base(image.crop((left, top, left + side, top + side)))
+
+    def key(self) -> str:
+        return f"square crop, seed {self.seed}, epoch {self.epoch}, scale {self.min_scale}, {self.base.key()}"
 
 
-def minimalist_views(base: View, epochs: int, seed: int, *, min_scale: Part = 0.08) -> list[View]:
-    """One transform for each epoch.
+def growing_crops(base: View, epochs: int, seed: int, *, min_scale: Part = 0.08) -> list[View]:
+    """The transforms of a training, one per epoch.
 
     Args:
         base: the model's own transform.
-        epochs: of the training.
-        seed: of the run.
-        min_scale: least share of an image that a crop of the first epoch shows.
+        epochs: number of epochs.
+        seed: seed of the run.
+        min_scale: smallest share of an image that a crop of the first epoch shows.
     """
     return [SquareCrop(base, seed, epoch, smallest_share(epoch, epochs, min_scale)) for epoch in range(epochs)]
