@@ -69,7 +69,7 @@ def settings_of(build: Build) -> dict[str, Setting]:
 def grouped(build: Build, values: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings as the keyword arguments of `build`: those that belong to a setting group become that group."""
     arguments = dict(values)
-    for name, (group, default) in _groups_of(build).items():
+    for name, (group, default) in groups_of(build).items():
         given = {one.name: arguments.pop(one.name) for one in dataclasses.fields(group) if one.name in arguments}
         if given:
             arguments[name] = dataclasses.replace(default, **given) if default is not None else group(**given)
@@ -124,7 +124,7 @@ def _settings_of(build: Build) -> dict[str, Setting]:
 
 
 @cache
-def _groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
+def groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
     """The setting groups among the parameters of `build`, each with its default (None where it has none)."""
     groups = {}
     for setting in _keywords_of(build).values():
