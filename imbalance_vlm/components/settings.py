@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def settings_of(build: Build) -> dict[str, Setting]:
 def grouped(build: Build, values: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings as the keyword arguments of `build`: those that belong to a setting group become that group."""
     arguments = dict(values)
-    for name, (group, default) in groups_of(build).items():
+    for name, (group, default) in _groups_of(build).items():
         given = {one.name: arguments.pop(one.name) for one in dataclasses.fields(group) if one.name in arguments}
         if given:
             arguments[name] = dataclasses.replace(default, **given) if default is not None else group(**given)
@@ -124,7 +125,7 @@ def _settings_of(build: Build) -> dict[str, Setting]:
 
 
 @cache
-def groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
+def _groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
     """The setting groups among the parameters of `build`, each with its default (None where it has none)."""
     groups = {}
     for setting in _keywords_of(build).values():
@@ -135,6 +136,47 @@ def groups_of(build: Build) -> dict[str, tuple[type[Any], Any]]:
 
 def _group(annotation: Any) -> type[Any] | None:
     return annotation if inspect.isclass(annotation) and issubclass(annotation, SettingGroup) else None
+
+
+def documented_arguments(target: Any) -> dict[str, str]:
+    """The descriptions in the `Args:` and `Attributes:` sections of an object's own docstring, each on one line.
+
+    >>> def area(width: int, height: int) -> int:
+    ...     \"\"\"An area.
+    ...
+    ...     Args:
+    ...         width, height: of the rectangle,
+    ...             in pixels.
+    ...
+    ...     Returns:
+    ...         pixels: a count.
+    ...     \"\"\"
+    >>> documented_arguments(area)
+    {'width': 'of the rectangle, in pixels.', 'height': 'of the rectangle, in pixels.'}
+    """
+    descriptions: dict[str, str] = {}
+    names: list[str] = []
+    inside = False
+    for line in inspect.cleandoc(target.__doc__ or "").splitlines():
+        if line and not line.startswith(" "):
+            inside, names = line in ("Args:", "Attributes:"), []
+        elif inside and (entry := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)):
+            names = entry[1].split(", ")
+            descriptions |= dict.fromkeys(names, entry[2])
+        elif inside and line.startswith(" " * 8):
+            descriptions |= {name: f"{descriptions[name]} {line.strip()}" for name in names}
+    return descriptions
+
+
+def documented_settings(build: Build) -> dict[str, str]:
+    """The descriptions of a component's settings, by name: from its docstring, its bases and its setting groups."""
+    descriptions: dict[str, str] = {}
+    for target in (build, *(group for group, _ in _groups_of(build).values())):
+        for owner in target.__mro__ if inspect.isclass(target) else (target,):
+            constructor = vars(owner).get("__init__") if inspect.isclass(owner) else None
+            for place in filter(None, (owner, constructor)):
+                descriptions = documented_arguments(place) | descriptions
+    return descriptions
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

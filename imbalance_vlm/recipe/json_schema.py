@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Range
+from imbalance_vlm.components.registry import Entry
 from imbalance_vlm.recipe.reference import TEXTS, Key, keys_of, nested, settings_at, variants
-from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, Component, Components, Leaf, Node, Section
-from imbalance_vlm.recipe.study import SHAPES
+from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, STUDY, Component, Components, Leaf, Node, Section
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -26,12 +26,13 @@ def json_schema() -> dict[str, Any]:
     it; `imbalance-vlm validate` checks that.
     """
     catalogue.load_plugins()
-    builder = _SchemaBuilder()
+    builder = SchemaBuilder()
     properties = {
         "include": {**_value(str | list[str]), "description": TEXTS["include"]},
         **{name: builder.node(node, name) for name, node in RECIPE.children.items()},
-        **{name: builder.study_section(name) for name in SHAPES},
+        **{name: builder.node(node, name) for name, node in STUDY.items()},
     }
+    properties["grid"] = builder.grid(properties["grid"])
     partial = {"anyOf": [{"required": ["include"]}, {"required": ["grid"]}]}
     return {
         "$schema": DIALECT,
@@ -46,7 +47,7 @@ def json_schema() -> dict[str, Any]:
 
 
 @dataclass
-class _SchemaBuilder:
+class SchemaBuilder:
     """Makes the schema of each node once; components and sections are definitions that others refer to."""
 
     definitions: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class _SchemaBuilder:
     def section(self, node: Section, path: str) -> dict[str, Any]:
         properties = {name: self.node(child, f"{path}.{name}") for name, child in node.children.items()}
         properties |= {key.name: self.key(key) for key in settings_at(node.settings)}
+        properties |= {entry.name: self.switch(entry) for entry in node.entries or ()}
         self.definitions[path] = {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
         return {"$ref": f"#/$defs/{path}"}
 
@@ -83,7 +85,7 @@ class _SchemaBuilder:
         for key in (key for _, _, keys in forms for key in keys):
             if (schema := self.key(key)) not in schemas.setdefault(key.name, []):
                 schemas[key.name].append(schema)
-        free = isinstance(node, Component) and node.entry_of is not str  # the name is a model's, not an entry's
+        free = node.registry is catalogue.ENCODERS  # the name is a model's, not an entry's
         names = {"type": "string"} if free else {"enum": node.registry.names()}
         methods = list(dict.fromkeys(method for _, method, _ in forms if method))
         properties: dict[str, Any] = {"name": names} | ({"method": {"enum": methods}} if methods else {})
@@ -116,30 +118,26 @@ class _SchemaBuilder:
         item = self.component(next(nodes, Component(registry)))
         return {"anyOf": [item, {"type": "array", "items": item}]}
 
-    def study_section(self, name: str) -> dict[str, Any]:
-        texts = {key: TEXTS.get(f"{name}.{key}", "") for key in SHAPES[name]}
-        properties = {key: {**_value(kind), "description": texts[key]} for key, kind in SHAPES[name].items()}
-        if name == "grid":
-            paths: dict[str, Any] = {}
-            deeper: dict[str, Any] = {}  # of a setting that is itself a mapping, such as evaluation.groups
-            for path, schema, is_mapping in self._paths(RECIPE, ""):
-                paths[path] = schema
-                deeper |= {f"^{re.escape(path)}[.]": {}} if is_mapping else {}
-            self.definitions["overrides"] = {
-                "type": ["object", "null"],
-                "properties": paths,
-                "patternProperties": deeper,
-                "additionalProperties": False,
-            }
-            axes = {path: {"type": "array", "minItems": 1, "items": schema} for path, schema in paths.items()}
-            properties["variants"]["additionalProperties"] = {"$ref": "#/$defs/overrides"}
-            properties["axes"] |= {"properties": axes, "additionalProperties": False}
-        return {
-            "type": "object",
-            "description": TEXTS[name],
-            "properties": properties,
-            "additionalProperties": False,
-        }
+    def switch(self, entry: Entry) -> dict[str, Any]:
+        """A component that is a key of its section: true, false, null or its settings."""
+        properties = {key.name: self.key(key) for _, _, keys in variants(entry) for key in keys}
+        settings = {"type": "object", "properties": properties, "additionalProperties": False}
+        return {"anyOf": [{"type": ["boolean", "null"]}, settings], "description": entry.summary}
+
+    def grid(self, reference: dict[str, Any]) -> dict[str, Any]:
+        """The section `grid`, whose variants and axes name key paths of the rest of the recipe."""
+        paths: dict[str, Any] = {}
+        deeper: dict[str, Any] = {}  # of a setting that is itself a mapping, such as `paper`
+        for path, schema, is_mapping in self._paths(RECIPE, ""):
+            paths[path] = schema
+            deeper |= {f"^{re.escape(path)}[.]": {}} if is_mapping else {}
+        overrides = {"type": ["object", "null"], "properties": paths, "patternProperties": deeper}
+        self.definitions["overrides"] = {**overrides, "additionalProperties": False}
+        axes = {path: {"type": "array", "minItems": 1, "items": schema} for path, schema in paths.items()}
+        keys = self.definitions["grid"]["properties"]
+        _mapping_in(keys["variants"])["additionalProperties"] = {"$ref": "#/$defs/overrides"}
+        _mapping_in(keys["axes"]).update(properties=axes, additionalProperties=False)
+        return reference
 
     def _paths(self, section: Section, prefix: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
         """Every key path of the tree that an override may name, its schema, and whether its value is a mapping."""
@@ -151,6 +149,12 @@ class _SchemaBuilder:
                 for key in settings_at(node.settings):
                     place = f"#/$defs/{path}/properties/{key.name}"
                     yield f"{path}.{key.name}", {"$ref": place}, _is_mapping(key.annotation)
+                for entry in node.entries or ():
+                    place = f"#/$defs/{path}/properties/{entry.name}"
+                    yield f"{path}.{entry.name}", {"$ref": place}, False
+                    for key in (key for _, _, keys in variants(entry) for key in keys):
+                        pointer = f"{place}/anyOf/1/properties/{key.name}"
+                        yield f"{path}.{entry.name}.{key.name}", {"$ref": pointer}, _is_mapping(key.annotation)
             elif isinstance(node, Component):
                 kind = node.registry.kind.replace(" ", "_")
                 for key in self.definitions[kind]["anyOf"][1]["properties"]:
@@ -184,7 +188,7 @@ def _complete(section: Section) -> dict[str, Any]:
 
 def _complete_component(node: Component) -> dict[str, Any]:
     rules = []
-    for entry in node.registry if node.entry_of is str else ():
+    for entry in node.registry if node.registry is not catalogue.ENCODERS else ():
         needed = [] if entry.methods else [key.name for key in keys_of(entry.load()) if key.default is REQUIRED]
         if needed:
             rules.append({"if": {"properties": {"name": {"const": entry.name}}}, "then": {"required": needed}})
@@ -201,6 +205,11 @@ _TYPES: dict[Any, dict[str, Any]] = {
     type(None): {"type": "null"},
     Any: {},
 }
+
+
+def _mapping_in(schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of a schema that a mapping is held to."""
+    return next(part for part in (schema, *schema.get("anyOf", ())) if part.get("type") == "object")
 
 
 def _is_mapping(annotation: Any) -> bool:

@@ -6,7 +6,6 @@ components of installed plug-ins are included.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ import yaml
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Nested
-from imbalance_vlm.components.registry import Entry
-from imbalance_vlm.components.settings import Setting, describe, groups_of, settings_of
-from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, Component, Components, Leaf, Section
-from imbalance_vlm.recipe.study import SHAPES
+from imbalance_vlm.components.registry import Entry, Registry
+from imbalance_vlm.components.settings import Setting, describe, documented_settings, settings_of
+from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, STUDY, Component, Components, Leaf, Section
 
 TEXTS: dict[str, str] = {
     "include": "Recipes that this one builds on: files relative to this one, or names of packaged recipes. The keys of "
@@ -46,6 +44,9 @@ TEXTS: dict[str, str] = {
     "training.schedule": "The learning rate as a function of the step.",
     "evaluation": "What is measured on the test images.",
     "evaluation.transfer": "Other datasets that the trained model is tested on, by the names of their classes.",
+    "evaluation.groups": "The thresholds of many, medium and few, on the number of training images.",
+    "evaluation.groups.many": "Classes with more training images than this are many.",
+    "evaluation.groups.few": "Classes with fewer training images than this are few.",
     "grid": "Makes the recipe a study: every combination of variants, axes and seeds is one run.",
     "grid.variants": "Named sets of overrides, whose keys may be key paths such as `balancing.loss`.",
     "grid.axes": "Key paths, each with a list of values.",
@@ -54,7 +55,7 @@ TEXTS: dict[str, str] = {
     "table.columns": "Columns to show; `null` for all that have values.",
     "table.sort": "Column to sort by, best first.",
     "table.baseline": "Row that the other rows are tested against (paired t-test over the seeds, Holm's correction).",
-    "table.score": "Score of that test; `null` for `overall`.",
+    "table.score": "Score of that test.",
     "table.average": "Axis whose rows are averaged below them.",
     "plot": "The plot of a study. It needs matplotlib.",
     "plot.x": "Column, axis, or `epoch` for the curves of the runs.",
@@ -70,38 +71,7 @@ TEXTS: dict[str, str] = {
 """What the keys of the tree mean; settings of components and functions are documented where they are defined."""
 
 
-# -- documentation ---------------------------------------------------------------------------------------------------
-def arguments(docstring: str | None) -> dict[str, str]:
-    """The parameters that the `Args:` and `Attributes:` sections of a docstring describe.
-
-    >>> arguments("A line.\\n\\nArgs:\\n    a, b: two\\n        numbers.\\n\\nReturns:\\n    c: one.")
-    {'a': 'two numbers.', 'b': 'two numbers.'}
-    """
-    described: dict[str, str] = {}
-    names: list[str] = []
-    inside = False
-    for line in inspect.cleandoc(docstring or "").splitlines():
-        if line and not line.startswith(" "):
-            inside, names = line in ("Args:", "Attributes:"), []
-        elif inside and (entry := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)):
-            names = entry[1].split(", ")
-            described |= dict.fromkeys(names, entry[2])
-        elif inside and line.startswith(" " * 8):
-            described |= {name: f"{described[name]} {line.strip()}" for name in names}
-    return described
-
-
-def documentation(build: Callable[..., Any]) -> dict[str, str]:
-    """The descriptions of a constructor's settings: its own, then those of its setting groups and its bases."""
-    described: dict[str, str] = {}
-    for place in (build, *(group for group, _ in groups_of(build).values())):
-        for owner in place.__mro__ if inspect.isclass(place) else (place,):
-            constructor = vars(owner).get("__init__") if inspect.isclass(owner) else None
-            for text in (owner.__doc__, getattr(constructor, "__doc__", None)):
-                described = arguments(text) | described
-    return described
-
-
+# -- keys -----------------------------------------------------------------------------------------------------------
 def first_sentence(text: str) -> str:
     """The first sentence, without references to modules.
 
@@ -134,7 +104,7 @@ def keys_of(*builds: Callable[..., Any]) -> list[Key]:
     """The settings of constructors and functions, of the first one first."""
     keys: dict[str, Key] = {}
     for build in builds:
-        texts = documentation(build)
+        texts = documented_settings(build)
         for name, setting in settings_of(build).items():
             keys.setdefault(name, _key(setting, texts.get(name, "")))
     return list(keys.values())
@@ -149,6 +119,17 @@ def settings_at(target: str) -> list[Key]:
     return keys_of(Entry("", target, "").load()) if target else []
 
 
+def leaf_keys(section: Section, path: str) -> list[Key]:
+    """The plain values of a section."""
+    leaves = [(name, node) for name, node in section.children.items() if isinstance(node, Leaf)]
+    return [Key(name, leaf.annotation, leaf.default, text_of(path, name)) for name, leaf in leaves]
+
+
+def text_of(path: str, name: str) -> str:
+    """What the key `name` of the section at `path` means; "" where that is documented elsewhere."""
+    return TEXTS.get(f"{path}.{name}".strip("."), "")
+
+
 def variants(entry: Entry) -> Iterator[tuple[str, Entry, list[Key]]]:
     """Each form of a component: its method ("" where it is no family), its entry, and its settings."""
     for member in entry.methods or (entry,):
@@ -160,47 +141,27 @@ def variants(entry: Entry) -> Iterator[tuple[str, Entry, list[Key]]]:
 def reference() -> str:
     """The recipe reference: every key in a table, section by section."""
     catalogue.load_plugins()
-    leaves = [
-        Key("include", str | list[str], [], TEXTS["include"]),
-        *(Key(name, node.annotation, node.default, TEXTS.get(name, "")) for name, node in _leaves(RECIPE)),
-    ]
-    lines = ["## Top level", "", *_table(leaves), ""]
-    for name, node in RECIPE.children.items():
+    include = Key("include", str | list[str], [], TEXTS["include"])
+    lines = ["## Top level", "", *_table([include, *leaf_keys(RECIPE, "")])]
+    for name, node in {**RECIPE.children, **STUDY}.items():
         if not isinstance(node, Leaf):
             lines += _node(node, name, "##")
-    for name, shape in SHAPES.items():
-        keys = [Key(key, kind, None, TEXTS.get(f"{name}.{key}", "")) for key, kind in shape.items()]
-        lines += [f"## {name}", "", TEXTS[name], "", *_table(keys, with_default=False), ""]
     return "\n".join(lines)
-
-
-def _leaves(section: Section) -> Iterator[tuple[str, Leaf]]:
-    for name, node in section.children.items():
-        if isinstance(node, Leaf):
-            yield name, node
 
 
 def _node(node: Component | Components | Section, path: str, heading: str) -> list[str]:
     lines = [f"{heading} {path}", "", TEXTS.get(path, ""), ""]
     if isinstance(node, Section):
-        keys = [
-            Key(name, leaf.annotation, leaf.default, TEXTS.get(f"{path}.{name}", "")) for name, leaf in _leaves(node)
-        ]
-        lines += _table([*keys, *settings_at(node.settings)])
-        for name, child in node.children.items():
-            if not isinstance(child, Leaf):
-                lines += _node(child, f"{path}.{name}", f"{heading}#")
-        return lines
-    many = isinstance(node, Components)
-    if many:
+        return lines + section_lines(node, path, heading)
+    if isinstance(node, Components):
         lines += [f"A list of {node.registry.kind}s, or a single one. None by default.", ""]
     else:
         default = "none" if node.default is None else f"`{node.default}`"
-        required = node.default is REQUIRED
-        lines += [f"One {node.registry.kind}, {'required' if required else f'by default {default}'}.", ""]
+        required = "required" if node.default is REQUIRED else f"by default {default}"
+        lines += [f"One {node.registry.kind}, {required}.", ""]
     lines += _table(settings_at(node.shared))
-    for names, entries, keys in _grouped(node):
-        lines += [f"{heading}# {names}", ""]
+    for titles, entries, keys in _grouped(node.registry):
+        lines += [f"{heading}# {titles}", ""]
         if len(entries) > 1:
             lines += [f"- `{entry.name}`: {entry.summary}" for entry in entries]
         else:
@@ -209,10 +170,22 @@ def _node(node: Component | Components | Section, path: str, heading: str) -> li
     return lines
 
 
-def _grouped(node: Component | Components) -> Iterator[tuple[str, list[Entry], list[Key]]]:
+def section_lines(node: Section, path: str, heading: str) -> list[str]:
+    lines = _table([*leaf_keys(node, path), *settings_at(node.settings)])
+    for name, child in node.children.items():
+        if not isinstance(child, Leaf):
+            lines += _node(child, f"{path}.{name}", f"{heading}#")
+    for entry in node.entries or ():
+        switch = "On by default." if entry.name in node.always else "`true`, or a mapping of settings; off by default."
+        lines += [f"{heading}# {path}.{entry.name}", "", f"{as_sentence(entry.summary)} {switch}", ""]
+        lines += [line for _, _, keys in variants(entry) for line in _table(keys)]
+    return lines
+
+
+def _grouped(registry: Registry) -> Iterator[tuple[str, list[Entry], list[Key]]]:
     """The components of a registry, those with the same settings together under one heading."""
     groups: list[tuple[list[str], list[Entry], list[Key]]] = []
-    for entry in node.registry:
+    for entry in registry:
         for method, member, keys in variants(entry):
             title = f"{entry.name}, method {method}" if method else entry.name
             same = groups and keys and [_shown(key) for key in groups[-1][2]] == [_shown(key) for key in keys]
@@ -225,13 +198,11 @@ def _grouped(node: Component | Components) -> Iterator[tuple[str, list[Entry], l
         yield ", ".join(titles), entries, keys
 
 
-def _table(keys: Sequence[Key], with_default: bool = True) -> list[str]:
+def _table(keys: Sequence[Key]) -> list[str]:
     if not keys:
         return []
-    columns = ("key", "type", "default", "meaning") if with_default else ("key", "type", "meaning")
-    rows = [_shown(key) if with_default else (*_shown(key)[:2], _shown(key)[3]) for key in keys]
-    lines = [columns, tuple("---" for _ in columns), *rows]
-    return [*(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines), ""]
+    rows = [("key", "type", "default", "meaning"), ("---",) * 4, *map(_shown, keys)]
+    return [*(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows), ""]
 
 
 def _shown(key: Key) -> tuple[str, str, str, str]:

@@ -52,10 +52,20 @@ class Components:
 
 @dataclass(frozen=True)
 class Section:
-    """Named children, and beside them the settings of a function."""
+    """Named children, and beside them settings and components.
 
-    children: Mapping[str, Leaf | Component | Components | Section]
+    Args:
+        children: the nodes below, by key.
+        settings: "module:attribute" of a callable whose settings are keys of this section.
+        entries: a registry whose entries are keys of this section: `geometry: {split: test}`. `true` stands for an
+            entry with its defaults, `false` or null for none.
+        always: the entries that are there without being named.
+    """
+
+    children: Mapping[str, Node]
     settings: str = ""
+    entries: Registry | None = None
+    always: tuple[str, ...] = ()
     default: Any = None
 
 
@@ -101,6 +111,40 @@ RECIPE = Section(
         ),
     }
 )
+
+
+STUDY: dict[str, Section] = {
+    "grid": Section(
+        {
+            "variants": Leaf(dict[str, dict[str, Any] | None] | None, None),
+            "axes": Leaf(dict[str, list[Any]] | None, None),
+            "seeds": Leaf(list[Natural] | None, None),
+        }
+    ),
+    "table": Section(
+        {
+            "columns": Leaf(list[str] | None, None),
+            "sort": Leaf(str | None, None),
+            "baseline": Leaf(str | None, None),
+            "score": Leaf(str, "overall"),
+            "average": Leaf(str | None, None),
+        }
+    ),
+    "plot": Section(
+        {
+            "x": Leaf(str),
+            "y": Leaf(list[str]),
+            "by": Leaf(str | None, None),
+            "each": Leaf(str | None, None),
+            "log_x": Leaf(bool, False),
+            "lines": Leaf(bool, True),
+            "title": Leaf(str, ""),
+            "x_label": Leaf(str, ""),
+            "y_label": Leaf(str, "accuracy (%)"),
+        }
+    ),
+}
+"""The sections of a study."""
 
 
 def entry_at(node: Component, name: str) -> Entry:

@@ -51,8 +51,6 @@ _PLOT: dict[str, Any] = {
     "x_label": str,
     "y_label": str,
 }
-SHAPES: dict[str, dict[str, Any]] = {"grid": _GRID, "table": _TABLE, "plot": _PLOT}
-"""The sections of a study: the type of each of their keys."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,14 @@ def _name(loaded: Loaded) -> str:
 
 def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     problems = _overridden_grid(study.get("grid"), loaded)
+    shapes = {"grid": _GRID, "table": _TABLE, "plot": _PLOT}
     if "grid" not in study:
         return [Problem(key, "only a study, a recipe with `grid`, has one", loaded.origin(key)) for key in study]
     grid = study["grid"]
     columns = (*COLUMNS, *_transfers(_at(loaded.tree, "evaluation.transfer")))
     places = ["variant", *((grid.get("axes") or {}) if isinstance(grid, Mapping) else ())]
     for section, value in study.items():
-        known = SHAPES[section]
+        known = shapes[section]
         if not isinstance(value, Mapping):
             problems.append(Problem(section, f"must be a mapping of keys, got {value!r}", loaded.origin(section)))
             continue

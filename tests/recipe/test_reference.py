@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jsonschema
 import pytest
 
 from imbalance_vlm.components.ranges import Count, Share
-from imbalance_vlm.components.settings import SettingGroup
-from imbalance_vlm.recipe.reference import TEXTS, Key, documentation, keys_of, reference, settings_at, variants
-from imbalance_vlm.recipe.schema import RECIPE, Leaf, Section
-from imbalance_vlm.recipe.study import SHAPES
+from imbalance_vlm.components.registry import Registry
+from imbalance_vlm.components.settings import SettingGroup, documented_settings
+from imbalance_vlm.recipe.json_schema import SchemaBuilder
+from imbalance_vlm.recipe.reference import (
+    TEXTS,
+    Key,
+    keys_of,
+    leaf_keys,
+    reference,
+    section_lines,
+    settings_at,
+    variants,
+)
+from imbalance_vlm.recipe.schema import RECIPE, STUDY, Leaf, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +57,7 @@ class Component(Base):
 
 
 def test_descriptions_come_from_the_class_then_its_groups_and_bases() -> None:
-    assert documentation(Component) == {
+    assert documented_settings(Component) == {
         "rate": "of the component, on two lines.",
         "decay": "of the component, on two lines.",
         "weight": "of the base.",
@@ -62,7 +73,9 @@ def test_keys_of_a_constructor_include_its_groups_and_leave_out_what_the_run_giv
 
 def _sections(section: Section, path: str = "") -> Iterator[tuple[str, list[Key]]]:
     """Every group of keys below a section, with its place."""
-    yield path, settings_at(section.settings)
+    yield path, [*leaf_keys(section, path), *settings_at(section.settings)]
+    for entry in section.entries or ():
+        yield from ((f"{path}.{entry.name}", keys) for _, _, keys in variants(entry))
     for name, node in section.children.items():
         here = f"{path}.{name}".strip(".")
         if isinstance(node, Section):
@@ -74,14 +87,28 @@ def _sections(section: Section, path: str = "") -> Iterator[tuple[str, list[Key]
                     yield f"{here} {entry.name} {method}", keys
 
 
-@pytest.mark.parametrize(("place", "keys"), list(_sections(RECIPE)), ids=lambda value: value if value else "-")
-def test_every_setting_is_documented(place: str, keys: list[Key]) -> None:
+ALL = [*_sections(RECIPE), *(place for name, node in STUDY.items() for place in _sections(node, name))]
+
+
+@pytest.mark.parametrize(("place", "keys"), ALL, ids=lambda value: value if isinstance(value, str) else "keys")
+def test_every_key_is_documented(place: str, keys: list[Key]) -> None:
     assert [key.name for key in keys if not key.text] == []
 
 
-def test_every_key_of_the_tree_and_of_studies_has_a_text() -> None:
-    studies = [f"{section}.{key}" for section, shape in SHAPES.items() for key in shape]
-    assert [key for key in (*RECIPE.children, *SHAPES, *studies) if key not in TEXTS] == []
+def test_every_section_has_a_text() -> None:
+    assert [key for key in (*RECIPE.children, *STUDY) if key not in TEXTS] == []
+
+
+def test_components_that_are_keys_of_a_section_are_shown_and_may_be_switched() -> None:
+    registry = Registry("evaluator")
+    registry.add("crops", Component, "accuracy over crops", needs=frozenset())
+    section = Section({}, entries=registry, always=())
+    assert "### evaluation.crops\n\nAccuracy over crops. `true`, or a mapping" in "\n".join(
+        section_lines(section, "evaluation", "##")
+    )
+    validator = jsonschema.Draft202012Validator(SchemaBuilder().switch(registry.get("crops")))
+    assert [validator.is_valid(value) for value in (True, False, None, {"views": 3})] == [True] * 4
+    assert [validator.is_valid(value) for value in ("crops", 1, {"views": 0}, {"view": 3})] == [False] * 4
 
 
 def test_the_page_shows_type_default_and_meaning() -> None:
