@@ -222,6 +222,15 @@ def components() -> str:
     return "\n".join(lines)
 
 
+def capabilities() -> str:
+    """What components can need and provide."""
+    rows = [
+        f"| `{name}` | {getattr(capability, 'description', capability)} |"
+        for name, capability in catalogue.CAPABILITIES.items()
+    ]
+    return "\n".join(["| capability | what has it |", "|---|---|", *rows])
+
+
 def icons_lt_facts() -> str:
     """The size of Icons-LT, counted in the shipped files."""
     data = create_dataset("icons_lt")
@@ -257,6 +266,7 @@ def readme_section(name: str) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "capabilities": capabilities,
     "catalogue": components,
     "icons_lt": icons_lt_facts,
     "which_one": lambda: which_one("studies/balancing"),
