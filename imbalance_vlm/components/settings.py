@@ -139,21 +139,44 @@ def _group(annotation: Any) -> type[Any] | None:
 
 
 def documented_arguments(target: Any) -> dict[str, str]:
-    """The descriptions in the Args section of a docstring, by name, each on one line."""
-    section = (inspect.getdoc(target) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    return {
-        name: " ".join(match[2].split())
-        for match in re.finditer(r"^    (\w[\w, ]*): (.+(?:\n {8,}.+)*)", section, re.MULTILINE)
-        for name in match[1].split(", ")
-    }
+    """The descriptions in the `Args:` and `Attributes:` sections of an object's own docstring, each on one line.
+
+    >>> def area(width: int, height: int) -> int:
+    ...     \"\"\"An area.
+    ...
+    ...     Args:
+    ...         width, height: of the rectangle,
+    ...             in pixels.
+    ...
+    ...     Returns:
+    ...         pixels: a count.
+    ...     \"\"\"
+    >>> documented_arguments(area)
+    {'width': 'of the rectangle, in pixels.', 'height': 'of the rectangle, in pixels.'}
+    """
+    descriptions: dict[str, str] = {}
+    names: list[str] = []
+    inside = False
+    for line in inspect.cleandoc(target.__doc__ or "").splitlines():
+        if line and not line.startswith(" "):
+            inside, names = line in ("Args:", "Attributes:"), []
+        elif inside and (entry := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)):
+            names = entry[1].split(", ")
+            descriptions |= dict.fromkeys(names, entry[2])
+        elif inside and line.startswith(" " * 8):
+            descriptions |= {name: f"{descriptions[name]} {line.strip()}" for name in names}
+    return descriptions
 
 
 def documented_settings(build: Build) -> dict[str, str]:
-    """The descriptions of a component's settings, by name: from its docstring and from those of its setting groups."""
+    """The descriptions of a component's settings, by name: from its docstring, its bases and its setting groups."""
     descriptions: dict[str, str] = {}
-    for group, _ in _groups_of(build).values():
-        descriptions |= documented_arguments(group)
-    return descriptions | documented_arguments(build)
+    for target in (build, *(group for group, _ in _groups_of(build).values())):
+        for owner in target.__mro__ if inspect.isclass(target) else (target,):
+            constructor = vars(owner).get("__init__") if inspect.isclass(owner) else None
+            for place in filter(None, (owner, constructor)):
+                descriptions = documented_arguments(place) | descriptions
+    return descriptions
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

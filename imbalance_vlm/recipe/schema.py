@@ -94,7 +94,7 @@ RECIPE = Section(
                 "optimizer": Component(catalogue.OPTIMIZERS, default="sgd"),
                 "schedule": Component(catalogue.SCHEDULES, default="cosine"),
             },
-            settings="imbalance_vlm.training.loop:train",
+            settings="imbalance_vlm.training.settings:TrainingSettings",
         ),
         "evaluation": Section(
             {"groups": Section({"many": Leaf(Natural, 100), "few": Leaf(Natural, 20)})},
