@@ -21,8 +21,8 @@ from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Registry
 from imbalance_vlm.components.settings import positionals_of, settings_of
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.prepare import create_dataset, dataset_identity, drawn
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.prepare import create_dataset, dataset_identity, with_draw_seed
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.features import feature_source, view_transforms
@@ -99,16 +99,14 @@ def encoder_settings(recipe: Recipe) -> dict[str, Any]:
 
 def long_tail(data: Dataset, recipe: Recipe) -> LongTail:
     groups = DEFAULT_GROUPS | recipe["evaluation"]["groups"]
-    return LongTail(
-        data.counts, data.class_names, groups["many"], groups["few"], recipe["data"]["allow_empty"], data.group_counts
-    )
+    return data.long_tail(groups["many"], groups["few"])
 
 
 def novel_half(recipe: Recipe) -> Dataset | None:
     """The classes that a recipe on base classes leaves out; None for a recipe on all."""
     if recipe["data"]["classes"] != "base":
         return None
-    section = drawn(recipe["data"] | {"classes": "novel"}, recipe["seed"])
+    section = with_draw_seed(recipe["data"] | {"classes": "novel"}, recipe["seed"])
     return dataset(as_key(section), dataset_identity(section))
 
 
@@ -242,7 +240,7 @@ class Others:
         sets = {}
         templates = {}
         for named in self.settings["transfer"]:
-            section = drawn(named, self.recipe["seed"])
+            section = with_draw_seed(named, self.recipe["seed"])
             data = dataset(as_key(section), dataset_identity(section))
             part = Features(data, self.features.task, self.recipe, self.features.tuning)
             sets[data.name] = (data.class_names, part.batches("test"))

@@ -36,7 +36,7 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.prepare import dataset_identity, drawn
+from imbalance_vlm.data.prepare import dataset_identity, with_draw_seed
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.sources import Source
@@ -60,7 +60,7 @@ def run_one(recipe: Recipe, folder: Path, device: torch.device) -> RunResult:
     """Run a complete recipe (one that `imbalance_vlm.recipe.schema.check` has filled in) and write its folder."""
     begin_peak_memory(device)
     torch.manual_seed(recipe["seed"])  # heads start from it; the order of the data has generators of its own
-    section = drawn(recipe["data"], recipe["seed"])
+    section = with_draw_seed(recipe["data"], recipe["seed"])
     data = dataset(as_key(section), dataset_identity(section))
     net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), device)
     tuning = component(catalogue.TUNINGS, recipe["tuning"])()

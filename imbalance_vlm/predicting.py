@@ -12,11 +12,10 @@ import torch
 
 from imbalance_vlm.assembly import as_key, component, encoder, encoder_settings, make_model, settings
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.data.dataset import FileImages, Split
-from imbalance_vlm.data.folder import SUFFIXES
+from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
 from imbalance_vlm.data.loading import Decoder
-from imbalance_vlm.data.reading import unreadable
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.readability import unreadable
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.sources import ImageSource, PixelSource
@@ -117,10 +116,10 @@ def _files(images: Sequence[str | Path]) -> FileImages:
     for image in map(Path, images):
         if not image.exists():
             raise InputError(f"no such image or folder: {image}")
-        below = sorted(p for p in image.rglob("*") if p.suffix.lower() in SUFFIXES) if image.is_dir() else [image]
+        below = sorted(p for p in image.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if image.is_dir() else [image]
         found += below
     if not found:
-        raise InputError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, images))}")
+        raise InputError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, images))}")
     files = FileImages(Path(), tuple(map(str, found)))
     wrong = unreadable(files)
     if wrong:

@@ -16,7 +16,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from imbalance_vlm.data.prepare import identities_kept
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_json
 from imbalance_vlm.progress import bar, note
@@ -51,8 +50,7 @@ def run(
         RecipeError: everything that is wrong with the recipe, before any work.
         InputError: data or weights that are missing or do not fit.
     """
-    with identities_kept():
-        return _run(plan(recipe, overrides), Path(runs), force, device, jobs)
+    return _run(plan(recipe, overrides), Path(runs), force, device, jobs)
 
 
 def _run(wanted: Plan, root: Path, force: bool, device: str, jobs: int) -> RunResult | StudyResult:

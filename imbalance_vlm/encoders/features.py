@@ -16,7 +16,7 @@ from torch import Tensor
 from imbalance_vlm.components.ranges import Natural, NonNegative
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loading import Decoder, Transform, pixel_batches
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source

@@ -160,11 +160,11 @@ def _of_any_dataset(section: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What of a data section holds for the dataset `name` too."""
     from imbalance_vlm.components import catalogue
     from imbalance_vlm.components.settings import settings_of
-    from imbalance_vlm.data.prepare import prepare
+    from imbalance_vlm.data.prepare import apply_protocol
 
     own = catalogue.DATASETS.get(name).settings() if name in catalogue.DATASETS else {}
     root = {"root"} if "root" in own and own["root"].required else set()  # a table's own folder is its root
-    shared = {*settings_of(prepare), *root}
+    shared = {*settings_of(apply_protocol), *root}
     return {key: value for key, value in section.items() if key in shared}
 
 

@@ -72,7 +72,7 @@ RECIPE = Section(
         "description": Leaf(str, ""),
         "paper": Leaf(dict[str, float | str] | None, None),  # the published row: {source: ..., overall: ..., many: ...}
         "seed": Leaf(Natural, 0),
-        "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:prepare"),
+        "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:apply_protocol"),
         "encoder": Component(
             catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source", entry_of=encoder_name
         ),
@@ -96,7 +96,7 @@ RECIPE = Section(
             settings="imbalance_vlm.training.loop:train",
         ),
         "evaluation": Section(
-            {"transfer": Components(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:prepare")},
+            {"transfer": Components(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:apply_protocol")},
             settings="imbalance_vlm.evaluation.evaluate:evaluate",
         ),
     }
