@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.data.icons_lt import icons_lt
+from imbalance_vlm.data.icons_lt import IconsLTReader
 from imbalance_vlm.files import write_json, write_text
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.load import load
@@ -216,7 +216,7 @@ def components() -> str:
 
 def icons_lt_facts() -> str:
     """What Icons-LT holds, counted in the shipped files."""
-    data = icons_lt()
+    data = IconsLTReader().read()
     tail = LongTail(data.counts, data.class_names)
     sizes = {name: len(split) for name, split in data.splits.items()}
     groups = {name: len(members) for name, members in tail.groups.items()}

@@ -163,7 +163,7 @@ def apply_protocol(
         dataset = with_shifted_test(dataset, test_shift, test_shift_factor, draw_seed)
     if templates != "dataset":
         dataset = replace(dataset, templates=resolve_templates(templates))
-    return replace(dataset, allow_empty=allow_empty)
+    return dataset if dataset.allow_empty == allow_empty else replace(dataset, allow_empty=allow_empty)
 
 
 def selecting_settings(section: Section) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -38,7 +40,8 @@ class InspectionCache:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._new: list[tuple[object, ...]] = []
-        self._database = self._retried(self._open)
+        with _database_errors(self.path):
+            self._database = _connect(self.path)
 
     def __enter__(self) -> InspectionCache:
         return self
@@ -76,20 +79,6 @@ class InspectionCache:
             self._retried(self._write)
             self._new = []
 
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=PATIENCE)
-        try:
-            with database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS inspections (key BLOB PRIMARY KEY, size INTEGER, stamp INTEGER, "
-                    "problem TEXT, detail TEXT, content TEXT, perceptual_hash TEXT, width INTEGER, height INTEGER) "
-                    "WITHOUT ROWID"
-                )
-        except sqlite3.Error:
-            database.close()
-            raise
-        return database
-
     def _write(self) -> None:
         with self._database:
             self._database.executemany(
@@ -97,20 +86,53 @@ class InspectionCache:
             )
 
     def _retried(self, action: Callable[[], T]) -> T:
-        """The result of an action on the database, tried again with an empty file where the file is damaged."""
-        try:
+        """The result of an action on the database; a damaged file is replaced by an empty one first."""
+        with _database_errors(self.path):
             try:
                 return action()
             except sqlite3.OperationalError:  # full, locked or not writable, but not damaged
                 raise
             except sqlite3.DatabaseError:
+                self._database.close()
                 self.path.unlink(missing_ok=True)
-                self._database = self._open()
+                self._database = _connect(self.path)
                 return action()
-        except sqlite3.OperationalError as error:
-            raise InputError(
-                f"{self.path} cannot be used: {error}; free some space, or set IMBALANCE_VLM_CACHE to another folder"
-            ) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the database, or an empty one in place of a damaged file."""
+    try:
+        return _open(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        path.unlink(missing_ok=True)
+        return _open(path)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=PATIENCE)
+    try:
+        with database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS inspections (key BLOB PRIMARY KEY, size INTEGER, stamp INTEGER, "
+                "problem TEXT, detail TEXT, content TEXT, perceptual_hash TEXT, width INTEGER, height INTEGER) "
+                "WITHOUT ROWID"
+            )
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+@contextmanager
+def _database_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"{path} cannot be used: {error}; free some space, or set IMBALANCE_VLM_CACHE to another folder"
+        ) from error
 
 
 def _key(container: str, name: str) -> bytes:

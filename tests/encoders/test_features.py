@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imbalance_vlm.data.folder import folder
+from imbalance_vlm.data.folder import FolderReader
 from imbalance_vlm.encoders import features
 from imbalance_vlm.encoders.cache import FeatureCache
 from imbalance_vlm.encoders.factory import create_encoder
@@ -32,7 +32,7 @@ def own(images: Path, tmp_path: Path) -> Path:
 
 
 def source(encoder: Any, root: Path, kind: str = "embedding", **how: Any) -> Source:
-    split = folder(root=root).splits["test"]
+    split = FolderReader(root=root).read().splits["test"]
     return feature_source(encoder, split, kind, how.pop("transforms", [encoder.transform]), CPU, "test", **how)
 
 
@@ -47,7 +47,7 @@ def entries() -> int:
 
 @torch.no_grad()
 def test_features_are_those_of_the_encoder(encoder: Any, own: Path) -> None:
-    images = folder(root=own).splits["test"].images
+    images = FolderReader(root=own).read().splits["test"].images
     wanted = encoder.image_features(torch.stack([encoder.transform(images[i]) for i in range(20)]), "embedding")
     torch.testing.assert_close(values(source(encoder, own)), wanted)
 

@@ -88,10 +88,10 @@ def test_logits_are_averaged_before_the_softmax() -> None:
 
 
 def test_crops_go_through_the_cache_like_any_view(tiny_clip: str, images: Any) -> None:
-    from imbalance_vlm.data.folder import folder
+    from imbalance_vlm.data.folder import FolderReader
 
     encoder = create_encoder(tiny_clip)
-    split = folder(root=images).splits["test"]
+    split = FolderReader(root=images).read().splits["test"]
     crops = five_crops(encoder)
     source = feature_source(encoder, split, "embedding", crops, torch.device("cpu"), "test")
     assert source.num_views == 5
@@ -133,9 +133,9 @@ class Watched(nn.Module):
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_a_head_that_reads_images_sees_every_view_of_each(tiny_clip: str, images: Any, flips: bool) -> None:
-    from imbalance_vlm.data.folder import folder
+    from imbalance_vlm.data.folder import FolderReader
 
-    encoder, split = create_encoder(tiny_clip), folder(root=images).splits["test"]
+    encoder, split = create_encoder(tiny_clip), FolderReader(root=images).read().splits["test"]
     crops = five_crops(encoder, flips)
     head = Watched(3 * 16 * 16)
     rows = torch.randperm(20).split(12)
@@ -151,9 +151,9 @@ def test_a_head_that_reads_images_sees_every_view_of_each(tiny_clip: str, images
 
 
 def test_features_that_are_not_cached_are_those_that_are(tiny_clip: str, images: Any) -> None:
-    from imbalance_vlm.data.folder import folder
+    from imbalance_vlm.data.folder import FolderReader
 
-    encoder, split = create_encoder(tiny_clip), folder(root=images).splits["test"]
+    encoder, split = create_encoder(tiny_clip), FolderReader(root=images).read().splits["test"]
     crops, cpu, rows = five_crops(encoder), torch.device("cpu"), torch.arange(20).split(8)
     cached = feature_source(encoder, split, "embedding", crops, cpu, "test")
     assert isinstance(cached, FeatureSource)
