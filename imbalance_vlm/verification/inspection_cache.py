@@ -30,9 +30,6 @@ class InspectionCache:
 
     An inspection is found again by the image's container (its folder or archive), name, size and time. A damaged file
     is replaced by an empty one.
-
-    >>> with InspectionCache() as cache:  # doctest: +SKIP
-    ...     cache.get("/photos", "cat/1.jpg", 81_207, 1_700_000_000)
     """
 
     def __init__(self) -> None:

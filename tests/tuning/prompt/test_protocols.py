@@ -140,10 +140,14 @@ def test_each_seed_draws_its_own_images_where_the_recipe_says_so(images: Path, t
     recipe["data"] |= {"shots": 1, "draw_seed": None}
     first, second = (plan(recipe, {"seed": seed}).recipes[0] for seed in (0, 1))
     of_first, of_second = (
-        create_dataset(**with_draw_seed(one["data"], one["seed"])).splits["train"].images.name(0) for one in (first, second)
+        create_dataset(**with_draw_seed(one["data"], one["seed"])).splits["train"].images.name(0)
+        for one in (first, second)
     )
     assert of_first != of_second
-    assert create_dataset(**with_draw_seed(first["data"] | {"draw_seed": 1}, 0)).splits["train"].images.name(0) == of_second
+    assert (
+        create_dataset(**with_draw_seed(first["data"] | {"draw_seed": 1}, 0)).splits["train"].images.name(0)
+        == of_second
+    )
 
 
 def test_fewer_images_than_a_batch_train(tmp_path: Path, tiny_clip: str) -> None:
