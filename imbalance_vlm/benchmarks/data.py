@@ -12,7 +12,7 @@ from imbalance_vlm.benchmarks.train import Bench, check, generated_images
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loader import DECODERS, Decoder, cores_for_workers
 from imbalance_vlm.data.preprocessing import View
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource
 from imbalance_vlm.progress import note
 

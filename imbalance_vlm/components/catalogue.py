@@ -108,35 +108,47 @@ _UCPG = (
 )
 
 # -- data ------------------------------------------------------------------------------------------------------------
-DATASETS.add("icons_lt", f"{_PKG}.data.icons_lt:icons_lt", "drawings of everyday concepts by many designers, embedded")
-DATASETS.add("folder", f"{_PKG}.data.folder:folder", "your images in class folders: train/ and test/, or one to split")
-DATASETS.add("imagenet_lt", f"{_PKG}.data.long_tailed:imagenet_lt", "ImageNet-LT, 1000 classes of 1280 to 5 images")
-DATASETS.add("places_lt", f"{_PKG}.data.long_tailed:places_lt", "Places-LT, 365 kinds of places, 4980 to 5 images")
-DATASETS.add("inat2018", f"{_PKG}.data.long_tailed:inat2018", "iNaturalist 2018, 8142 species, 1000 to 2 images")
-DATASETS.add("cifar10_lt", f"{_PKG}.data.cifar_lt:cifar10_lt", "CIFAR-10 thinned to an exponential tail of any factor")
 DATASETS.add(
-    "cifar100_lt", f"{_PKG}.data.cifar_lt:cifar100_lt", "CIFAR-100 thinned to an exponential tail of any factor"
+    "icons_lt", f"{_PKG}.data.icons_lt:IconsLTReader", "drawings of everyday concepts by many designers, embedded"
 )
-DATASETS.add("imagenet", f"{_PKG}.data.few_shot:imagenet", "ImageNet, 1000 classes, from its class folders")
-DATASETS.add("caltech101", f"{_PKG}.data.few_shot:caltech101", "objects of 100 kinds")
-DATASETS.add("oxford_pets", f"{_PKG}.data.few_shot:oxford_pets", "breeds of cats and dogs")
-DATASETS.add("stanford_cars", f"{_PKG}.data.few_shot:stanford_cars", "models of cars")
-DATASETS.add("oxford_flowers", f"{_PKG}.data.few_shot:oxford_flowers", "102 kinds of flowers")
-DATASETS.add("food101", f"{_PKG}.data.few_shot:food101", "101 dishes")
-DATASETS.add("fgvc_aircraft", f"{_PKG}.data.few_shot:fgvc_aircraft", "100 variants of aircraft")
-DATASETS.add("sun397", f"{_PKG}.data.few_shot:sun397", "397 scenes")
-DATASETS.add("dtd", f"{_PKG}.data.few_shot:dtd", "47 textures")
-DATASETS.add("eurosat", f"{_PKG}.data.few_shot:eurosat", "land use seen from satellites")
-DATASETS.add("ucf101", f"{_PKG}.data.few_shot:ucf101", "101 actions, one frame of each video")
-DATASETS.add("imagenet_v2", f"{_PKG}.data.few_shot:imagenet_v2", "ImageNet-V2, matched frequency, to test on")
-DATASETS.add("imagenet_sketch", f"{_PKG}.data.few_shot:imagenet_sketch", "sketches of the ImageNet classes, to test on")
 DATASETS.add(
-    "imagenet_a", f"{_PKG}.data.few_shot:imagenet_a", "photographs that fool classifiers, 200 classes, to test on"
+    "folder", f"{_PKG}.data.folder:FolderReader", "your images in class folders: train/ and test/, or one to split"
 )
-DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:imagenet_r", "renditions, 200 classes, to test on")
-DATASETS.add("table", f"{_PKG}.data.table:table", "your images, named by a CSV, TSV or Parquet table")
-DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:hf_disk", "a Hugging Face dataset saved to disk")
-DATASETS.add("webdataset", f"{_PKG}.data.webdataset:webdataset", "WebDataset shards (tar files), read in place")
+DATASETS.add(
+    "imagenet_lt", f"{_PKG}.data.long_tailed:ImageNetLTReader", "ImageNet-LT, 1000 classes of 1280 to 5 images"
+)
+DATASETS.add("places_lt", f"{_PKG}.data.long_tailed:PlacesLTReader", "Places-LT, 365 kinds of places, 4980 to 5 images")
+DATASETS.add("inat2018", f"{_PKG}.data.long_tailed:INat2018Reader", "iNaturalist 2018, 8142 species, 1000 to 2 images")
+DATASETS.add(
+    "cifar10_lt", f"{_PKG}.data.cifar_lt:CifarLTReader", "CIFAR-10 thinned to an exponential tail of any factor"
+)
+DATASETS.add(
+    "cifar100_lt", f"{_PKG}.data.cifar_lt:CifarLTReader", "CIFAR-100 thinned to an exponential tail of any factor"
+)
+DATASETS.add("imagenet", f"{_PKG}.data.few_shot:ImageNetReader", "ImageNet, 1000 classes, from its class folders")
+DATASETS.add("caltech101", f"{_PKG}.data.few_shot:SplitFileReader", "objects of 100 kinds")
+DATASETS.add("oxford_pets", f"{_PKG}.data.few_shot:SplitFileReader", "breeds of cats and dogs")
+DATASETS.add("stanford_cars", f"{_PKG}.data.few_shot:SplitFileReader", "models of cars")
+DATASETS.add("oxford_flowers", f"{_PKG}.data.few_shot:SplitFileReader", "102 kinds of flowers")
+DATASETS.add("food101", f"{_PKG}.data.few_shot:SplitFileReader", "101 dishes")
+DATASETS.add("fgvc_aircraft", f"{_PKG}.data.few_shot:AircraftReader", "100 variants of aircraft")
+DATASETS.add("sun397", f"{_PKG}.data.few_shot:SplitFileReader", "397 scenes")
+DATASETS.add("dtd", f"{_PKG}.data.few_shot:SplitFileReader", "47 textures")
+DATASETS.add("eurosat", f"{_PKG}.data.few_shot:SplitFileReader", "land use seen from satellites")
+DATASETS.add("ucf101", f"{_PKG}.data.few_shot:SplitFileReader", "101 actions, one frame of each video")
+DATASETS.add("imagenet_v2", f"{_PKG}.data.few_shot:ImageNetVariantReader", "ImageNet-V2, matched frequency, to test on")
+DATASETS.add(
+    "imagenet_sketch", f"{_PKG}.data.few_shot:ImageNetVariantReader", "sketches of the ImageNet classes, to test on"
+)
+DATASETS.add(
+    "imagenet_a",
+    f"{_PKG}.data.few_shot:ImageNetVariantReader",
+    "photographs that fool classifiers, 200 classes, to test on",
+)
+DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:ImageNetVariantReader", "renditions, 200 classes, to test on")
+DATASETS.add("table", f"{_PKG}.data.table:TableReader", "your images, named by a CSV, TSV or Parquet table")
+DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:HFDiskReader", "a Hugging Face dataset saved to disk")
+DATASETS.add("webdataset", f"{_PKG}.data.webdataset:WebDatasetReader", "WebDataset shards (tar files), read in place")
 
 
 def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:

@@ -17,7 +17,7 @@ from imbalance_vlm.components.ranges import ComputeOnly, Natural, NonNegative
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loader import Decoder, pixel_batches
 from imbalance_vlm.data.preprocessing import PartialView, View
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imbalance_vlm.data.folder import folder
+from imbalance_vlm.data.folder import FolderReader
 from imbalance_vlm.encoders.cache import FeatureCache
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.features import CroppedView, feature_source, view_transforms
@@ -33,7 +33,7 @@ def root(images: Path, tmp_path: Path) -> Path:
 
 
 def source(encoder: Any, root: Path, kind: str = "embedding", **how: Any) -> Source:
-    split = folder(root=root).splits["test"]
+    split = FolderReader(root=root).read().splits["test"]
     return feature_source(encoder, split, kind, how.pop("views", [encoder.preprocessing]), CPU, "test", **how)
 
 
@@ -48,7 +48,7 @@ def entries() -> int:
 
 @torch.no_grad()
 def test_features_are_those_of_the_encoder(encoder: Any, root: Path) -> None:
-    images = folder(root=root).splits["test"].images
+    images = FolderReader(root=root).read().splits["test"].images
     pixels = torch.stack([encoder.preprocessing(images[row]) for row in range(20)])
     torch.testing.assert_close(values(source(encoder, root)), encoder.image_features(pixels, "embedding"))
 

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from imbalance_vlm import InputError, create_encoder
-from imbalance_vlm.data.folder import folder
+from imbalance_vlm.data.folder import FolderReader
 from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, PixelSource
@@ -86,7 +86,7 @@ def test_logits_are_averaged_before_the_softmax() -> None:
 
 def test_crops_go_through_the_cache_like_any_view(tiny_clip: str, images: Any) -> None:
     encoder = create_encoder(tiny_clip)
-    split = folder(root=images).splits["test"]
+    split = FolderReader(root=images).read().splits["test"]
     crops = five_crops(encoder.preprocessing)
     source = feature_source(encoder, split, "embedding", crops, CPU, "test")
     assert source.num_views == 5
@@ -127,7 +127,7 @@ class RecordsSizes(nn.Module):
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_a_head_that_reads_images_sees_every_view_of_each(tiny_clip: str, images: Any, flips: bool) -> None:
-    encoder, split = create_encoder(tiny_clip), folder(root=images).splits["test"]
+    encoder, split = create_encoder(tiny_clip), FolderReader(root=images).read().splits["test"]
     crops = five_crops(encoder.preprocessing, flips)
     head = RecordsSizes(3 * 16 * 16)
     rows = torch.randperm(20).split(12)
@@ -143,7 +143,7 @@ def test_a_head_that_reads_images_sees_every_view_of_each(tiny_clip: str, images
 
 
 def test_logits_do_not_depend_on_the_cache(tiny_clip: str, images: Any) -> None:
-    encoder, split = create_encoder(tiny_clip), folder(root=images).splits["test"]
+    encoder, split = create_encoder(tiny_clip), FolderReader(root=images).read().splits["test"]
     crops, rows = five_crops(encoder.preprocessing), torch.arange(20).split(8)
     cached = feature_source(encoder, split, "embedding", crops, CPU, "test")
     assert isinstance(cached, FeatureSource)

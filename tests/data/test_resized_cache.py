@@ -1,4 +1,4 @@
-"""Copies of images at a smaller size: the same numbers, outside of the user's folder, whole or not there."""
+"""Copies of images at a smaller size: the same numbers, outside of the user's folder, complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.transforms.functional import resize
 from imbalance_vlm import InputError, files
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images, Split
 from imbalance_vlm.data.loader import PixelLoader
-from imbalance_vlm.data.resized import ResizedImages, resized, resized_split
+from imbalance_vlm.data.resized_cache import ResizedImages, resized, resized_split
 from imbalance_vlm.data.webdataset import TarImages
 from tests.data.images import preprocessing, smooth
 
@@ -37,16 +37,16 @@ def pixels(images: Images, size: int) -> Iterator[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_scaled_as_torchvision_does(width: int, height: int) -> None:
+def test_scaling_equals_torchvision(width: int, height: int) -> None:
     image = smooth(0, width, height)
     wanted = resize(image, [16], InterpolationMode.BICUBIC) if min(width, height) > 16 else image
     assert np.array_equal(np.asarray(resized(image, 16)), np.asarray(wanted))
 
 
-def test_at_the_model_s_size_no_number_is_other(photographs: FileImages, tmp_path: Path) -> None:
+def test_copies_at_the_models_size_change_no_number(photographs: FileImages, tmp_path: Path) -> None:
     (wanted,) = pixels(photographs, 16)
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
-    for _ in range(2):  # when they are made, and when they are read
+    for _ in range(2):  # when the copies are made, and when they are read
         (found,) = pixels(copies, 16)
         assert torch.equal(found, wanted)
 
@@ -55,9 +55,9 @@ def test_a_copy_is_read_and_the_image_is_not(photographs: FileImages, tmp_path: 
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     before = {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()}
     wanted = [np.asarray(copies[row]) for row in range(len(copies))]
-    assert {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()} == before, "nothing is put there"
+    assert {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()} == before, "nothing is written there"
     made = [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
-    assert len(made) == len(SIZES) - 1, "a small image needs none"
+    assert len(made) == len(SIZES) - 1, "a small image needs no copy"
     assert {path.suffix for path in made} == {".npy"}
     for path in made:
         np.save(path, np.load(path) ^ 1)
@@ -65,7 +65,7 @@ def test_a_copy_is_read_and_the_image_is_not(photographs: FileImages, tmp_path: 
     assert all(np.array_equal(np.asarray(copies[row]), wanted[row] ^ 1) for row in larger)
 
 
-def test_a_changed_image_has_another_copy(photographs: FileImages, tmp_path: Path) -> None:
+def test_a_changed_image_gets_a_new_copy(photographs: FileImages, tmp_path: Path) -> None:
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     copies[0]
     path, fingerprint = copies.path(0), copies.fingerprint
@@ -85,7 +85,7 @@ def test_other_lists_of_the_same_files_share_copies(photographs: FileImages, tmp
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY half", b"something else"])
-def test_a_damaged_copy_is_made_anew(content: bytes, photographs: FileImages, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_replaced(content: bytes, photographs: FileImages, tmp_path: Path) -> None:
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     wanted, path = np.asarray(copies[0]), copies.path(0)
     assert path is not None
@@ -94,7 +94,7 @@ def test_a_damaged_copy_is_made_anew(content: bytes, photographs: FileImages, tm
     assert np.array_equal(np.load(path), wanted)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     photographs: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -122,7 +122,7 @@ def test_images_in_archives_have_copies_too(tmp_path: Path) -> None:
     assert len(list((tmp_path / "copies").rglob("*.npy"))) == 2
 
 
-def test_a_split_is_wrapped_only_where_it_pays(photographs: FileImages, tmp_path: Path) -> None:
+def test_images_in_memory_are_not_copied(photographs: FileImages, tmp_path: Path) -> None:
     split = Split(photographs, np.zeros(len(SIZES), np.int64))
     assert resized_split(split, 0) is split
     memory = Split(ArrayImages(np.zeros((1, 4, 4, 3), np.uint8)), [0])

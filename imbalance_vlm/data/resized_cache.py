@@ -1,10 +1,10 @@
-"""Copies of large images at a smaller size, so that decoding and scaling them is done once for all epochs and runs.
+"""Copies of large images at a smaller size, so that they are decoded and scaled once for all epochs and runs.
 
-A copy holds the plain pixels, (H, W, 3) uint8, with the shorter side at the size that was asked for, scaled as
-torchvision scales PIL's images (bicubic): where that size is the model's own, and its preprocessing is bicubic, the
-copy changes no number. Pixels and not PNG, which takes as long to decode as a JPEG file of twice the sides: a copy of
-256 x 341 pixels takes 262 kB. Copies lie in the cache folder, never beside the user's images, each under a name made
-of its image's path, size and time of change, and are written in one step: a kill leaves a whole copy or none.
+A copy holds plain pixels, (H, W, 3) uint8, with the shorter side at the requested size, scaled as torchvision scales
+PIL images (bicubic): if that is the model's input size, and its preprocessing is bicubic, no number changes. Pixels are
+stored rather than PNG files, which take as long to decode as a JPEG file of twice the width and height; a copy of
+256 x 341 pixels takes 262 kB. Copies lie in the cache folder, never beside the user's images, named by a hash of the
+image's path, size and modification time, and are written atomically: a kill leaves a complete copy or none.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images, Split
 from imbalance_vlm.files import cache_folder, write_atomically
 
 VERSION = "1"
-"""Raised whenever copies are made in another way."""
+"""Increased whenever copies are made differently."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResizedImages:
-    """Images through their copies, which are made when first asked for; an image that is no larger needs none.
+    """Images read through their copies, which are made on first access; an image that is no larger needs none.
 
     Args:
         images: the images.
-        size: the shorter side of a copy.
-        folder: takes the copies; None makes them anew each time.
+        size: the shorter side of a copy, in pixels.
+        folder: where the copies are kept; None scales each image on every access.
     """
 
     images: Images
@@ -52,14 +52,14 @@ class ResizedImages:
             return resized(self.images[index], self.size)
         try:
             return Image.fromarray(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, TypeError, EOFError):  # there is none, or it is damaged
+        except (OSError, ValueError, TypeError, EOFError):  # no copy yet, or a damaged one
             pass
         image = self.images[index]
         if min(image.size) <= self.size:
             return image
-        made = resized(image, self.size)
-        write_atomically(path, lambda temporary: np.save(temporary, np.asarray(made)))
-        return made
+        copy = resized(image, self.size)
+        write_atomically(path, lambda temporary: np.save(temporary, np.asarray(copy)))
+        return copy
 
     def name(self, index: int) -> str:
         return self.images.name(index)
@@ -68,25 +68,25 @@ class ResizedImages:
         return ResizedImages(self.images.take(keep), self.size, self.folder)
 
     def path(self, index: int) -> Path | None:
-        """Where the copy of an image is, or will be."""
+        """The file of an image's copy, whether or not it exists yet; None without a folder."""
         if self.folder is None:
             return None
-        if isinstance(self.images, FileImages):  # by the file alone: other lists of the same files share its copy
+        if isinstance(self.images, FileImages):  # by the file only, so that all lists of the same files share copies
             file = (self.images.root / self.images.paths[index]).absolute()
             status = file.stat()
-            of = f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
+            source = f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
         else:
-            of = f"{self._of}\0{index}"
-        key = hashlib.sha256(f"{VERSION}\0{of}".encode()).hexdigest()[:32]
+            source = f"{self._images_fingerprint}\0{index}"
+        key = hashlib.sha256(f"{VERSION}\0{source}".encode()).hexdigest()[:32]
         return self.folder / str(self.size) / key[:2] / f"{key}.npy"
 
     @cached_property
-    def _of(self) -> str:
+    def _images_fingerprint(self) -> str:
         return self.images.fingerprint
 
 
 def resized(image: Image.Image, size: int) -> Image.Image:
-    """The image with its shorter side at `size`, bicubic; as it is where that is no smaller.
+    """The image with its shorter side scaled to `size`, bicubic; unchanged where it is no larger.
 
     >>> resized(Image.new("RGB", (30, 20)), 10).size
     (15, 10)
@@ -100,13 +100,13 @@ def resized(image: Image.Image, size: int) -> Image.Image:
 
 
 def resized_split(split: Split, size: int, keep: bool = True, folder: Path | None = None) -> Split:
-    """A split whose images come from copies.
+    """A split whose images are read through copies; images in memory stay as they are.
 
     Args:
         split: images and labels.
-        size: the shorter side of a copy; 0 leaves the split as it is, as images in memory do.
-        keep: false scales each image anew and writes nothing.
-        folder: takes the copies; left out, one in the cache.
+        size: the shorter side of a copy, in pixels; 0 for no copies.
+        keep: false scales each image on every access and writes nothing.
+        folder: where the copies are kept; None for a folder in the cache.
     """
     if not size or isinstance(split.images, ArrayImages):
         return split
