@@ -24,7 +24,7 @@ def create_encoder(name: str, **settings: Any) -> Encoder:
         InputError: an unknown model or setting, a value out of range, or weights that are missing or do not fit.
     """
     catalogue.load_plugins()
-    checked_settings(f"encoder '{name}'", catalogue.encoder_entry(name).settings(), settings)
+    checked_settings(f"encoder '{name}'", catalogue.ENCODERS.get(name).settings(), settings)
     return encoder_spec({"name": name} | settings).build()
 
 
@@ -37,7 +37,7 @@ def encoder_spec(section: Mapping[str, Any]) -> EncoderSpec:
     Raises:
         InputError: an entry that makes no specification.
     """
-    entry = catalogue.encoder_entry(section["name"])
+    entry = catalogue.ENCODERS.get(section["name"])
     of_features = settings_of(feature_source)
     settings = {key: value for key, value in section.items() if key not in of_features}
     spec = entry.make(settings, {"name": lambda chosen: chosen["name"]})

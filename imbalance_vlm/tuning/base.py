@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.regularizers.base import Regularizer, RunText
@@ -32,6 +32,8 @@ class TuningContext:
         epochs: number of epochs of the training.
         seed: seed of the run.
         flips: whether a mirrored image still shows its class.
+        text_features: (class names, templates) -> (M, d) unit text features of the untouched text tower. They are shared
+            by the runs of a study: do not change them in place.
     """
 
     encoder: Encoder
@@ -43,6 +45,7 @@ class TuningContext:
     epochs: int
     seed: int
     flips: bool
+    text_features: Callable[[Sequence[str], Sequence[str]], Tensor]
 
 
 class Tuning:

@@ -60,7 +60,11 @@ class SquareCrop:
     epoch: int
     min_scale: float
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.base.size
+
+    def __call__(self, image: Image.Image, /) -> Tensor:
         seed = zlib.crc32(image.tobytes(), zlib.crc32(f"{self.seed} {self.epoch}".encode()))
         generator = torch.Generator().manual_seed(seed)
         left, top, side = random_square(*image.size, self.min_scale, generator)

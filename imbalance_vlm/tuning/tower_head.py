@@ -7,7 +7,7 @@ reads the images and runs the tower.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,9 +59,21 @@ class TowerHead(Head):
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
         self.inner.observe(embeddings, targets)
 
+    def for_names(
+        self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
+    ) -> TowerHead:
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # the copy's own, so that its inner head can be replaced
+        other.inner = self.inner.for_names(class_names, text_features)
+        return other
+
     @property
     def learns_embedding(self) -> bool:
         return True
+
+    @property
+    def logit_scale(self) -> float | None:  # type: ignore[override]  # as for the inner head
+        return self.inner.logit_scale
 
     @property
     def learns_text(self) -> bool:  # type: ignore[override]  # as for the inner head

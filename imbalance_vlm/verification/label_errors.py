@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.assembly import as_key, encoder, encoder_settings
 from imbalance_vlm.components.settings import settings_of
-from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.progress import bar
-from imbalance_vlm.training.devices import named
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.verification.collection import WHOLE, Collection
 from imbalance_vlm.verification.findings import Finding
 from imbalance_vlm.verification.inspection import Inspection
@@ -105,8 +104,8 @@ def embed(collection: Collection, inspections: Sequence[Inspection], device: str
     recipe, data = collection.recipe, collection.dataset
     if recipe is None or data is None:
         raise ValueError("embeddings need a recipe and its dataset")
-    torch_device = named(device)
-    net = encoder(as_key(encoder_settings(recipe)), encoder_identity(recipe["encoder"]), torch_device)
+    torch_device = resolve_device(device)
+    encoder = Resources().encoder(recipe["encoder"], torch_device)
     features = recipe["encoder"]["features"]
     settings = {key: recipe["encoder"][key] for key in settings_of(feature_source)}
     embedded = {}
@@ -118,10 +117,10 @@ def embed(collection: Collection, inspections: Sequence[Inspection], device: str
         part = split if len(readable) == len(split) else split.take(np.array(readable, np.int64))
         if len(part):
             source = feature_source(
-                net,
+                encoder,
                 part,
                 "class_token" if features == "tokens" else features,
-                [net.transform],
+                [encoder.preprocessing],
                 torch_device,
                 f"{data.name} {split_name}",
                 **settings,

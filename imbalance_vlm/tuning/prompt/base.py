@@ -94,7 +94,7 @@ class PromptHead(Head):
         super().__init__()
         prompted.layout(context.shape[-2])  # raises before any work if a prompt is too long
         self.prompted = prompted
-        self.scale = scale
+        self.logit_scale = scale
         self.context = nn.Parameter(context.detach().clone())
         self._kept: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # state of the parameters, text features
 
@@ -119,17 +119,19 @@ class PromptHead(Head):
         return F.normalize(features, dim=-1)
 
     def classifier(self) -> tuple[Tensor, Tensor | None]:
-        return self.scale * self.text_features(), None
+        return self.logit_scale * self.text_features(), None
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        return self.scale * embeddings @ self.text_features().to(embeddings.dtype).t()
+        return self.logit_scale * embeddings @ self.text_features().to(embeddings.dtype).t()
 
-    def for_names(self, class_names: Sequence[str], text_features: Tensor | None = None) -> PromptHead:
+    def for_names(
+        self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
+    ) -> PromptHead:
         """This head over other classes, with the same parameters, not copies of them.
 
         Args:
             class_names: names of the other classes.
-            text_features: their frozen features, which this head does not need: it encodes the names itself.
+            text_features: not used: the names are encoded under the learned context.
 
         Raises:
             InputError: a context per class, no names, or a prompt longer than the tower reads.
@@ -170,11 +172,11 @@ class PromptText:
         self.novel_names = context.novel_names
         self.templates = context.templates
         self.seed = context.seed
-        self._encoder = context.encoder
+        self._text_features = context.text_features
         self._head = head
 
     def frozen(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        return self._encoder.text_features(names, templates)
+        return self._text_features(names, templates)
 
     def learned(self, names: Sequence[str]) -> Callable[[], Tensor]:
         return self._head.text_of(names)

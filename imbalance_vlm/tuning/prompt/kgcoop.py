@@ -49,5 +49,5 @@ class KgCoOp(CoOp):
 
     def regularizers(self, context: TuningContext) -> list[Regularizer]:
         templates = target_templates(context.templates, self.target)
-        frozen = context.encoder.text_features(context.class_names, templates)
+        frozen = context.text_features(context.class_names, templates)
         return [TextAnchor(None, frozen, distance="cos", weight=self.weight)]

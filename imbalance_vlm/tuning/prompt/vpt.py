@@ -13,7 +13,7 @@ sentences, where [1] has "a photo of a" alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
@@ -37,27 +37,11 @@ class VPTHead(TowerHead):
     Args:
         encoder: the encoder whose image tower holds the tokens.
         tuned: that tower.
-        class_names: one per class.
-        templates: sentences with one `{}` each.
+        text: (C, d) unit text features of the class names.
     """
 
-    def __init__(
-        self, encoder: Encoder, tuned: TunedTower, class_names: Sequence[str], templates: Sequence[str]
-    ) -> None:
-        directions = encoder.text_features(class_names, templates)
-        inner = TextHead(directions.shape[1], len(class_names), directions, encoder.logit_scale)
-        super().__init__(encoder, tuned, inner, "embedding")
-        self.templates = templates
-
-    def for_names(self, class_names: Sequence[str], text_features: Tensor | None = None) -> VPTHead:
-        """This head over other classes, with the same tokens, not copies of them.
-
-        Args:
-            class_names: names of the other classes.
-            text_features: their frozen features, which this head does not need: it encodes the names in its own
-                sentences.
-        """
-        return VPTHead(self.encoder, self.tuned, class_names, self.templates)
+    def __init__(self, encoder: Encoder, tuned: TunedTower, text: Tensor) -> None:
+        super().__init__(encoder, tuned, TextHead(text, encoder.logit_scale), "embedding")
 
 
 class VPT(Tuning):
@@ -82,7 +66,8 @@ class VPT(Tuning):
     def head(self, context: TuningContext, plain: Callable[[], Head]) -> Head:
         check_prompt_context(context)
         self.tuned = self.method.apply(context.encoder.module, len(context.class_names))
-        return VPTHead(context.encoder, self.tuned, context.class_names, context.templates)
+        text = context.text_features(context.class_names, context.templates)
+        return VPTHead(context.encoder, self.tuned, text)
 
     def base(self) -> AbstractContextManager[None]:
         return nullcontext() if self.tuned is None else self.tuned.base()
