@@ -39,7 +39,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def place(module: str, package: Path) -> str:
     """The folder or top-level module that a module lies in; the package's own __init__ is a place of its own."""
-    part = (module.split(".") + [""])[1]
+    part = [*module.split("."), ""][1]
     return part if (package / part).is_dir() or (package / f"{part}.py").is_file() else "__init__"
 
 

@@ -29,9 +29,9 @@ from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
-from imbalance_vlm.results.environment import begin_peak_memory, cost
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
+from imbalance_vlm.runs.environment import begin_peak_memory, cost
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.settings import TrainingSettings
 

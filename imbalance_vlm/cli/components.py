@@ -83,6 +83,6 @@ def validate(options: argparse.Namespace) -> None:
 def schema(options: argparse.Namespace) -> None:
     import json
 
-    from imbalance_vlm.recipe.reference import json_schema
+    from imbalance_vlm.recipe.json_schema import json_schema
 
     print(json.dumps(json_schema(), indent=1))

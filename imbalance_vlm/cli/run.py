@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
+from imbalance_vlm import launcher
 from imbalance_vlm.cli.common import command
 
 SHOWN = ("recipe", "dataset", "encoder", "tuning", "head", "balancing", "overall", "many", "medium", "few")
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         jobs=options.jobs,
     )
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the first prints
+    if launcher.rank() > 0:  # of several processes, the first prints
         return
     if isinstance(result, StudyResult):
         print(markdown(result.table), end="")

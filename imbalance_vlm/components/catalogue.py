@@ -714,7 +714,7 @@ EVALUATORS.add(
     f"{_PKG}.evaluation.base_to_novel:BaseToNovel",
     "accuracy on the half of the classes that was not trained, also over the epochs",
     paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
-    needs=frozenset({"names.new"}),
+    needs=frozenset({"names.new", "novel"}),
 )
 EVALUATORS.add(
     "transfer",

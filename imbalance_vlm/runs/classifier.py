@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
-from imbalance_vlm.data.dataset import FileImages, Split
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES
+from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
+from imbalance_vlm.data.loader import Decoder
 from imbalance_vlm.data.readability import unreadable
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder

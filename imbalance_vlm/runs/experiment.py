@@ -1,4 +1,4 @@
-"""The whole pipeline on one screen: data -> encoder -> tuning -> head -> balancing -> training -> evaluation -> result."""
+"""The whole pipeline: data -> encoder -> tuning -> head -> balancing -> training -> evaluation -> result."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from imbalance_vlm.runs.environment import begin_peak_memory, cost
 from imbalance_vlm.runs.record import describe, write_run
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import SplitFeatures
+from imbalance_vlm.training import second_stage
 from imbalance_vlm.training.distributed.sharding import shard_tower
 from imbalance_vlm.training.first_pass import first_pass
 from imbalance_vlm.training.loop import Trained, steps_per_epoch, train
 from imbalance_vlm.training.memory import memory_errors
-from imbalance_vlm.training import second_stage
 from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.base import Tuning
 from imbalance_vlm.tuning.tower_head import TowerHead
@@ -177,7 +177,8 @@ def fit(
 
     if objective.gradient.first_epochs:
         objective.gradient.learn(first_pass(objective, objective.gradient.first_epochs, folder, parts, settings))
-    trained = train(objective, *parts(objective), folder, each_epoch, settings=settings)
+    _, sampler, optimizer, schedule = parts(objective)
+    trained = train(objective, source, sampler, optimizer, schedule, folder, each_epoch, settings=settings)
     tuning.finish(objective.head)
     return trained
 

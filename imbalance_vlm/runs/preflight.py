@@ -14,8 +14,8 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import bar
 from imbalance_vlm.runs.build import (
     check_validation,
-    feature_kind,
     context_of,
+    feature_kind,
     make_head,
     make_long_tail,
     make_model,

@@ -118,9 +118,7 @@ class SplitFeatures:
     def prototypes(self, section: Mapping[str, Any]) -> Tensor:
         """(C, w) uniform prototypes, each assigned to a class as the section of a head or regularizer says."""
         width = self.encoder.width(self.kind)
-        rows = self.resources.prototypes(
-            self.data.num_classes, width, section["kind"], section["prototype_seed"]
-        )
+        rows = self.resources.prototypes(self.data.num_classes, width, section["kind"], section["prototype_seed"])
         like = self.directions(section["assign"])
         return rows.clone() if like is None else rows[assign_prototypes(rows, like)].to(like.device)
 

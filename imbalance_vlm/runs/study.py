@@ -76,9 +76,7 @@ def run(
     if jobs > 1:
         _run_in_processes(wanted, folders, force, device, jobs)
         force = False  # the runs are finished; what follows reads them
-    results = [
-        _run_or_read(one, folder, force, device, resources) for one, folder in _with_progress(wanted, folders)
-    ]
+    results = [_run_or_read(one, folder, force, device, resources) for one, folder in _with_progress(wanted, folders)]
     return _report(wanted, results, Path(runs) / wanted.name)
 
 

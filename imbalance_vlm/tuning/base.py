@@ -32,8 +32,8 @@ class TuningContext:
         epochs: number of epochs of the training.
         seed: seed of the run.
         flips: whether a mirrored image still shows its class.
-        text_features: (class names, templates) -> (M, d) unit text features of the untouched text tower. They are shared
-            by the runs of a study: do not change them in place.
+        text_features: (class names, templates) to (M, d) unit text features of the untouched text tower, which the runs
+            of a study share: do not change them in place.
     """
 
     encoder: Encoder

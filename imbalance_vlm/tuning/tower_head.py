@@ -33,8 +33,6 @@ class TowerHead(Head):
         kind: the features that `inner` reads; see `imbalance_vlm.encoders.base.KINDS`.
     """
 
-    reads = "pixels"
-
     encoder: Encoder
     tuned: TunedTower
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from imbalance_vlm.balancing.prototype_assignment import PrototypeAssigner, prototypes_for
 from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm import InputError
-from imbalance_vlm.balancing.prototype_assignment import PrototypeAssigner, prototypes_for
 from imbalance_vlm.balancing.prototypes import create_prototypes
 from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.image_text_contrast import ImageTextContrast, image_text_contrast

@@ -93,7 +93,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "new classes with a classifier that cannot read them": (
         {"data.classes": "base", "evaluation.base_to_novel": True},
         [
-            "evaluation.base_to_novel: evaluator 'base_to_novel' needs a classifier that can read the names of new classes"
+            "evaluation.base_to_novel: evaluator 'base_to_novel' needs a classifier that can read the "
+            "names of new classes"
         ],
     ),
     "new classes with a context per class": (

@@ -82,19 +82,20 @@ class PromptHead(Head):
     Args:
         prompted: the text features as a function of the context.
         context: start of the context: (n_ctx, w), or (C, n_ctx, w) for a context per class.
-        scale: the model's exp(logit_scale).
+        logit_scale: the model's exp(logit_scale).
 
     Raises:
         InputError: a context of another shape, or a prompt longer than the tower reads.
     """
 
     learns_text = True
+    logit_scale: float
 
-    def __init__(self, prompted: SharedText, context: Tensor, scale: float) -> None:
+    def __init__(self, prompted: SharedText, context: Tensor, logit_scale: float) -> None:
         super().__init__()
         prompted.layout(context.shape[-2])  # raises before any work if a prompt is too long
         self.prompted = prompted
-        self.logit_scale = scale
+        self.logit_scale = logit_scale
         self.context = nn.Parameter(context.detach().clone())
         self._kept: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # state of the parameters, text features
 

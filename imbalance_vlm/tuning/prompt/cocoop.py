@@ -75,7 +75,7 @@ class CoCoOpHead(PromptHead):
     def classify(self, embeddings: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             parts = [
-                logits_per_image(part, self.prompted.per_image(self.contexts(part)), self.scale)
+                logits_per_image(part, self.prompted.per_image(self.contexts(part)), self.logit_scale)
                 for part in embeddings.split(AT_ONCE)
             ]
             return torch.cat(parts)
@@ -83,7 +83,7 @@ class CoCoOpHead(PromptHead):
         if self.training:
             self._texts = texts
             self.text = F.normalize(texts.mean(0), dim=-1)
-        return logits_per_image(embeddings, texts, self.scale)
+        return logits_per_image(embeddings, texts, self.logit_scale)
 
     def gather(self, together: Callable[[Tensor], Tensor]) -> None:
         if self._texts is not None:

@@ -107,7 +107,7 @@ class SelfRegulation(Regularizer):
                 f"method 'promptsrc' needs the frozen model's features of all {len(outputs.embeddings)} images of a "
                 f"batch, and has {len(head.frozen)}; call gather() first"
             )
-        frozen_logits = head.scale * head.frozen @ frozen_text.to(head.frozen).t()  # (N, C)
+        frozen_logits = head.logit_scale * head.frozen @ frozen_text.to(head.frozen).t()  # (N, C)
         distance = (outputs.embeddings - head.frozen).abs().mean()
         kl = divergence(outputs.logits, frozen_logits).sum() / outputs.logits.numel()  # over N and C
         return self.image * distance + self.logits * kl

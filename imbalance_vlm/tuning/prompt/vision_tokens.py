@@ -133,7 +133,6 @@ class TwoTowerHead(PromptHead):
         scale: the model's exp(logit_scale).
     """
 
-    reads = "pixels"
     rest: Tensor
 
     def __init__(
