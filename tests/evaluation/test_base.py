@@ -42,8 +42,8 @@ def offers() -> dict[str, Any]:
 
 def make_of(name: str) -> Make:
     section = {"name": name, **SETTINGS.get(name, {})}
-    given = {key: constant(value) for key, value in offers().items()}
-    return lambda: (catalogue.EVALUATORS.make(section, given), section)
+    offered = {key: constant(value) for key, value in offers().items()}
+    return lambda: (catalogue.EVALUATORS.make(section, offered), section)
 
 
 @pytest.mark.parametrize("name", catalogue.EVALUATORS.names())
