@@ -231,7 +231,7 @@ def test_nc1_measures_the_spread_along_the_simplex() -> None:
 
 
 def test_nc1_ignores_directions_that_are_only_rounding() -> None:
-    """Means on a line, turned and rounded to float32: other directions hold only rounding errors, and are not inverted."""
+    """Means on a line, turned and rounded to float32: other directions are only rounding, and not inverted."""
     rotation = create_prototypes(6, 6, kind="orthoplex")
     line = torch.arange(5.0)[:, None] * rotation[0] + 0.3  # (5, 6)
     noise = 0.1 * torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
