@@ -330,6 +330,7 @@ def test_a_result_says_where_its_numbers_come_from(recipe: Recipe) -> None:
         "encoder": "",
         "pretrained": record["identity"]["pretrained"],
         "pretrain_pairs": None,
+        "samples_seen": None,
         "tuning": "linear_probe",
         "head": "linear",
         "balancing": "balanced_softmax",

@@ -20,11 +20,13 @@ BATCH_SIZE = 1024
 def evaluate(
     model: nn.Module, source: Source, evaluators: Sequence[Evaluator] = (), batch_size: int = BATCH_SIZE
 ) -> Predictions:
-    """Feed each evaluator the logits and labels of a whole split, in order, and return the prediction for each image.
+    """Feed each evaluator the logits and targets of a whole split, in order, and return the prediction for each image.
+
+    Outputs of another shape reach the evaluators as they are, and have no predictions.
 
     Args:
-        model: gives logits (B, C).
-        source: features or images, and one label per image.
+        model: gives logits, (B, C) for one label per image.
+        source: features or images with their targets, (B,) for one label per image.
         evaluators: receive every batch; their `compute` is left to the caller.
         batch_size: images per batch, at most; see `evaluation_rows`.
 

@@ -13,13 +13,16 @@ from imbalance_vlm.evaluation.metrics import Predictions
 class PredictionRecorder(Evaluator):
     """Collects `Predictions` from logits (B, C) and labels (B,).
 
-    Only four numbers per image are kept: the logits of 24,426 images over 8,142 classes would take 800 MB.
+    Only four numbers per image are kept: the logits of 24,426 images over 8,142 classes would take 800 MB. Outputs of
+    another shape (per pixel, several labels per image) have no single predicted class, and are left out.
     """
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
+        if logits.ndim != 2 or targets.ndim != 1:
+            return
         log_probs = logits.float().log_softmax(dim=1)  # (B, C)
         best, predicted = log_probs.max(dim=1)
         nll = -log_probs.gather(1, targets[:, None]).squeeze(1)

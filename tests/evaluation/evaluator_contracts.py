@@ -43,9 +43,9 @@ def equal(first: Mapping[str, float], second: Mapping[str, float], tolerance: fl
 
 def batches_do_not_matter(make: Make) -> None:
     logits, targets = logits_and_targets()
-    whole = computed(make, [(logits, targets)])
+    at_once = computed(make, [(logits, targets)])
     parts = computed(make, zip(logits.split(5), targets.split(5), strict=True))
-    assert equal(whole, parts), f"fed batch by batch: {parts}, at once: {whole}"
+    assert equal(at_once, parts), f"fed batch by batch: {parts}, at once: {at_once}"
 
 
 def order_does_not_matter(make: Make) -> None:

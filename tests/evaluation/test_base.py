@@ -13,7 +13,7 @@ from torch import Tensor
 from imbalance_vlm import LongTail
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.evaluation.base import Column, Evaluator, columns_of, registered_columns
-from imbalance_vlm.evaluation.evaluate import logits_of
+from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.evaluation.recorder import PredictionRecorder
 from tests.evaluation import evaluator_contracts
 from tests.evaluation.evaluator_contracts import CONTRACTS, Make
@@ -42,8 +42,8 @@ def offers() -> dict[str, Any]:
 
 def make_of(name: str) -> Make:
     section = {"name": name, **SETTINGS.get(name, {})}
-    given = {key: constant(value) for key, value in offers().items()}
-    return lambda: (catalogue.EVALUATORS.make(section, given), section)
+    offered = {key: constant(value) for key, value in offers().items()}
+    return lambda: (catalogue.EVALUATORS.make(section, offered), section)
 
 
 @pytest.mark.parametrize("name", catalogue.EVALUATORS.names())
@@ -157,11 +157,12 @@ def test_an_evaluator_does_nothing_by_default() -> None:
     ],
     ids=["per pixel", "several labels per image"],
 )
-def test_the_test_pass_carries_other_outputs_than_one_label_per_image(logits: Tensor, targets: Tensor) -> None:
-    batches = list(logits_of(torch.nn.Identity(), LogitSource(logits, targets), 3))
-    assert [len(batch) for batch, _ in batches] == [3, 1]
-    assert torch.equal(torch.cat([batch for batch, _ in batches]), logits)
-    assert torch.equal(torch.cat([labels for _, labels in batches]), targets)
+def test_evaluators_receive_other_outputs_than_one_label_per_image(logits: Tensor, targets: Tensor) -> None:
+    evaluator = Good()
+    predictions = evaluate(torch.nn.Identity(), LogitSource(logits, targets), [evaluator], 3)
+    assert torch.equal(torch.cat(evaluator.targets), targets)
+    assert dict(evaluator.compute()) == {"zeros": 1.0}
+    assert not len(predictions.labels)
 
 
 def test_the_recorder_has_no_columns() -> None:

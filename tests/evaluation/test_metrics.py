@@ -57,12 +57,12 @@ def test_means_over_classes_are_scipys(seed: int) -> None:
 
 
 @pytest.mark.parametrize("mean", [metrics.harmonic_mean, metrics.geometric_mean])
-def test_a_class_that_is_never_right_makes_these_means_zero(mean: object) -> None:
+def test_a_class_that_is_never_recognised_makes_these_means_zero(mean: object) -> None:
     assert mean(np.array([50.0, 0.0, 80.0])) == 0  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("mean", [metrics.harmonic_mean, metrics.geometric_mean, metrics.mean])
-def test_means_leave_out_what_is_missing(mean: object) -> None:
+def test_means_leave_out_nan(mean: object) -> None:
     assert mean(np.array([40.0, np.nan, 40.0])) == pytest.approx(40)  # type: ignore[operator]
     assert math.isnan(mean(np.array([np.nan])))  # type: ignore[operator]
     assert math.isnan(mean(np.array([])))  # type: ignore[operator]
