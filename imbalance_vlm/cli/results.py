@@ -26,15 +26,16 @@ def add(commands: Any) -> None:
 
 def table(options: argparse.Namespace) -> None:
     from imbalance_vlm.results.result import find_results
-    from imbalance_vlm.results.tables import format_table, save_table, select
+    from imbalance_vlm.results.tables import columns_of, format_table, save_table, select
     from imbalance_vlm.results.tables import table as make_table
 
-    columns = options.columns.split(",") if options.columns else None
-    frame = select(make_table(find_results(options.places)), columns, options.sort)
+    results = find_results(options.places)
+    columns = columns_of(results)
+    frame = select(make_table(results), options.columns.split(",") if options.columns else None, options.sort, columns)
     if options.out:
-        save_table(frame, options.out)
+        save_table(frame, options.out, columns)
     else:
-        print(format_table(frame, options.format), end="")
+        print(format_table(frame, options.format, columns), end="")
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -82,7 +82,8 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
             raise RecipeError(problems)
         recipes, problems = _resolved(_expand(loaded, study["grid"]))
     wanted = Plan(_name(loaded), recipes, study)
-    problems += _unknown_rows(wanted, loaded) if not problems else []
+    if not problems and wanted.is_study:  # rows and columns follow from the runs
+        problems = _unknown_columns(wanted, loaded) + _unknown_rows(wanted, loaded)
     if problems:
         raise RecipeError(problems)
     return wanted
@@ -129,9 +130,7 @@ def _checked_study(sections: Mapping[str, Any], loaded: Loaded) -> tuple[dict[st
     seeds = study["grid"]["seeds"] or []
     if len(set(seeds)) < len(seeds):
         report("grid.seeds", f"must differ from one another, got {seeds}")
-    problems += _overridden(study["grid"], loaded)
-    problems += _unknown_columns(study, loaded)
-    return study, problems
+    return study, problems + _overridden(study["grid"], loaded)
 
 
 def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
@@ -146,10 +145,10 @@ def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     ]
 
 
-def _unknown_columns(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
-    """Names of table columns that no run of the study can have."""
-    columns = table_columns(loaded.tree.get("evaluation"))
-    places = {"variant", *(study["grid"]["axes"] or {})}
+def _unknown_columns(wanted: Plan, loaded: Loaded) -> list[Problem]:
+    """Names of table columns that no run can have."""
+    columns = table_columns(recipe["evaluation"] for recipe in wanted.recipes)
+    places = {"variant", *wanted.axes}
     allowed = {
         **{key: set(columns) for key in ("table.columns", "table.sort", "table.score", "plot.y")},
         **{key: {*columns, *places} for key in ("plot.by", "plot.each")},
@@ -157,7 +156,7 @@ def _unknown_columns(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     }
     problems = []
     for key, names in allowed.items():
-        value = value_at(study, key)
+        value = value_at(wanted.study, key)
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and name not in names:
                 message = f"unknown table column {name!r}.{did_you_mean(name, columns)} Available: {', '.join(columns)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import FinishedRun
 from imbalance_vlm.components.registry import Offers, Section
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
@@ -23,8 +25,10 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.recipe.schema import settings_in
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import Starts
+from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, check_trained_on
 from imbalance_vlm.tuning.base import Tuning, TuningContext
 
 Recipe = Mapping[str, Any]
@@ -153,11 +157,11 @@ def make_objective(
             head=head,
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
-            fingerprint=context.encoder.fingerprint,
         ),
         "prototypes": starts.prototypes,
         "text": lambda _section: tuning.text(context, head),
     }
+    check_reused(recipe, context.encoder)
     criterion = catalogue.LOSSES.make(section["loss"], offers)
     regularizers = [catalogue.REGULARIZERS.make(one, offers) for one in section["regularizers"]]
     regularizers += tuning.regularizers(context)
@@ -165,6 +169,17 @@ def make_objective(
     gradient = catalogue.GRADIENTS.make(transform, offers) if transform else tuning.gradient(context)
     frozen_text = starts.directions("text") if head.learns_text else None
     return Objective(head, criterion, regularizers, gradient, frozen_text).to(context.device)
+
+
+def check_reused(recipe: Recipe, encoder: Encoder) -> None:
+    """Check that the finished runs whose files the recipe uses are of its own encoder.
+
+    Raises:
+        InputError: with both fingerprints.
+    """
+    for _, setting, value in settings_in(recipe):
+        if setting.marked(FinishedRun) and value:
+            check_trained_on(Path(value).expanduser() / WEIGHTS_FILE, encoder.fingerprint)
 
 
 def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) -> None:

@@ -27,7 +27,7 @@ from imbalance_vlm.results.result import read_result
 from imbalance_vlm.runs.build import feature_kind, make_context, make_head, make_model, make_tuning
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import BlankStarts
-from imbalance_vlm.training.checkpoints import load_weights, save_weights
+from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, load_weights, save_weights
 from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.tuning.base import Tuning
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECIPE_FILE = "recipe.resolved.yaml"
-WEIGHTS_FILE = "head.safetensors"
 SECTIONS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
 """The keys of a recipe that a classifier is rebuilt from."""
 BATCH = 256

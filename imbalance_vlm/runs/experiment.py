@@ -17,11 +17,13 @@ from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.base import Evaluator
 from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
+from imbalance_vlm.recipe.columns import evaluator_sections
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs.build import (
     Recipe,
@@ -41,6 +43,7 @@ from imbalance_vlm.runs.record import describe, write_run
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import SplitFeatures
 from imbalance_vlm.training import second_stage
+from imbalance_vlm.training.distributed.processes import world_size
 from imbalance_vlm.training.distributed.sharding import shard_tower
 from imbalance_vlm.training.first_pass import first_pass
 from imbalance_vlm.training.loop import Trained, steps_per_epoch, train
@@ -88,8 +91,8 @@ def _run(
     model = make_model(recipe, head, long_tail)
     check_validation(recipe, model, data)
     objective = make_objective(recipe, head, context, tuning, features, long_tail)
-    if recipe["training"]["shard"] and isinstance(head, TowerHead):
-        shard_tower(head.tuned.root, head)
+    if recipe["training"]["shard"] and world_size() > 1:
+        shard(head)
     trainable = sum(parameter.numel() for parameter in tuning.parameters(head))
     history: list[dict[str, Any]] = []
     evaluators = make_evaluators(
@@ -105,10 +108,21 @@ def _run(
     scores = {name: value for evaluator in evaluators for name, value in evaluator.compute()}
 
     spent = cost(device, trainable, features.seconds, trained.seconds + seconds, trained.images_per_second)
-    record = describe(recipe, data, long_tail, encoder, evaluators, scores, predictions, device)
+    record = describe(recipe, data, long_tail, encoder, scores, predictions, device)
     record |= {"chosen": chosen, "cost": spent}
     classifier = TrainedClassifier(recipe, data.class_names, long_tail, encoder, tuning, model, device)
     return write_run(folder, classifier, record, data, predictions)
+
+
+def shard(head: Head) -> None:
+    """Shard the tower that is trained with the head over the processes, before the optimizer is made.
+
+    Raises:
+        InputError: no tower is trained.
+    """
+    if not isinstance(head, TowerHead):
+        raise InputError("`training.shard` must be false where no tower is trained, got true")
+    shard_tower(head.tuned.root, head)
 
 
 def make_evaluators(
@@ -143,11 +157,7 @@ def make_evaluators(
         text_features=features.context.text_features,
         history=history,
     )
-    return [
-        catalogue.EVALUATORS.make({"name": name, **recipe["evaluation"][name]}, offers)
-        for name in catalogue.EVALUATORS.names()
-        if name in recipe["evaluation"]
-    ]
+    return [catalogue.EVALUATORS.make(section, offers) for section in evaluator_sections(recipe["evaluation"])]
 
 
 def fit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.evaluation.base import Evaluator
+from imbalance_vlm.evaluation.base import columns_of
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy
 from imbalance_vlm.files import write_atomically, write_json
 from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.recipe.columns import evaluator_sections
 from imbalance_vlm.recipe.schema import SAMPLER
 from imbalance_vlm.results.result import SCHEMA_VERSION, RunResult, read_result
 from imbalance_vlm.runs.classifier import TrainedClassifier
@@ -30,13 +31,12 @@ def describe(
     data: Dataset,
     long_tail: LongTail,
     encoder: Encoder,
-    evaluators: Sequence[Evaluator],
     scores: Mapping[str, float],
     predictions: Predictions,
     device: torch.device,
 ) -> dict[str, Any]:
     """What was run and what came out, as result.json holds it."""
-    columns = [asdict(column) for evaluator in evaluators for column in evaluator.columns if column.name in scores]
+    columns = columns_of(evaluator_sections(recipe["evaluation"]))
     return {
         "seed": recipe["seed"],
         "identity": {
@@ -51,7 +51,7 @@ def describe(
             "balancing": balancing_words(recipe),
         },
         "scores": dict(scores),
-        "columns": columns,
+        "columns": [asdict(column) for column in columns],
         "classes": {
             "names": data.class_names,
             "templates": data.templates,

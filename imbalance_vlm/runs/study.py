@@ -25,7 +25,7 @@ from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.curves import curves
 from imbalance_vlm.results.plots import plot
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
-from imbalance_vlm.results.tables import save_table, select, table
+from imbalance_vlm.results.tables import columns_of, save_table, select, table
 from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.identity import run_folder
 from imbalance_vlm.runs.preflight import preflight
@@ -172,16 +172,16 @@ def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> Ru
 
 def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult:
     """Write the study's table (and plot) beside its runs."""
-    full = table(results)
+    full, columns = table(results), columns_of(results)
     if wanted.table.get("baseline"):
         full = compare(full, results, wanted.table["baseline"], wanted.table["score"])
     full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
     places = wanted.coordinates()
     if wanted.table.get("average"):
         full = with_averages(full, places, wanted.table["average"])
-    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"))
-    save_table(full, folder / "table.csv")
-    save_table(shown, folder / "table.md")
+    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"), columns)
+    save_table(full, folder / "table.csv", columns)
+    save_table(shown, folder / "table.md", columns)
     write_json(folder / "study.json", {"name": wanted.name, "runs": [str(r.path.relative_to(folder)) for r in results]})
     if wanted.plot and not find_spec("matplotlib"):
         note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")

@@ -22,6 +22,8 @@ from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.distributed.sharding import full_state, load_module_state
 
 State = dict[str, Any]
+WEIGHTS_FILE = "head.safetensors"
+"""The trained weights in the folder of a run."""
 
 
 def save_checkpoint(path: Path, state: State) -> None:

@@ -15,9 +15,10 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar
 from imbalance_vlm.training.averaging import Ema, interpolate
-from imbalance_vlm.training.distributed.processes import join, process_group, world_size
+from imbalance_vlm.training.distributed.processes import join, process_group
 from imbalance_vlm.training.distributed.sharding import is_sharded
 from imbalance_vlm.training.schedules import Schedule
 from imbalance_vlm.training.settings import TrainingSettings

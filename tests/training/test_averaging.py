@@ -22,9 +22,9 @@ def net(seed: int = 0) -> nn.Module:
     """Parameters, floating-point buffers, a counter and a mask."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    made.register_buffer("mask", torch.tensor([True, False]))
-    return made
+        module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    module.register_buffer("mask", torch.tensor([True, False]))
+    return module
 
 
 def change_weights(module: nn.Module, step: int) -> None:
@@ -39,7 +39,7 @@ def change_weights(module: nn.Module, step: int) -> None:
 
 def loops(states: Sequence[dict[str, Tensor]], decay: float, warm_up: bool) -> dict[str, list[float]]:
     """The average of the states one after the other, number by number in double precision."""
-    found: dict[str, list[float]] = {}
+    averages: dict[str, list[float]] = {}
     for key in states[0]:
         average = [float(x) for x in states[0][key].flatten()]
         for t in range(1, len(states)):
@@ -49,8 +49,8 @@ def loops(states: Sequence[dict[str, Tensor]], decay: float, warm_up: bool) -> d
                 average = [d * old + (1 - d) * new for old, new in zip(average, now, strict=True)]
             else:
                 average = now
-        found[key] = average
-    return found
+        averages[key] = average
+    return averages
 
 
 def assert_equal(state: dict[str, Tensor], wanted: dict[str, list[float]], **tolerance: float) -> None:
@@ -75,7 +75,7 @@ def run(steps: range, module: nn.Module, ema: Ema) -> list[dict[str, Tensor]]:
 
 @pytest.mark.parametrize("warm_up", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
-def test_the_moving_average_follows_its_equation(decay: float, warm_up: bool) -> None:
+def test_moving_average_follows_its_equation(decay: float, warm_up: bool) -> None:
     module = net()
     ema = Ema(module, decay=decay, warm_up=warm_up)
     states = run(range(6), module, ema)
@@ -88,16 +88,16 @@ def test_the_moving_average_follows_its_equation(decay: float, warm_up: bool) ->
             assert_equal(ema.state(), loops(states, decay, not warm_up))
 
 
-def test_the_decay_warms_up_to_its_value() -> None:
+def test_decay_warms_up_to_its_value() -> None:
     assert [ema_decay(0.999, t) for t in (0, 8, 90)] == [0.1, 0.5, 0.91]
     assert ema_decay(0.999, 10**6) == 0.999
     assert ema_decay(0.999, 0, warm_up=False) == 0.999
 
 
-def test_a_resumed_average_ends_with_the_same_numbers(tmp_path: Path) -> None:
+def test_resumed_average_ends_with_the_same_numbers(tmp_path: Path) -> None:
     module, other = net(), net(1)
-    whole, first, second = Ema(module), Ema(module), Ema(other)
-    run(range(5), copy.deepcopy(module), whole)
+    uninterrupted, first, second = Ema(module), Ema(module), Ema(other)
+    run(range(5), copy.deepcopy(module), uninterrupted)
     run(range(2), module, first)
     save_checkpoint(tmp_path / "checkpoint.pt", {"head": module.state_dict(), "ema": first.state_dict()})
     state = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -105,11 +105,11 @@ def test_a_resumed_average_ends_with_the_same_numbers(tmp_path: Path) -> None:
     other.load_state_dict(state["head"])
     second.load_state_dict(state["ema"])
     run(range(2, 5), other, second)
-    for key, value in whole.state_dict().items():
+    for key, value in uninterrupted.state_dict().items():
         assert torch.equal(second.state_dict()[key], value), key
 
 
-def test_the_average_goes_into_a_module_and_leaves_training_alone() -> None:
+def test_average_can_be_loaded_and_does_not_change_training() -> None:
     module, other = net(), net(1)
     ema = Ema(module, decay=0.5)
     before = copy.deepcopy(module.state_dict())
@@ -136,7 +136,7 @@ def test_frozen_weights_stay_to_the_last_bit() -> None:
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, math.nan, "much"])
-def test_a_decay_out_of_range_is_refused(decay: Any) -> None:
+def test_decay_out_of_range_is_refused(decay: Any) -> None:
     with pytest.raises(InputError, match="`decay` must be a number >= 0 and < 1"):
         Ema(net(), decay=decay)
 
@@ -163,23 +163,23 @@ def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def mixed_by_hand(start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> dict[str, list[float]]:
-    found = {}
+    interpolated = {}
     for key in end:
         a, b = ([float(x) for x in side[key].flatten()] for side in (start, end))
         mixed = [(1 - alpha) * x + alpha * y for x, y in zip(a, b, strict=True)]
-        found[key] = mixed if end[key].is_floating_point() else b
-    return found
+        interpolated[key] = mixed if end[key].is_floating_point() else b
+    return interpolated
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_interpolation_follows_its_equation(dtype: torch.dtype, alpha: float) -> None:
+def test_interpolation_follows_its_equation(dtype: torch.dtype, alpha: float) -> None:
     start, end = state(1, dtype), state(2, dtype)
     got, wanted = interpolate(start, end, alpha), mixed_by_hand(start, end, alpha)
     assert_equal(got, wanted, rtol=float(torch.finfo(dtype).eps), atol=1e-7)
     assert {key: value.dtype for key, value in got.items()} == {key: value.dtype for key, value in end.items()}
-    for other, there in ((start, 0.0), (end, 1.0)):
-        if alpha != there:
+    for other, at in ((start, 0.0), (end, 1.0)):
+        if alpha != at:
             with pytest.raises(AssertionError):
                 assert_equal(other, wanted, rtol=1e-2)
 
@@ -188,11 +188,11 @@ def test_interpolation_at_the_ends_is_exact() -> None:
     start, end = state(1), state(2)
     start["w"][0, 0], end["w"][0, 0] = -math.inf, -math.inf
     start["w"][0, 1] = -math.inf  # 0 times infinity is nan
-    for alpha, there in ((0.0, start), (1.0, end)):
+    for alpha, wanted in ((0.0, start), (1.0, end)):
         got = interpolate(start, end, alpha)
-        assert torch.equal(got["w"], there["w"])
+        assert torch.equal(got["w"], wanted["w"])
         got["w"].zero_()
-        assert there["w"].any(), "the result must not share memory with a state"
+        assert wanted["w"].any(), "the result must not share memory with a state"
     assert interpolate(start, end, 0.5)["w"][0, :2].tolist() == [-math.inf, -math.inf]
     assert interpolate(start, end, 0.0)["steps"] == end["steps"]
 
@@ -210,7 +210,7 @@ def test_half_and_single_precision_interpolate() -> None:
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
-def test_an_alpha_out_of_range_is_refused(alpha: float) -> None:
+def test_alpha_out_of_range_is_refused(alpha: float) -> None:
     with pytest.raises(InputError, match=r"`alpha` must lie in \[0, 1\]"):
         interpolate(state(1), state(2), alpha)
 

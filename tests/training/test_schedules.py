@@ -20,8 +20,8 @@ TOTAL = EPOCHS * STEPS
 
 def schedule(name: str, **settings: Any) -> Callable[[int, float], float]:
     offers: Any = {"epochs": lambda section: EPOCHS, "steps_per_epoch": lambda section: STEPS}
-    made: Callable[[int, float], float] = catalogue.SCHEDULES.make({"name": name} | settings, offers)
-    return made
+    rate: Callable[[int, float], float] = catalogue.SCHEDULES.make({"name": name} | settings, offers)
+    return rate
 
 
 def rates(name: str, peak: float = PEAK, **settings: Any) -> list[float]:
@@ -37,13 +37,13 @@ def optimizer(peak: float = PEAK, **group: Any) -> torch.optim.Optimizer:
 def timm_rates(scheduler: Any, peak: float, *, constant_warmup: bool = False) -> list[float]:
     sgd = optimizer(peak)
     stepped = scheduler(sgd)
-    if constant_warmup:  # timm has no such warm-up: what each step of its linear one adds is set to 0
+    if constant_warmup:  # timm has only a linear warm-up; here its steps add nothing
         stepped.warmup_steps = [0.0]
-    found = []
+    rates_of_steps = []
     for step in range(TOTAL):
         stepped.step_update(step)
-        found.append(sgd.param_groups[0]["lr"])
-    return found
+        rates_of_steps.append(sgd.param_groups[0]["lr"])
+    return rates_of_steps
 
 
 @pytest.mark.parametrize("peak", [0.4, 0.1, 0.002, 3e-5, 1.7])

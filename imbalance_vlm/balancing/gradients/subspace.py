@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import load_file
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient, Snapshot
 from imbalance_vlm.balancing.regularizers.base import StepOutputs
-from imbalance_vlm.components.ranges import Count
+from imbalance_vlm.components.ranges import Count, FinishedRun
 from imbalance_vlm.errors import InputError
 
 FILES = "first_pass/epoch_*.safetensors"
@@ -73,7 +74,9 @@ class Subspace(Gradient):
     basis: Tensor
     origin: Tensor
 
-    def __init__(self, *, keep: Count = 30, rank: Count = 10, reuse: Path | None = None) -> None:
+    def __init__(
+        self, *, keep: Count = 30, rank: Count = 10, reuse: Annotated[Path | None, FinishedRun] = None
+    ) -> None:
         super().__init__()
         if rank >= keep:
             raise InputError(

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from imbalance_vlm import launcher
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.launcher import local_rank, rank, world_size
 from imbalance_vlm.training.devices import resolve_device
 
 
@@ -63,11 +63,6 @@ def process_group() -> ProcessGroup:
     return ProcessGroup()
 
 
-def world_size() -> int:
-    """Number of processes that were started for this run: 1, or what the launcher says."""
-    return launcher.world_size()
-
-
 def join(device: str = "auto") -> torch.device | None:
     """Connect this process with the others of its run; a second call changes nothing.
 
@@ -89,14 +84,14 @@ def join(device: str = "auto") -> torch.device | None:
         )
     own = resolve_device(device)
     if own.type == "cuda":
-        if launcher.local_rank() >= torch.cuda.device_count():
+        if local_rank() >= torch.cuda.device_count():
             raise InputError(
                 f"this machine must have a GPU for each of its processes, got {torch.cuda.device_count()} for process "
-                f"{launcher.local_rank()}, counted from 0; start fewer processes, or set device=cpu"
+                f"{local_rank()}, counted from 0; start fewer processes, or set device=cpu"
             )
-        own = torch.device("cuda", launcher.local_rank())
+        own = torch.device("cuda", local_rank())
         torch.cuda.set_device(own)
     if not distributed.is_initialized():
         backend = "nccl" if own.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, rank=launcher.rank(), world_size=world_size())
+        distributed.init_process_group(backend, rank=rank(), world_size=world_size())
     return own

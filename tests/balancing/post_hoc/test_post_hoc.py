@@ -86,7 +86,7 @@ def test_adjustment_is_the_shift_from_the_training_to_a_uniform_prior() -> None:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "correction",
     [
         LogitAdjustment(TAIL, tau=0.0),
         PriorShift(TAIL, strength=0.0),
@@ -97,9 +97,9 @@ def test_adjustment_is_the_shift_from_the_training_to_a_uniform_prior() -> None:
         Temperature(TAIL),
     ],
 )
-def test_settings_without_effect_keep_the_probabilities(made: PostHoc) -> None:
+def test_settings_without_effect_keep_the_probabilities(correction: PostHoc) -> None:
     logits, _ = tailed()
-    torch.testing.assert_close(made(logits).softmax(1), logits.softmax(1))
+    torch.testing.assert_close(correction(logits).softmax(1), logits.softmax(1))
 
 
 # -- choosing on the validation set ----------------------------------------------------------------------------------
@@ -146,25 +146,25 @@ def test_smallest_of_ties_is_chosen() -> None:
 
 def test_chosen_strength_is_applied() -> None:
     logits, labels = tailed()
-    made = LogitAdjustment(TAIL)
-    torch.testing.assert_close(made(logits), LogitAdjustment(TAIL, tau=1.0)(logits))  # before `fit`: the paper's
-    tau = made.fit(logits, labels)["tau"]
-    torch.testing.assert_close(made(logits), LogitAdjustment(TAIL, tau=tau)(logits))
+    correction = LogitAdjustment(TAIL)
+    torch.testing.assert_close(correction(logits), LogitAdjustment(TAIL, tau=1.0)(logits))  # before `fit`: the paper's
+    tau = correction.fit(logits, labels)["tau"]
+    torch.testing.assert_close(correction(logits), LogitAdjustment(TAIL, tau=tau)(logits))
 
 
 def test_fixed_settings_need_no_validation_set() -> None:
-    for made in (
+    for correction in (
         LogitAdjustment(TAIL, tau=1.0),
         PriorShift(TAIL),
         PriorShift(TAIL, target=LIST),
         Temperature(TAIL, T=2),
     ):
-        assert not made.needs_validation
-        assert made.fit(None, None) == {}
+        assert not correction.needs_validation
+        assert correction.fit(None, None) == {}
 
 
 @pytest.mark.parametrize(
-    ("made", "word"),
+    ("correction", "word"),
     [
         (LogitAdjustment(TAIL), "`tau`"),
         (PriorShift(TAIL, strength=None), "`strength`"),
@@ -172,10 +172,10 @@ def test_fixed_settings_need_no_validation_set() -> None:
         (Temperature(TAIL), "`T`"),
     ],
 )
-def test_choice_without_a_validation_set_is_refused(made: PostHoc, word: str) -> None:
-    assert made.needs_validation
+def test_choice_without_a_validation_set_is_refused(correction: PostHoc, word: str) -> None:
+    assert correction.needs_validation
     with pytest.raises(InputError, match=word):
-        made.fit(None, None)
+        correction.fit(None, None)
 
 
 # -- what every correction does --------------------------------------------------------------------------------------
@@ -192,30 +192,30 @@ ALL: dict[str, Make] = {
 
 
 def fitted(make: Make, tail: LongTail = TAIL) -> PostHoc:
-    made = make(tail)
-    made.fit(*tailed())
-    return made
+    correction = make(tail)
+    correction.fit(*tailed())
+    return correction
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_state_dict_restores_a_blank_correction(name: str) -> None:
     logits, _ = tailed(7)
-    made, blank = fitted(ALL[name]), ALL[name](LongTail(COUNTS[::-1]))
-    blank.load_state_dict(made.state_dict())
-    assert torch.equal(blank(logits), made(logits))
+    correction, blank = fitted(ALL[name]), ALL[name](LongTail(COUNTS[::-1]))
+    blank.load_state_dict(correction.state_dict())
+    assert torch.equal(blank(logits), correction(logits))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_dtype_of_the_logits_is_kept(name: str) -> None:
-    made = fitted(ALL[name])
-    wanted = made(tailed(7)[0]).softmax(1)
+    correction = fitted(ALL[name])
+    wanted = correction(tailed(7)[0]).softmax(1)
     for dtype, tolerance in (
         (torch.float64, 1e-12),
         (torch.float32, 1e-5),
         (torch.bfloat16, 5e-2),
         (torch.float16, 1e-2),
     ):
-        got = made(tailed(7)[0].to(dtype))
+        got = correction(tailed(7)[0].to(dtype))
         assert got.dtype == dtype
         torch.testing.assert_close(got.double().softmax(1), wanted, atol=tolerance, rtol=0)
         ALL[name](TAIL).fit(tailed()[0].to(dtype), tailed()[1])
@@ -224,12 +224,12 @@ def test_dtype_of_the_logits_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_casts_and_copies_keep_what_was_chosen(name: str) -> None:
     logits, _ = tailed(7)
-    made = fitted(ALL[name])
+    correction = fitted(ALL[name])
     rounded = {"rtol": 2e-2, "atol": 1e-2} if name == "prior_shift estimate" else {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(copy.deepcopy(made)(logits), made(logits))
+    torch.testing.assert_close(copy.deepcopy(correction)(logits), correction(logits))
     for dtype in (torch.bfloat16, torch.float16):
-        changed = copy.deepcopy(made).to(dtype).double()
-        torch.testing.assert_close(changed(logits), made(logits), **rounded)
+        changed = copy.deepcopy(correction).to(dtype).double()
+        torch.testing.assert_close(changed(logits), correction(logits), **rounded)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -240,36 +240,36 @@ def test_moves_completely(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_gradient_is_correct(name: str) -> None:
-    made = fitted(ALL[name])
-    assert torch.autograd.gradcheck(made, (tailed(4)[0].requires_grad_(),))
+    correction = fitted(ALL[name])
+    assert torch.autograd.gradcheck(correction, (tailed(4)[0].requires_grad_(),))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_renumbering_the_classes_permutes_the_logits(name: str) -> None:
     order = torch.tensor([2, 0, 4, 1, 3])
     logits, labels = tailed()
-    made, moved = ALL[name](TAIL), ALL[name](LongTail(np.array(COUNTS)[order]))
-    assert moved.fit(logits[:, order], torch.argsort(order)[labels]) == pytest.approx(made.fit(logits, labels))
-    torch.testing.assert_close(moved(logits[:, order]), made(logits)[:, order])
+    correction, moved = ALL[name](TAIL), ALL[name](LongTail(np.array(COUNTS)[order]))
+    assert moved.fit(logits[:, order], torch.argsort(order)[labels]) == pytest.approx(correction.fit(logits, labels))
+    torch.testing.assert_close(moved(logits[:, order]), correction(logits)[:, order])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_extreme_logits_stay_finite(name: str) -> None:
-    made = fitted(ALL[name])
+    correction = fitted(ALL[name])
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         rows = torch.where(torch.eye(C, dtype=torch.bool), 1e4, -1e4).to(dtype)
-        assert torch.isfinite(made(rows)).all()
-        made.fit(rows, torch.arange(C))
-        made.fit(-rows, torch.arange(C))
-        assert torch.isfinite(made(rows)).all()
+        assert torch.isfinite(correction(rows)).all()
+        correction.fit(rows, torch.arange(C))
+        correction.fit(-rows, torch.arange(C))
+        assert torch.isfinite(correction(rows)).all()
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_matrix_of_classes_by_classes(name: str, products: list[int]) -> None:
-    made = fitted(ALL[name])
-    made(tailed(3)[0])
+    correction = fitted(ALL[name])
+    correction(tailed(3)[0])
     assert max(products, default=0) <= 200  # the estimate's two products with a vector
-    assert all(value.numel() <= C for value in made.state_dict().values())
+    assert all(value.numel() <= C for value in correction.state_dict().values())
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "temperature" not in name])
@@ -291,16 +291,16 @@ def test_class_without_images_is_never_predicted_and_changes_nothing_else(name: 
 
 
 @pytest.mark.parametrize(
-    "made",
+    "correction",
     [
         LogitAdjustment(LongTail([9, 0, 2], allow_empty=True), tau=0.0),
         PriorShift(LongTail([9, 0, 2], allow_empty=True), strength=0.0),
         PriorShift(LongTail([9, 0, 2], allow_empty=True), target=[1.0, 8.0, 1.0], source="uniform"),
     ],
 )
-def test_class_without_images_is_never_predicted_whatever_the_settings(made: PostHoc) -> None:
-    assert torch.isneginf(made(torch.zeros(2, 3)))[:, 1].all()
-    assert torch.isfinite(made(torch.zeros(2, 3)))[:, [0, 2]].all()
+def test_class_without_images_is_never_predicted_whatever_the_settings(correction: PostHoc) -> None:
+    assert torch.isneginf(correction(torch.zeros(2, 3)))[:, 1].all()
+    assert torch.isfinite(correction(torch.zeros(2, 3)))[:, [0, 2]].all()
 
 
 # -- settings --------------------------------------------------------------------------------------------------------

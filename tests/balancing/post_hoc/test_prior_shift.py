@@ -49,15 +49,15 @@ def test_estimate_follows_its_equation(iterations: int) -> None:
 def test_estimate_finds_a_prior_that_the_logits_do_not_contain() -> None:
     target = [0.1, 0.1, 0.2, 0.2, 0.4]
     log_probs, labels = drawn_from(target)
-    made = PriorShift(TAIL, target="estimate")
-    chosen = made.fit(log_probs, labels)
-    np.testing.assert_allclose(made.given.numpy(), target, atol=0.02)
-    assert chosen == {"target_lowest": float(made.given.min()), "target_highest": float(made.given.max())}
-    before, after = ((logits.argmax(1) == labels).double().mean() for logits in (log_probs, made(log_probs)))
+    correction = PriorShift(TAIL, target="estimate")
+    chosen = correction.fit(log_probs, labels)
+    np.testing.assert_allclose(correction.given.numpy(), target, atol=0.02)
+    assert chosen == {"target_lowest": float(correction.given.min()), "target_highest": float(correction.given.max())}
+    before, after = ((logits.argmax(1) == labels).double().mean() for logits in (log_probs, correction(log_probs)))
     assert after > before
     unlabelled = PriorShift(TAIL, target="estimate")
     unlabelled.fit(log_probs, None)
-    assert torch.equal(unlabelled.given, made.given), "the estimate must not use labels"
+    assert torch.equal(unlabelled.given, correction.given), "the estimate must not use labels"
 
 
 def test_estimate_on_training_shares_stays_close_to_them() -> None:
@@ -67,10 +67,10 @@ def test_estimate_on_training_shares_stays_close_to_them() -> None:
 def test_estimate_accepts_a_class_that_never_occurs() -> None:
     log_probs = drawn_from([0.5, 0.0, 0.2, 0.3, 0.0])[0]
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        made = PriorShift(TAIL, target="estimate", iterations=2000)
-        made.fit(log_probs.to(dtype), None)
-        assert float(made.given[4]) < 1e-3
-        assert torch.isfinite(made(log_probs.to(dtype))).all()
+        correction = PriorShift(TAIL, target="estimate", iterations=2000)
+        correction.fit(log_probs.to(dtype), None)
+        assert float(correction.given[4]) < 1e-3
+        assert torch.isfinite(correction(log_probs.to(dtype))).all()
 
 
 def test_estimate_without_rows_is_refused() -> None:

@@ -34,22 +34,22 @@ def golden(rows: list[list[float]], labels: list[int]) -> float:
     return math.exp((low + high) / 2)
 
 
-def assert_finds_the_best(made: Temperature, scale: float) -> None:
+def assert_finds_the_best(correction: Temperature, scale: float) -> None:
     logits, labels = tailed()
     logits = scale * logits
-    made.fit(logits, labels)
+    correction.fit(logits, labels)
     wanted = golden(logits.tolist(), labels.tolist())
     rows = oracle_temperature(logits.tolist(), wanted)
-    np.testing.assert_allclose(made(logits).softmax(1).numpy(), rows, atol=2e-3)
+    np.testing.assert_allclose(correction(logits).softmax(1).numpy(), rows, atol=2e-3)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
 def test_temperature_minimises_the_validation_nll(scale: float) -> None:
-    made = Temperature(TAIL)
-    assert_finds_the_best(made, scale)
+    correction = Temperature(TAIL)
+    assert_finds_the_best(correction, scale)
     logits, labels = tailed()
-    found = made.fit(scale * logits, labels)["temperature"]
-    assert found == pytest.approx(golden((scale * logits).tolist(), labels.tolist()), rel=2 / STEPS)
+    fitted_temperatures = correction.fit(scale * logits, labels)["temperature"]
+    assert fitted_temperatures == pytest.approx(golden((scale * logits).tolist(), labels.tolist()), rel=2 / STEPS)
     with pytest.raises(AssertionError):
         assert_finds_the_best(Temperature(TAIL, T=1.0), scale)
 
@@ -79,24 +79,26 @@ def groupwise(unsure: float = 0.3, sure: float = 8.0) -> tuple[Tensor, Tensor]:
 
 def test_each_group_has_the_best_temperature_of_its_rows() -> None:
     logits, labels = groupwise()
-    made = Temperature(TAIL, per_group=True)
-    found = made.fit(logits, labels)
+    correction = Temperature(TAIL, per_group=True)
+    fitted_temperatures = correction.fit(logits, labels)
     predicted = logits.argmax(1)
     by_class = {}
     for name, members in TAIL.groups.items():
         in_group = torch.isin(predicted, torch.as_tensor(members))
         wanted = golden(logits[in_group].tolist(), labels[in_group].tolist())
-        assert found[f"temperature_{name}"] == pytest.approx(wanted, rel=2 / STEPS)
-        by_class |= dict.fromkeys(members.tolist(), found[f"temperature_{name}"])
-    assert found["temperature_many"] > 2 > 1 > found["temperature_few"]
-    np.testing.assert_allclose(made(logits).softmax(1), oracle_temperature(logits.tolist(), by_class), rtol=1e-10)
+        assert fitted_temperatures[f"temperature_{name}"] == pytest.approx(wanted, rel=2 / STEPS)
+        by_class |= dict.fromkeys(members.tolist(), fitted_temperatures[f"temperature_{name}"])
+    assert fitted_temperatures["temperature_many"] > 2 > 1 > fitted_temperatures["temperature_few"]
+    np.testing.assert_allclose(correction(logits).softmax(1), oracle_temperature(logits.tolist(), by_class), rtol=1e-10)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(
             Untouched(TAIL)(logits).softmax(1), oracle_temperature(logits.tolist(), by_class), rtol=1e-3
         )
     overall = Temperature(TAIL)
     overall.fit(logits, labels)
-    losses = [float(torch.nn.functional.cross_entropy(one(logits), labels)) for one in (made, overall, Untouched(TAIL))]
+    losses = [
+        float(torch.nn.functional.cross_entropy(one(logits), labels)) for one in (correction, overall, Untouched(TAIL))
+    ]
     assert losses[0] < losses[1] < losses[2]
 
 
@@ -104,13 +106,13 @@ def test_group_that_is_never_predicted_takes_the_overall_temperature() -> None:
     logits, labels = tailed()
     logits = logits - 100 * torch.tensor([0.0, 0, 0, 1, 1])
     keep = labels < 3
-    found = Temperature(TAIL, per_group=True).fit(logits[keep], labels[keep])
-    assert found["temperature_few"] == Temperature(TAIL).fit(logits[keep], labels[keep])["temperature"]
+    fitted_temperatures = Temperature(TAIL, per_group=True).fit(logits[keep], labels[keep])
+    assert fitted_temperatures["temperature_few"] == Temperature(TAIL).fit(logits[keep], labels[keep])["temperature"]
 
 
 def test_group_without_classes_has_no_temperature() -> None:
-    found = Temperature(LongTail([500, 400, 300, 200, 101]), per_group=True).fit(*tailed())
-    assert list(found) == ["temperature_many"]
+    fitted_temperatures = Temperature(LongTail([500, 400, 300, 200, 101]), per_group=True).fit(*tailed())
+    assert list(fitted_temperatures) == ["temperature_many"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -118,11 +120,11 @@ def test_group_without_classes_has_no_temperature() -> None:
 def test_no_prediction_changes(per_group: bool, dtype: torch.dtype) -> None:
     """Even where the two best logits are neighbours in half precision, which division alone would make equal."""
     logits, labels = groupwise()
-    made = Temperature(TAIL, per_group=per_group)
-    made.fit(logits, labels)
+    correction = Temperature(TAIL, per_group=per_group)
+    correction.fit(logits, labels)
     for rows in (logits.to(dtype), torch.arange(1, 500)[:, None] / 250.0 + torch.tensor([0.0, 0.0, -9.0, 0.008, 0.0])):
         rows = rows.to(dtype)
-        assert torch.equal(made(rows).argmax(1), rows.argmax(1))
+        assert torch.equal(correction(rows).argmax(1), rows.argmax(1))
 
 
 def test_separable_data_give_a_bounded_temperature() -> None:
@@ -131,10 +133,10 @@ def test_separable_data_give_a_bounded_temperature() -> None:
     lowest, highest = math.exp(-LIMIT / STEPS), math.exp(LIMIT / STEPS)
     for logits in (0.1 * right, right, 1e4 * right, -right, -1e4 * right, torch.zeros_like(right)):
         for per_group in (False, True):
-            made = Temperature(TAIL, per_group=per_group)
-            for found in made.fit(logits, labels).values():
-                assert lowest <= found <= highest
-            assert torch.isfinite(made(logits)).all()
+            correction = Temperature(TAIL, per_group=per_group)
+            for fitted_temperatures in correction.fit(logits, labels).values():
+                assert lowest <= fitted_temperatures <= highest
+            assert torch.isfinite(correction(logits)).all()
     assert Temperature(TAIL).fit(0.1 * right, labels)["temperature"] == pytest.approx(lowest)
     assert Temperature(TAIL).fit(-right, labels)["temperature"] == pytest.approx(highest)
     assert Temperature(TAIL).fit(torch.zeros_like(right), labels)["temperature"] == 1.0
@@ -156,6 +158,6 @@ def test_fixed_temperature_per_group_is_refused() -> None:
 
 def test_class_without_images_keeps_its_logits() -> None:
     """Calibration changes no prediction, also of a zero-shot head, which predicts classes without images."""
-    made = Temperature(LongTail((500, 0, 60, 19, 3), allow_empty=True), per_group=True)
-    made.fit(*tailed())
-    assert torch.isfinite(made(tailed()[0])).all()
+    correction = Temperature(LongTail((500, 0, 60, 19, 3), allow_empty=True), per_group=True)
+    correction.fit(*tailed())
+    assert torch.isfinite(correction(tailed()[0])).all()

@@ -41,7 +41,7 @@ def test_epoch_has_as_many_rows_as_training_images(build: Any) -> None:
         assert len(rows.split(512)) == 1  # one small batch, not none
 
 
-def test_the_same_seed_and_epoch_give_the_same_order(build: Any) -> None:
+def test_same_seed_and_epoch_give_the_same_order(build: Any) -> None:
     torch.manual_seed(1)
     advanced = build(LABELS, 3)
     for epoch in range(6):

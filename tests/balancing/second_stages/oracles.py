@@ -1,4 +1,4 @@
-"""The second stages once more, in plain loops from their equations: one embedding in, its C logits out."""
+"""The second stages in plain loops from their equations: the C logits of one embedding."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tau_norm(f: Row, weight: Rows, tau: float) -> list[float]:
 
 def best_tau(validation: Rows, labels: Sequence[int], weight: Rows) -> float:
     """The first of 0, .1, .. 2 with the highest mean of the classes' accuracies."""
-    found, highest = -1.0, -1.0
+    best, highest = -1.0, -1.0
     for step in range(21):
         tau = step / 10
         accuracies = []
@@ -60,8 +60,8 @@ def best_tau(validation: Rows, labels: Sequence[int], weight: Rows) -> float:
             accuracies.append(sum(z.index(max(z)) == c for z in logits) / len(logits))
         mean = sum(accuracies) / len(accuracies)
         if mean > highest + 1e-12:
-            found, highest = tau, mean
-    return found
+            best, highest = tau, mean
+    return best
 
 
 def ncm(
@@ -83,11 +83,11 @@ def ncm(
 
     logits = []
     for c in range(num_classes):
-        own = [unit(row) for row, label in zip(train, labels, strict=True) if label == c]
-        if not own:
+        members = [unit(row) for row, label in zip(train, labels, strict=True) if label == c]
+        if not members:
             logits.append(-math.inf)
             continue
-        mu = [sum(row[i] for row in own) / len(own) for i in range(width)]
+        mu = [sum(row[i] for row in members) / len(members) for i in range(width)]
         x = unit(f)
         if metric == "cosine":
             logits.append(scale * dot(x, mu) / norm(mu))
@@ -109,10 +109,10 @@ def mean_loss(logits: Rows, targets: Sequence[int], counts: Sequence[int], rho: 
 
 def slope(function: Callable[[list[float]], float], at: Row, step: float = 1e-5) -> list[float]:
     """Central differences of a function of a row, one entry after the other."""
-    found = []
+    differences = []
     for i in range(len(at)):
         up, down = list(at), list(at)
         up[i] += step
         down[i] -= step
-        found.append((function(up) - function(down)) / (2 * step))
-    return found
+        differences.append((function(up) - function(down)) / (2 * step))
+    return differences

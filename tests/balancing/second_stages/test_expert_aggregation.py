@@ -60,8 +60,8 @@ def test_agreement_is_the_cosine_of_the_mixtures_probabilities() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_expert_that_two_views_agree_on_wins(number: int) -> None:
-    made = ExpertAggregation(WIDTH, CLASSES)
-    chosen = made.fit(stage(steady(number), views()))
+    aggregation = ExpertAggregation(WIDTH, CLASSES)
+    chosen = aggregation.fit(stage(steady(number), views()))
     assert list(chosen) == ["weight_1", "weight_2", "weight_3"]
     assert sum(chosen.values()) == pytest.approx(1.0, abs=1e-3)
     shares = list(chosen.values())
@@ -74,9 +74,11 @@ def test_training_raises_the_agreement_and_stops_before_an_expert_vanishes() -> 
     of_each = [torch.einsum("nd,ecd->nec", view, head.experts()[0].detach()) for view in (first, second)]
     results = []
     for epochs in (1, 5, 500):
-        made = ExpertAggregation(WIDTH, CLASSES, settings=StageTraining(epochs=epochs, batch_size=128))
-        made.fit(stage(head, (first, second)))
-        results.append((float(agreement(*of_each, made.scores.detach()).mean()), float(made.shares().min())))
+        aggregation = ExpertAggregation(WIDTH, CLASSES, settings=StageTraining(epochs=epochs, batch_size=128))
+        aggregation.fit(stage(head, (first, second)))
+        results.append(
+            (float(agreement(*of_each, aggregation.scores.detach()).mean()), float(aggregation.shares().min()))
+        )
     even = float(agreement(*of_each, torch.zeros(3)).mean())
     assert even < results[0][0] < results[1][0]
     assert results[2][1] > 0.01  # weights of 500 epochs would be at 0
@@ -87,14 +89,14 @@ def test_forward_mixes_the_experts_of_the_head(adapter: int) -> None:
     torch.manual_seed(0)
     head = ExpertsHead(WIDTH, CLASSES, adapter=adapter)
     embeddings = [head.embed(view).detach() for view in views()]
-    made = ExpertAggregation(embeddings[0].shape[1], CLASSES, settings=StageTraining(epochs=2, lr=0.5))
-    made.fit(stage(head, (embeddings[0], embeddings[1])))
+    aggregation = ExpertAggregation(embeddings[0].shape[1], CLASSES, settings=StageTraining(epochs=2, lr=0.5))
+    aggregation.fit(stage(head, (embeddings[0], embeddings[1])))
     head.train()
     of_each = head.classify(embeddings[0])
-    wanted = sum(share * of_each[:, e] for e, share in enumerate(made.shares()))
-    torch.testing.assert_close(made(embeddings[0]), wanted)
+    wanted = sum(share * of_each[:, e] for e, share in enumerate(aggregation.shares()))
+    torch.testing.assert_close(aggregation(embeddings[0]), wanted)
     blank = ExpertAggregation(embeddings[0].shape[1], CLASSES)
-    blank.load_state_dict(made.state_dict())
+    blank.load_state_dict(aggregation.state_dict())
     torch.testing.assert_close(blank(embeddings[0]), wanted)
 
 

@@ -58,7 +58,7 @@ def by_oracle(name: str, second: SecondStage, stage: Stage, settings: dict[str, 
     state = {key: value.tolist() for key, value in second.state_dict().items()}
     train = rows_of(stage.train)
 
-    def one(f: list[float]) -> list[float]:
+    def logits(f: list[float]) -> list[float]:
         if name == "crt":
             return oracles.crt(f, train, state["layer.weight"], state["layer.bias"])
         if name == "lws":
@@ -72,7 +72,7 @@ def by_oracle(name: str, second: SecondStage, stage: Stage, settings: dict[str, 
             return oracles.tau_norm(f, weight, settings["tau"])
         return oracles.ncm(f, train, stage.train.labels.tolist(), stage.long_tail.num_classes, **settings)
 
-    return [one(f) for f in EMBEDDINGS.tolist()]
+    return [logits(f) for f in EMBEDDINGS.tolist()]
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -154,8 +154,8 @@ def assert_first_step_descends(name: str, stage: Stage, weighted_by: float, **se
         )
         moved = got["magnitude"] + got["margin"] + got["confidence.weight"][0] + got["confidence.bias"]
     else:
-        anew = nn.Linear(WIDTH, classes)
-        rows, start = anew.weight.tolist(), anew.bias.tolist()
+        layer = nn.Linear(WIDTH, classes)
+        rows, start = layer.weight.tolist(), layer.bias.tolist()
         squares = np.square(train).mean()
         scaled = [[entry / math.sqrt(squares) for entry in f] for f in train]
         slope = oracles.slope(
@@ -225,15 +225,15 @@ def test_sampler_can_be_chosen_and_an_unknown_one_is_refused_at_once(name: str, 
 @pytest.mark.parametrize("name", BUILDS)
 def test_only_declared_parameters_are_trained(name: str, stage: Stage) -> None:
     weight, bias = stage.weight(), stage.bias()
-    made = BUILDS[name](WIDTH, len(COUNTS))
-    assert {key for key, p in made.named_parameters() if p.requires_grad} == TRAINED.get(name, set())
-    made.fit(stage)
+    second = BUILDS[name](WIDTH, len(COUNTS))
+    assert {key for key, p in second.named_parameters() if p.requires_grad} == TRAINED.get(name, set())
+    second.fit(stage)
     assert bool(loop_of(stage).calls) == (name in TRAINED)
     assert torch.equal(stage.weight(), weight)
     assert torch.equal(stage.bias(), bias)
     if name in ("lws", "disalign", "marc"):
-        assert torch.equal(made.get_buffer("weight"), weight)
-        assert torch.equal(made.get_buffer("bias"), bias)
+        assert torch.equal(second.get_buffer("weight"), weight)
+        assert torch.equal(second.get_buffer("bias"), bias)
 
 
 # -- what every second stage does ------------------------------------------------------------------------------------
