@@ -458,7 +458,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_class() -> None:
         (lambda text: text(learned(4, 16), learned(3, 2, 16)), "D at most 2"),
         (lambda text: text(learned(4, 16), learned(1, 2, 8)), r"shape \(D, n, 16\)"),
         (lambda text: text(learned(4, 16), learned(1, 5, 16)), "at most as many tokens as the context, 4"),
-        (lambda text: text(learned(4, 16), rows=torch.tensor([1, 1])), "none twice"),
+        (lambda text: text(learned(4, 16), rows=torch.tensor([1, 1])), "each at most once"),
         (lambda text: text(learned(4, 16), rows=torch.tensor([8])), "from 0 to 7"),
         (lambda text: text.per_image(torch.zeros(4, 16)), r"shape \(images, n_ctx, 16\)"),
     ],
