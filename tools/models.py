@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import open_clip as open_clip_encoders
 from imbalance_vlm.encoders import text_tower
-from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders.architectures import skeleton, text_config
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.encoders.prompted_text import SAVINGS, PromptedText

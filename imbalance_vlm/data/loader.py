@@ -49,7 +49,7 @@ class TransformedImages(TorchDataset[Tensor]):
         self.batch_transforms = [self._batch_transform(view, on_tensors) for view in views]
 
     def _batch_transform(self, view: View, on_tensors: bool) -> Callable[[Tensor], Tensor] | None:
-        """What prepares a batch of images in memory, which have one size, in one step; None where nothing does."""
+        """A function that prepares a batch of images in memory, which all have one size, in one step; or None."""
         if not isinstance(self.images, ArrayImages) or not isinstance(view, Preprocessing):
             return None
         if view.only_normalises(*self.images.pixels.shape[1:3]):

@@ -103,7 +103,7 @@ class Weights:
         format: see the module's description.
         state: the tensors, under open_clip's names; {} for a format that open_clip reads itself.
         quick_gelu: whether the model was trained with QuickGELU; None if neither the file nor a configuration beside it
-            tells.
+            says so.
         preprocess: the preprocessing in the configuration beside it, with open_clip's keys; {} without one.
     """
 

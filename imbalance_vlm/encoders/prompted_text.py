@@ -104,7 +104,7 @@ class PromptedText:
 
     @property
     def depth(self) -> int:
-        """Blocks of the text tower; deep prompts can stand in all but the first."""
+        """Blocks of the text tower; deep prompts are possible in all but the first."""
         return len(self.tower.blocks)
 
     def words_to_context(self, words: str) -> Tensor:
