@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import open_clip as open_clip_encoders
 from imbalance_vlm.encoders import text_tower
 from imbalance_vlm.encoders.architectures import skeleton, text_config
@@ -189,7 +190,9 @@ def linear(encoder: OnMeta, kind: str) -> Head:
 
 def encoder_of(module: nn.Module, name: str) -> OnMeta:
     """Words come from open_clip's own tokenizer, whatever the architecture's: only their number matters here."""
-    return OnMeta(module, lambda image: torch.zeros(3), words(module), name, "random", None, "")
+    height, width = image_size(module)
+    preprocessing = Preprocessing((height, width), mean=(0, 0, 0), std=(1, 1, 1))
+    return OnMeta(module, preprocessing, words(module), name, "random", None, "")
 
 
 def words(module: nn.Module) -> Any:
@@ -207,9 +210,13 @@ def words(module: nn.Module) -> Any:
 
 
 def make_image(encoder: Any) -> Tensor:
-    size = encoder.module.visual.image_size
+    return torch.zeros(1, 3, *image_size(encoder.module), device=META)
+
+
+def image_size(module: Any) -> tuple[int, int]:
+    size = module.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return torch.zeros(1, 3, height, width, device=META)
+    return height, width
 
 
 def shorten(module: nn.Module) -> None:
