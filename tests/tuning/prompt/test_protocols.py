@@ -169,9 +169,7 @@ def test_training_with_fewer_images_than_a_batch(tmp_path: Path, tiny_clip: str)
             "set data.classes to base",
             id="novel",
         ),
-        pytest.param(
-            {"tuning.init": "a photo", "tuning.n_ctx": 7}, "set tuning.init to random", id="words and a number"
-        ),
+        pytest.param({"tuning.init": "a photo", "tuning.n_ctx": 7}, "tuning.init to random", id="words and a number"),
     ],
 )
 def test_what_cannot_be_tuned_gives_one_error_before_training(

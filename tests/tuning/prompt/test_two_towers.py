@@ -115,9 +115,8 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
         kept = head.eval()(batch()[0])
         assert other(batch()[0]).shape == (5, 2)
         assert torch.equal(other.embed(batch()[0]), head.embed(batch()[0]))
-        features = (
-            head.text_of(names)() if head.learns_text else encoder().text_features(names, context_of().templates)
-        ).detach()
+        frozen = encoder().text_features(names, context_of().templates)
+        features = head.text_of(names)().detach() if head.learns_text else frozen
         torch.testing.assert_close(other.classifier()[0].detach(), math.exp(2.0) * features)
         assert torch.equal(head(batch()[0]), kept)
         assert {id(value) for value in other.parameters()} == {id(value) for value in head.parameters()}
