@@ -100,12 +100,12 @@ def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor
         tuning.after_epoch(head, epoch)
         return {}
 
-    told = objective.on_epoch
+    original = objective.on_epoch
 
     def on_epoch(epoch: int, epochs: int) -> None:
         if epoch == stop_before:
             raise KeyboardInterrupt
-        told(epoch, epochs)
+        original(epoch, epochs)
 
     objective.on_epoch = on_epoch  # type: ignore[method-assign]
     train(objective, source, sampler, optimizer, schedule, folder, after, epochs=4, batch_size=4, checkpoint_seconds=0)

@@ -125,5 +125,5 @@ def test_a_new_head_with_the_saved_weights_predicts_what_the_run_predicted(recip
     data = create_dataset(**recipe["data"])
     source = ImageSource(data.splits["test"], net, "embedding", [net.transform], torch.device("cpu"))
     with (result.path / "predictions.csv").open() as stream:
-        said = [row["predicted"] for row in csv.DictReader(stream)]
-    assert [names[label] for label in predict(head, source).predicted] == said
+        predicted = [row["predicted"] for row in csv.DictReader(stream)]
+    assert [names[label] for label in predict(head, source).predicted] == predicted

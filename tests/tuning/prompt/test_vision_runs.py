@@ -51,17 +51,17 @@ def test_a_run_saves_what_was_trained_and_resumes_after_an_interruption(
     if name not in ("vpt", "maple"):  # one of each kind
         return
 
-    told = Objective.on_epoch
+    on_epoch = Objective.on_epoch
 
     def stop(self: Objective, epoch: int, epochs: int) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
-        told(self, epoch, epochs)
+        on_epoch(self, epoch, epochs)
 
     monkeypatch.setattr(Objective, "on_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         run_of(recipe, name, tmp_path / "killed")
-    monkeypatch.setattr(Objective, "on_epoch", told)
+    monkeypatch.setattr(Objective, "on_epoch", on_epoch)
     resumed = run_of(recipe, name, tmp_path / "killed")
     assert (resumed.path / "head.safetensors").read_bytes() == (through.path / "head.safetensors").read_bytes()
     assert resumed.scores["overall"] == through.scores["overall"]
