@@ -133,12 +133,11 @@ def ways() -> dict[str, Callable[[OnMeta], None]]:
     }
     for saving in SAVINGS:
         asked[f"exact {saving}"] = partial(exact, saving=saving)
-    for entry in catalogue.PROMPTS:
-        asked[f"prompt: {entry.name}"] = partial(tuned, make=entry.load())
-    for entry in catalogue.PEFT:
-        asked[f"peft: {entry.name}"] = partial(tuned, make=entry.load())
-    asked["full"] = partial(tuned, make=catalogue.TUNINGS.get("full").load())
-    asked["full, lr_decay"] = partial(tuned, make=partial(catalogue.TUNINGS.get("full").load(), lr_decay=0.7))
+    for family, methods in (("prompt", catalogue.PROMPTS), ("peft", catalogue.PEFT)):
+        for method in methods.names():
+            asked[f"{family}: {method}"] = partial(tuned, section={"name": family, "method": method})
+    asked["full"] = partial(tuned, section={"name": "full"})
+    asked["full, lr_decay"] = partial(tuned, section={"name": "full", "lr_decay": 0.7})
     return asked
 
 
@@ -173,9 +172,9 @@ def exact(encoder: OnMeta, saving: str) -> None:
         raise InputError("the text tower looks both ways, or pools what stands behind the text")
 
 
-def tuned(encoder: OnMeta, make: Callable[[], Tuning]) -> None:
+def tuned(encoder: OnMeta, section: dict[str, Any]) -> None:
     """Make a method's head, and send an image through it."""
-    tuning = make()
+    tuning: Tuning = catalogue.TUNINGS.make(section, {})
     task = TuningContext(encoder, "embedding", NAMES, (), ("a {}.",), META, epochs=1, seed=0, flips=False)
     try:
         head = tuning.head(task, partial(linear, encoder, "embedding")).to(META)
