@@ -152,8 +152,7 @@ def answer(ask: Callable[[], None], name: str) -> str:
 
 
 def zero_shot(encoder: OnMeta) -> None:
-    directions = encoder.text_features(NAMES, ("a {}.",))
-    head = TextHead(encoder.width("embedding"), len(NAMES), directions)
+    head = TextHead(encoder.text_features(NAMES, ("a {}.",)))
     head(encoder.frozen())
 
 
@@ -175,10 +174,21 @@ def exact(encoder: OnMeta, saving: str) -> None:
 def tuned(encoder: OnMeta, section: dict[str, Any]) -> None:
     """Make a method's head, and send an image through it."""
     tuning: Tuning = catalogue.TUNINGS.make(section, {})
-    task = TuningContext(encoder, "embedding", NAMES, (), ("a {}.",), META, epochs=1, seed=0, flips=False)
+    context = TuningContext(
+        encoder,
+        "embedding",
+        NAMES,
+        (),
+        ("a {}.",),
+        META,
+        epochs=1,
+        seed=0,
+        flips=False,
+        text_features=encoder.text_features,
+    )
     try:
-        head = tuning.head(task, partial(linear, encoder, "embedding")).to(META)
-        head(make_image(encoder) if head.reads == "pixels" else encoder.frozen())
+        head = tuning.head(context, partial(linear, encoder, "embedding")).to(META)
+        head(make_image(encoder) if tuning.reads_pixels else encoder.frozen())
     finally:
         tuning.close()
 

@@ -5,7 +5,8 @@ kind of features). It holds `features.bin`, rows in C order, and `meta.json`. Ro
 `features.partial`; after a kill, the next run resumes from the last complete chunk, and the finished file is moved into
 place in one step. Reading maps the file, so a set larger than memory needs memory only for the rows in use.
 
-Resized copies of images (`imbalance_vlm.data.resized_cache`) are kept beside the features, and are listed and pruned here.
+Resized copies of images (`imbalance_vlm.data.resized_cache`) are kept beside the features, and are listed and pruned
+here.
 """
 
 from __future__ import annotations
