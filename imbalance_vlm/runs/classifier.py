@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
 from imbalance_vlm.data.loader import Decoder
 from imbalance_vlm.data.readability import unreadable
@@ -90,6 +91,7 @@ class TrainedClassifier:
         Raises:
             InputError: no finished run, or an encoder that is not the one the run was trained on.
         """
+        catalogue.load_plugins()
         folder = Path(folder)
         result = read_result(folder)
         if result is None:
