@@ -766,5 +766,7 @@ def load_plugins() -> None:
                 registry.reset(entries)
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             package = f" of package '{point.dist.name}'" if point.dist else ""
-            name = f"plug-in '{point.name}'{package}"
-            raise InputError(f"{name} cannot be loaded from '{point.value}': {reason}; repair or uninstall it") from error
+            plugin = f"plug-in '{point.name}'{package}"
+            raise InputError(
+                f"{plugin} cannot be loaded from '{point.value}': {reason}; repair or uninstall it"
+            ) from error
