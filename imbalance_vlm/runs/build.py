@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.objective import Objective
@@ -151,6 +152,12 @@ def make_objective(
 ) -> Objective:
     """The recipe's loss, regularizers and gradient transform around the head."""
     section = recipe["balancing"]
+
+    def prototypes(asking: Section) -> Tensor:
+        with torch.no_grad():
+            weight, _ = head.classifier()
+        return starts.prototypes(asking, weight.shape[1])
+
     offers: Offers = {
         **offer(
             long_tail=long_tail,
@@ -158,7 +165,7 @@ def make_objective(
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
         ),
-        "prototypes": starts.prototypes,
+        "prototypes": prototypes,
         "text": lambda _section: tuning.text(context, head),
     }
     check_reused(recipe, context.encoder)
