@@ -18,7 +18,6 @@ from unittest import mock
 
 import imbalance_vlm
 from imbalance_vlm.cli.main import main
-from imbalance_vlm.data.prepare import create_dataset
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import RunResult
@@ -91,7 +90,6 @@ JOBS: dict[str, Callable[..., Any]] = {
     "plan": lambda recipe, overrides=(): refusal(lambda: plan(recipe, overrides)),
     "refused run": lambda recipe, runs: refusal(lambda: run(recipe, runs)),
     "refused prediction": lambda *given: refusal(lambda: imbalance_vlm.predict_images(*given, device="cpu")),
-    "refused dataset": lambda section: refusal(lambda: create_dataset(**section)),
     "run": run,
     "resume": resume,
     "predict": lambda *given: imbalance_vlm.predict_images(*given, device="cpu").to_dict("list"),

@@ -70,7 +70,7 @@ def test_a_plugin_with_a_name_that_is_taken_is_named_and_leaves_nothing(plugin: 
         with pytest.raises(InputError, match="plug-in 'taken' cannot be loaded .* loss 'focal' is already registered"):
             plan({"name": "any"})
     assert "wide" not in catalogue.HEADS
-    assert catalogue.LOSSES.get("focal").build != dict
+    assert catalogue.LOSSES.get("focal").paper
 
 
 def test_a_setting_may_be_called_method() -> None:

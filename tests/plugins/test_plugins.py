@@ -20,185 +20,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.plugins.cases import (
+    ACCEPTED,
+    KIND_OF,
+    OUT_OF_RANGE,
+    PROBE,
+    REFUSED,
+    REFUSED_ENCODERS,
+    REFUSED_RUNS,
+    SETTING_OF,
+    merged,
+    plain,
+    swapped,
+)
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 Outcomes = dict[str, Any]
-Recipe = dict[str, Any]
-
-KIND_OF = {
-    "poly1": "losses",
-    "center": "losses",
-    "repeat_factor": "samplers",
-    "low_rank": "heads",
-    "variance": "regularizers",
-    "text_uniformity": "regularizers",
-    "centralised": "gradients",
-    "scaled_bias": "second_stages",
-    "many_penalty": "post_hoc",
-    "noisy_coop": "prompts",
-    "norm_scale": "peft",
-    "patches": "encoders",
-    "grey": "encoders",
-    "indexed": "datasets",
-    "top_k": "evaluators",
-}
-SETTING_OF = {
-    "poly1": "epsilon: a number >= 0 (default 1.0). weight of the second term; 0 is balanced softmax.",
-    "center": "rate: a number > 0 and <= 1 (default 0.5). how far a center moves to the mean of a batch.",
-    "repeat_factor": "threshold: a number > 0 and <= 1 (default 0.2).",
-    "low_rank": "rank: a whole number >= 1 (default 8). r, the width of the embedding.",
-    "variance": "gamma: a number > 0 (default 1.0).",
-    "text_uniformity": "sharpness: a number > 0 (default 2.0). t.",
-    "centralised": "settings: none",
-    "scaled_bias": "factor: a number >= 0 or null (default null). null chooses 1, 0.5 or 0 on the validation set",
-    "many_penalty": "penalty: a number >= 0 or null (default null).",
-    "noisy_coop": "n_ctx: a whole number >= 1 or null (default null). number of context tokens",
-    "norm_scale": "last: a whole number >= 1 (default 2). how many of them.",
-    "patches": "weights: a path (required). a safetensors file",
-    "grey": "features: 'embedding' or 'class_token' (default embedding).",
-    "indexed": "index: a string (default index.tsv). name of the index in it.",
-    "top_k": "k: a whole number >= 1 (default 2). number of guesses.",
-}
-
-
-def merged(recipe: Recipe, **changes: Any) -> Recipe:
-    """A recipe with some of its dotted keys changed ("__" stands for the dot)."""
-    copy: Recipe = json.loads(json.dumps(recipe))
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        section = copy
-        for part in path:
-            section = section.setdefault(part, {})
-        section[last] = value
-    return copy
-
-
-def plain(data: Any, encoder: Any) -> Recipe:
-    return {
-        "name": "probe",
-        "data": data,
-        "encoder": encoder,
-        "tuning": "linear_probe",
-        "training": {"epochs": 2, "batch_size": 32, "checkpoint_seconds": 0},
-        "evaluation": {"groups": {"many": 12, "few": 6}},
-    }
-
-
-PROBE = plain({"name": "folder", "root": "images"}, "mini-clip")
-PROMPT = merged(PROBE, tuning={"name": "prompt"}, head="text")
-
-REFUSED: dict[str, tuple[Recipe, str, str]] = {
-    "a loss on embeddings that are fixed": (merged(PROBE, balancing__loss="center"), "center", "paco"),
-    "a loss on embeddings under a prompt": (merged(PROMPT, balancing__loss="center"), "center", "paco"),
-    "a regularizer of text that is not learned": (
-        merged(PROBE, balancing__regularizers="text_uniformity"),
-        "text_uniformity",
-        "text_anchor",
-    ),
-    "a regularizer of text under tuning of the tower": (
-        merged(PROBE, tuning={"name": "peft"}, balancing__regularizers="text_uniformity"),
-        "text_uniformity",
-        "text_anchor",
-    ),
-    "a second stage without training": (
-        merged(PROBE, tuning="zero_shot", head="text", balancing__second_stage="scaled_bias"),
-        "scaled_bias",
-        "crt",
-    ),
-    "a head without names in zero-shot": (merged(PROBE, tuning="zero_shot", head="low_rank"), "low_rank", "linear"),
-    "a head without names under a prompt": (merged(PROMPT, head="low_rank"), "low_rank", "linear"),
-    "a head that starts at random, averaged with its start": (
-        merged(PROBE, head="low_rank", training__interpolation=0.5),
-        "low_rank",
-        "linear",
-    ),
-    "a head without cosines": (merged(PROBE, head="low_rank", balancing__loss="ldam"), "low_rank", "linear"),
-    "a head without experts": (merged(PROBE, head="low_rank", balancing__loss="sade"), "low_rank", "linear"),
-    "a prompt method with a linear head": (
-        merged(PROMPT, tuning__method="noisy_coop", head="linear"),
-        "noisy_coop",
-        "coop",
-    ),
-    "a prompt per class on new classes": (
-        merged(PROMPT, tuning={"name": "prompt", "method": "noisy_coop", "csc": True}, data__classes="base")
-        | {"evaluation": {"base_to_novel": True}},
-        "noisy_coop",
-        "coop",
-    ),
-    "a tuned tower on new classes": (
-        merged(PROBE, tuning={"name": "peft", "method": "norm_scale"}, data__classes="base")
-        | {"evaluation": {"base_to_novel": True}},
-        "norm_scale",
-        "layernorm",
-    ),
-    "a dataset with all classes, for new ones": (
-        merged(PROMPT, data={"name": "indexed", "root": "images"}) | {"evaluation": {"base_to_novel": True}},
-        "indexed",
-        "folder",
-    ),
-    "an evaluator with a list for its settings": (
-        merged(PROBE, evaluation__top_k=[1]),
-        "top_k",
-        "geometry",
-    ),
-}
-"""Recipes that cannot work, with a component of the package and the one of ours whose refusal must read the same."""
-
-REFUSED_ENCODERS = {
-    "zero-shot": {"tuning": "zero_shot", "head": "text"},
-    "a prompt": {"tuning": {"name": "prompt", "method": "noisy_coop"}, "head": "text"},
-    "a start from text": {"head": {"name": "cosine", "init": "text"}},
-}
-"""What an encoder without a text tower cannot do."""
-
-OUT_OF_RANGE: dict[str, tuple[Recipe, str]] = {
-    "loss": (
-        merged(PROBE, balancing__loss={"name": "poly1", "epsilon": -1}),
-        "balancing.loss.epsilon: must be a number >= 0, got -1",
-    ),
-    "head": (merged(PROBE, head={"name": "low_rank", "rank": 0}), "head.rank: must be a whole number >= 1, got 0"),
-    "evaluator": (merged(PROBE, evaluation__top_k={"k": 0}), "evaluation.top_k.k: must be a whole number >= 1, got 0"),
-    "name": (
-        merged(PROBE, balancing__sampler="repeat_facter"),
-        "balancing.sampler.name: unknown sampler 'repeat_facter'. Did you mean 'repeat_factor'?",
-    ),
-    "required": (merged(PROBE, encoder="patches"), "encoder.weights: missing; give a value"),
-    "key": (
-        merged(PROBE, encoder={"name": "grey:mini-clip", "feature": "embedding"}),
-        "encoder.feature: unknown key. Did you mean 'features'?",
-    ),
-    "capability": (
-        merged(PROBE, encoder={"name": "patches", "weights": "w"}, head="decoder"),
-        "head: head 'decoder' needs an encoder that gives all image tokens; got encoder 'patches'",
-    ),
-    "embedding": (
-        merged(PROBE, balancing__regularizers="variance"),
-        "balancing.regularizers.0: regularizer 'variance' needs an embedding that training changes: set head.adapter "
-        "to a width such as 128, use head 'decoder', or tune the image tower; got head 'linear'",
-    ),
-}
-
-ACCEPTED: dict[str, Recipe] = {
-    "our regularizer on their embedding": merged(
-        PROBE, head="low_rank", balancing__regularizers="prototype_contrastive"
-    ),
-    "their regularizer on our embedding": merged(
-        PROBE, head={"name": "linear", "adapter": 8}, balancing__regularizers="variance"
-    ),
-    "our loss on their embedding": merged(PROBE, head="low_rank", balancing__loss="paco"),
-    "their loss on their tuned tower": merged(
-        PROBE, tuning={"name": "peft", "method": "norm_scale"}, balancing__loss="center"
-    ),
-    "our regularizer on their text": merged(PROMPT, tuning__method="noisy_coop", balancing__regularizers="text_anchor"),
-    "their regularizer on our text": merged(PROMPT, tuning__method="coop", balancing__regularizers="text_uniformity"),
-    "our gradient transform on their text": merged(PROMPT, tuning__method="noisy_coop", balancing__gradient="prograd"),
-    "a column of theirs in a study": merged(PROBE, evaluation__top_k={"k": 3})
-    | {"grid": {"seeds": [0, 1]}, "table": {"columns": ["recipe", "top_3"]}},
-    "a training setting that takes no part in zero-shot": merged(
-        PROBE, tuning="zero_shot", head="text", balancing__loss="center", balancing__gradient="centralised"
-    ),
-}
 
 
 def patch_weights(file: Path, seed: int) -> str:
@@ -271,16 +110,12 @@ class Places:
         }
 
 
-def swapped(recipe: Recipe, name: str, ours: str) -> Recipe:
-    """The recipe with a component of ours in the place of another package's."""
-    copy: Recipe = json.loads(re.sub(rf'"{name}"', f'"{ours}"', json.dumps(recipe)))
-    return copy
+Jobs = dict[str, list[Any]]
 
 
-def first_jobs(places: Places) -> dict[str, list[Any]]:
-    jobs: dict[str, list[Any]] = {
-        "other dataset": ["plan", PROBE, ["data.name=indexed"]]
-    }  # the first that needs plug-ins
+def checks(places: Places) -> Jobs:
+    """What is listed, shown, refused and accepted without running anything."""
+    jobs: Jobs = {"other dataset": ["plan", PROBE, ["data.name=indexed"]]}  # comes first: plug-ins are not loaded yet
     jobs |= {"ls": ["command", "ls"], "schema": ["command", "schema"]}
     jobs |= {f"show {name}": ["command", "show", name] for name in KIND_OF}
     for case, (recipe, name, ours) in REFUSED.items():
@@ -290,50 +125,54 @@ def first_jobs(places: Places) -> dict[str, list[Any]]:
         jobs |= {f"{case}: theirs": ["plan", theirs], f"{case}: ours": ["plan", ours]}
     jobs |= {f"range of {case}": ["plan", recipe] for case, (recipe, _) in OUT_OF_RANGE.items()}
     jobs |= {f"accepted {case}": ["plan", recipe] for case, recipe in ACCEPTED.items()}
-
-    no_val = merged(plain(places.data | {"index": "no_val.tsv"}, places.patches), name="no_val")
-    for part, name, ours in (
-        ("second_stage", "scaled_bias", "tau_norm"),
-        ("post_hoc", "many_penalty", "logit_adjustment"),
-    ):
-        for whose, chosen in (("theirs", name), ("ours", ours)):
-            jobs[f"{part}: {whose}"] = ["refused run", no_val | {"balancing": {part: chosen}}, "refused"]
-    convolutional = plain(places.data, {"name": "timm:test_resnet", "pretrained": "random"})
-    for whose, method in (("theirs", "norm_scale"), ("ours", "layernorm")):
-        tuned = convolutional | {"tuning": {"name": "peft", "method": method}}
-        jobs[f"tower: {whose}"] = ["refused run", tuned, "refused"]
     places.file.write_text(json.dumps(places.recipes["probe"]))
     jobs["verify"] = ["command", "data", "verify", str(places.file), "--workers", "1"]
-    by_features = {"name": "prototype_contrastive", "assign": "class_mean"}
-    jobs["prototypes"] = [
-        "refused run",
-        merged(places.recipes["tower"], balancing={"regularizers": by_features}),
-        "refused",
-    ]
-    jobs["missing data: theirs"] = ["refused dataset", {"name": "indexed"}]
-    jobs["missing data: ours"] = ["refused dataset", {"name": "folder"}]
-
-    jobs |= {f"resume {name}": ["resume", recipe, "runs", "undisturbed"] for name, recipe in places.recipes.items()}
-    probe = places.recipes["probe"]
-    jobs["read back"] = ["run", probe, "runs"]
-    jobs["change the weights"] = ["copy", places.other_weights, places.weights]
-    jobs["other weights"] = ["run", probe, "runs"]
-    jobs["put back the weights"] = ["copy", places.same_weights, places.weights]
-    jobs["same weights"] = ["run", probe, "runs"]
-    jobs["change an image"] = ["copy", places.other_image, places.image]
-    jobs["other images"] = ["run", probe, "runs"]
     return jobs
 
 
-def second_jobs(places: Places, first: Outcomes) -> dict[str, list[Any]]:
-    paths = {name: first[f"resume {name}"]["resumed"]["path"] for name in places.recipes}
-    jobs: dict[str, list[Any]] = {
-        f"predict {name}": ["predict", path, [places.new_images]] for name, path in paths.items()
+def refused_runs(places: Places) -> Jobs:
+    """What is refused once data and encoder are known."""
+    no_val = plain(places.data | {"index": "no_val.tsv"}, places.patches)
+    convolutional = plain(places.data, {"name": "timm:test_resnet", "pretrained": "random"})
+    recipes = {
+        "second stage": no_val | {"balancing": {"second_stage": "scaled_bias"}},
+        "correction": no_val | {"balancing": {"post_hoc": "many_penalty"}},
+        "tower": convolutional | {"tuning": {"name": "peft", "method": "norm_scale"}},
     }
-    jobs["table"] = ["command", "table", "runs", "--columns", "recipe,overall,top_3", "--sort", "top_3"]
-    jobs["change the weights"] = ["copy", places.other_weights, places.weights]
-    jobs["refused prediction"] = ["refused prediction", paths["probe"], [places.new_images]]
+    jobs: Jobs = {}
+    for case, (name, ours) in REFUSED_RUNS.items():
+        jobs[f"{case}: theirs"] = ["refused run", recipes[case], "refused"]
+        jobs[f"{case}: ours"] = ["refused run", swapped(recipes[case], name, ours), "refused"]
+    by_features = {"name": "prototype_contrastive", "assign": "class_mean"}
+    contrast = merged(places.recipes["tower"], balancing={"regularizers": by_features})
+    jobs["prototypes"] = ["refused run", contrast, "refused"]
     return jobs
+
+
+def runs(places: Places) -> Jobs:
+    """Runs that are interrupted and resumed, and the same recipe after its files have changed."""
+    probe = places.recipes["probe"]
+    return {
+        **{f"resume {name}": ["resume", recipe, "runs", "undisturbed"] for name, recipe in places.recipes.items()},
+        "read back": ["run", probe, "runs"],
+        "change the weights": ["copy", places.other_weights, places.weights],
+        "other weights": ["run", probe, "runs"],
+        "put back the weights": ["copy", places.same_weights, places.weights],
+        "same weights": ["run", probe, "runs"],
+        "change an image": ["copy", places.other_image, places.image],
+        "other images": ["run", probe, "runs"],
+    }
+
+
+def predictions(places: Places, finished: Outcomes) -> Jobs:
+    """What another process does with the finished runs."""
+    paths = {name: finished[f"resume {name}"]["resumed"]["path"] for name in places.recipes}
+    return {
+        **{f"predict {name}": ["predict", path, [places.new_images]] for name, path in paths.items()},
+        "table": ["command", "table", "runs", "--columns", "recipe,overall,top_3", "--sort", "top_3"],
+        "change the weights": ["copy", places.other_weights, places.weights],
+        "refused prediction": ["refused prediction", paths["probe"], [places.new_images]],
+    }
 
 
 def installed(package: Path, folder: Path, name: str) -> Path:
@@ -364,7 +203,7 @@ def outcomes(places: Places) -> Outcomes:
         "PYTHONWARNINGS": "error::UserWarning",
     }
 
-    def do(jobs: dict[str, list[Any]], name: str) -> Outcomes:
+    def do(jobs: Jobs, name: str) -> Outcomes:
         given, received = (places.folder / f"{name}_{what}.json" for what in ("jobs", "outcomes"))
         given.write_text(json.dumps(jobs))
         arguments = [sys.executable, str(HERE / "driver.py"), str(given), str(received)]
@@ -373,13 +212,12 @@ def outcomes(places: Places) -> Outcomes:
         result: Outcomes = json.loads(received.read_text())
         return result
 
-    first = do(first_jobs(places), "first")
-    second = do(second_jobs(places, first), "second")
-    return first | second
+    first = do(checks(places) | refused_runs(places) | runs(places), "first")
+    return first | do(predictions(places, first), "second")
 
 
 def without(message: str, name: str) -> str:
-    """A message without the name of a component, and without the settings that others of its kind have."""
+    """A message without the name of a component."""
     return re.sub(rf"\b{re.escape(name)}\b", "NAME", message)
 
 
@@ -411,26 +249,12 @@ def test_the_schema_for_editors_knows_every_component(outcomes: Outcomes) -> Non
     assert [name for name in KIND_OF if f'"{name}"' not in text and KIND_OF[name] != "encoders"] == []
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *REFUSED_ENCODERS])
+@pytest.mark.parametrize("case", [*REFUSED, *REFUSED_ENCODERS, *REFUSED_RUNS])
 def test_what_cannot_work_is_refused_in_the_same_words_as_ours(case: str, outcomes: Outcomes) -> None:
-    _, name, ours = REFUSED.get(case, ({}, "patches", "timm:test_vit"))
-    message = outcomes[f"{case}: theirs"]
-    assert message
-    assert without(message, name) == without(outcomes[f"{case}: ours"], ours)
-
-
-@pytest.mark.parametrize(
-    ("case", "name", "ours"),
-    [
-        ("second_stage", "scaled_bias", "tau_norm"),
-        ("post_hoc", "many_penalty", "logit_adjustment"),
-        ("tower", "norm_scale", "layernorm"),
-        ("missing data", "indexed", "folder"),
-    ],
-)
-def test_what_the_data_or_the_encoder_lack_is_refused_in_the_same_words_as_ours(
-    case: str, name: str, ours: str, outcomes: Outcomes
-) -> None:
+    if case in REFUSED_ENCODERS:
+        name, ours = "patches", "timm:test_vit"
+    else:
+        name, ours = REFUSED_RUNS[case] if case in REFUSED_RUNS else REFUSED[case][1:]
     message = outcomes[f"{case}: theirs"]
     assert message
     assert without(message, name) == without(outcomes[f"{case}: ours"], ours)
