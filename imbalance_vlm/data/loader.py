@@ -214,7 +214,7 @@ def _whole_batch(batch: Batch | InputError) -> Batch | InputError:
 
 def cores_for_workers() -> int:
     """Cores of this machine per process that trains on it."""
-    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // local_world_size()))
 
 
 def pixel_batches(images: Images, view: View, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
