@@ -16,6 +16,7 @@ from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images
 from imbalance_vlm.data.decoders import decode, decode_on, encoded
 from imbalance_vlm.data.preprocessing import Preprocessing, View, with_tensors
 from imbalance_vlm.errors import InputError, one_of
+from imbalance_vlm.launcher import local_world_size
 
 Decoder = Literal["pil", "torchvision", "gpu"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
