@@ -4,7 +4,7 @@
     result = imbalance_vlm.run("icons_lt/linear_probe", {"balancing.loss": "focal"})
     result.scores["few"]
 
-Everything below is imported when first used, so that `import imbalance_vlm` costs nothing.
+Everything is imported when it is first used, so that `import imbalance_vlm` itself is fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from imbalance_vlm.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from imbalance_vlm.balancing.losses.factory import create_loss as create_loss
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from imbalance_vlm.errors import InputError as InputError
     from imbalance_vlm.heads.factory import create_head as create_head
     from imbalance_vlm.long_tail import LongTail as LongTail
-    from imbalance_vlm.predicting import predict_images as predict_images
     from imbalance_vlm.recipe.load import list_recipes as list_recipes
-    from imbalance_vlm.runner import run as run
+    from imbalance_vlm.runs.classifier import TrainedClassifier as TrainedClassifier
+    from imbalance_vlm.runs.classifier import predict_images as predict_images
+    from imbalance_vlm.runs.study import run as run
     from imbalance_vlm.verification.verify import verify as verify
 
-_HOME = {
-    "run": "imbalance_vlm.runner",
-    "predict_images": "imbalance_vlm.predicting",
+_MODULES = {
+    "run": "imbalance_vlm.runs.study",
+    "TrainedClassifier": "imbalance_vlm.runs.classifier",
+    "predict_images": "imbalance_vlm.runs.classifier",
     "create_dataset": "imbalance_vlm.data.prepare",
     "create_encoder": "imbalance_vlm.encoders.factory",
     "create_head": "imbalance_vlm.heads.factory",
@@ -41,17 +43,17 @@ _HOME = {
     "verify": "imbalance_vlm.verification.verify",
 }
 
-__all__ = [*_HOME, "list_datasets", "list_encoders", "list_heads", "list_losses", "list_samplers", "list_tunings"]
+__all__ = [*_MODULES, "list_datasets", "list_encoders", "list_heads", "list_losses", "list_samplers", "list_tunings"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'imbalance_vlm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULES])
 
 
 def _names(kind: str) -> list[str]:

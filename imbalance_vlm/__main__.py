@@ -1,5 +1,5 @@
 """`python -m imbalance_vlm` is the console script `imbalance-vlm`."""
 
-from imbalance_vlm.cli import main
+from imbalance_vlm.cli.main import main
 
 raise SystemExit(main())

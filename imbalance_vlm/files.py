@@ -67,6 +67,39 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} if there is no such file.
+
+    Raises:
+        InputError: a file that holds something else.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} must hold JSON, and does not: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """What this package has written into the header of a safetensors file, {} for the files of others.
+
+    Raises:
+        InputError: a file that is damaged or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            entries: dict[str, Any] = json.loads((file.metadata() or {}).get("imbalance_vlm", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+    return entries
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

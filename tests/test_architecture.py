@@ -1,90 +1,109 @@
-"""The shape of the package: which room may import which, and lists that must agree with what is there."""
+"""The shape of the package: folders import one way, and lists agree with what is there."""
 
 from __future__ import annotations
 
 import ast
 import configparser
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 import imbalance_vlm
 
 PACKAGE = Path(imbalance_vlm.__file__).parent
 ROOT = PACKAGE.parent
-FLOW = ("data", "encoders", "heads", "balancing", "tuning", "training", "evaluation", "results")
-"""The pipeline: a room may import what comes before it."""
+NAME = PACKAGE.name
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
-"""(importing module, imported module) that go against the flow, each with its reason."""
+Edge = tuple[str, str]
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def module_name(path: Path, package: Path) -> str:
+    return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Modules of the package that a file imports, also inside functions and for type checking."""
+    """Modules of the package that a file imports: at the top, inside functions and for type checking alike."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            if node.module.startswith("imbalance_vlm."):
-                yield node.module
-            elif node.module == "imbalance_vlm":
-                yield from (f"imbalance_vlm.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            raise AssertionError(f"{path}: relative imports hide the room they cross")
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{path}: relative imports hide the folder that they cross into")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == NAME:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("imbalance_vlm."))
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == NAME)
 
 
-def room(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+def place(module: str, package: Path) -> str:
+    """The folder or top-level module that a module lies in; the package's own __init__ is a place of its own."""
+    part = [*module.split("."), ""][1]
+    return part if (package / part).is_dir() or (package / f"{part}.py").is_file() else "__init__"
 
 
-EDGES = sorted({(module_name(path), target) for path in PACKAGE.rglob("*.py") for target in imports(path)})
-
-
-def against_the_flow() -> set[tuple[str, str]]:
+def edges(package: Path) -> set[Edge]:
+    """(importing place, imported place), for every folder and every top-level module of a package."""
     return {
         (source, target)
-        for source, target in EDGES
-        if room(source) in FLOW and room(target) in FLOW and FLOW.index(room(target)) > FLOW.index(room(source))
+        for path in package.rglob("*.py")
+        for module in imports(path)
+        if (source := place(module_name(path, package), package)) != (target := place(module, package))
     }
 
 
-def test_rooms_import_one_way_along_the_pipeline() -> None:
-    wrong = sorted(against_the_flow() - set(EXCEPTIONS))
-    assert not wrong, "\n".join(f"{source} imports {target}" for source, target in wrong)
+def circles(graph: set[Edge]) -> list[set[str]]:
+    """The strongly connected components of more than one place."""
+    places = sorted({name for edge in graph for name in edge})
+    rows, columns = zip(*((places.index(source), places.index(target)) for source, target in graph), strict=True)
+    matrix = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(places), len(places)))
+    _, labels = connected_components(matrix, directed=True, connection="strong")
+    groups = ({places[i] for i in np.flatnonzero(labels == label)} for label in np.unique(labels))
+    return [group for group in groups if len(group) > 1]
 
 
-def test_no_exception_outlives_its_reason() -> None:
-    assert set(EXCEPTIONS) <= against_the_flow()
-
-
-@pytest.mark.parametrize("room_name", FLOW)
-def test_every_room_exists(room_name: str) -> None:
-    assert (PACKAGE / room_name / "__init__.py").is_file()
-
-
-def test_rooms_know_nothing_of_the_runner_the_pipeline_or_the_command_line() -> None:
-    above = {
-        "imbalance_vlm.assembly",
-        "imbalance_vlm.pipeline",
-        "imbalance_vlm.runner",
-        "imbalance_vlm.cli",
-        "imbalance_vlm.showing",
+def test_no_folder_and_no_module_is_part_of_an_import_circle() -> None:
+    graph = edges(PACKAGE)
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= {
+        n for e in graph for n in e
     }
-    assert not [edge for edge in EDGES if room(edge[0]) in FLOW and edge[1] in above]
+    assert circles(graph) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from imbalance_vlm.runs.study import run\n",
+        "def late() -> None:\n    from imbalance_vlm.runs import study\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import imbalance_vlm.runs.study\n",
+        "from imbalance_vlm import run\n",
+    ],
+    ids=["at the top", "inside a function", "for type checking", "from the package itself"],
+)
+def test_an_upward_import_is_found(planted: str, tmp_path: Path) -> None:
+    copy = tmp_path / NAME
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    with (copy / "data" / "dataset.py").open("a") as stream:
+        stream.write(planted)
+    assert any("data" in circle for circle in circles(edges(copy)))
+
+
+def test_the_ground_floor_does_not_import_torch() -> None:
+    heavy = {"torch", "timm", "open_clip", "torchvision", "pandas", "sklearn", "PIL", "scipy"}
+    for path in (PACKAGE / "components").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not heavy & {name.split(".")[0] for name in names}, path
 
 
 def test_modules_import_no_private_names_of_others() -> None:
     wrong = [
-        f"{module_name(path)}: {alias.name} of {node.module}"
+        f"{module_name(path, PACKAGE)}: {alias.name} of {node.module}"
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imbalance_vlm")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME)
         for alias in node.names
         if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
@@ -95,8 +114,34 @@ def test_the_package_list_of_setup_cfg_is_what_is_there() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     listed = parser["options"]["packages"].split()
-    there = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
-    assert sorted(listed) == sorted(there | {"imbalance_vlm._recipes"})
+    packages = {module_name(path, PACKAGE) for path in PACKAGE.rglob("__init__.py")}
+    assert sorted(listed) == sorted(packages | {"imbalance_vlm._recipes"})
+
+
+def test_no_component_is_known_by_its_name_outside_the_catalogue() -> None:
+    """No comparison with the name of a component, in whatever makes, checks or predicts."""
+    from imbalance_vlm.components import catalogue
+
+    names = {entry.name for registry in catalogue.REGISTRIES.values() for entry in registry}
+    checked = ("components", "recipe", "runs", "training", "tuning", "heads", "verification")
+    files = [path for folder in checked for path in (PACKAGE / folder).rglob("*.py") if path.name != "catalogue.py"]
+    wrong = [f"{path.name}:{line}: {name}" for path in files for line, name in compared_names(path, names)]
+    assert not wrong, "\n".join(wrong)
+
+
+def compared_names(path: Path, names: set[str]) -> Iterator[tuple[int, str]]:
+    """Comparisons of a section's name or method with the name of a component."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Compare):
+            continue
+        operands = [node.left, *node.comparators]
+        subscripts = {ast.unparse(one.slice) for one in operands if isinstance(one, ast.Subscript)}
+        if not subscripts & {"'name'", "'method'"}:
+            continue
+        for one in operands:
+            for constant in ast.walk(one):
+                if isinstance(constant, ast.Constant) and constant.value in names:
+                    yield node.lineno, str(constant.value)
 
 
 def test_every_registered_component_can_be_imported() -> None:
@@ -104,8 +149,6 @@ def test_every_registered_component_can_be_imported() -> None:
 
     for kind, registry in catalogue.REGISTRIES.items():
         for entry in registry:
-            if kind == "datasets" and entry.name == "icons_lt":
-                pytest.importorskip("imbalance_vlm.data.icons_lt")
-            assert callable(entry.load()), f"{kind}: {entry.name}"
+            if entry.build:
+                assert callable(entry.load()), f"{kind}: {entry.name}"
             assert entry.summary
-            assert "default" not in entry.summary or entry.settings()

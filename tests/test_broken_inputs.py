@@ -306,7 +306,7 @@ def _(world: World) -> list[str]:
     return world.run(f"data.root={world.root / 'split'}")
 
 
-@error("folder of nothing", "must hold class folders with images", "found none")
+@error("folder of nothing", "must hold class folders with images", "there are none")
 def _(world: World) -> list[str]:
     (world.root / "empty").mkdir()
     return world.run(f"data.root={world.root / 'empty'}")
@@ -383,7 +383,7 @@ def _(world: World) -> list[str]:
     return world.run(data=section)
 
 
-@error("label outside the range", "labels must run from 0 to 999999999", "without holes", FIRST)
+@error("label outside the range", "labels must run from 0 to 999999999", "without gaps", FIRST)
 def _(world: World) -> list[str]:
     return _list(world, lambda text: text.replace(f"{FIRST} 0", f"{FIRST} 999999999"))
 
@@ -398,7 +398,7 @@ def _(world: World) -> list[str]:
     return _list(world, lambda text: text.replace(f"{FIRST} 0", f"{FIRST} -1"))
 
 
-@error("line without a label", "ImageNet_LT_train.txt, line 1", "one `relative/path label` a line")
+@error("line without a label", "ImageNet_LT_train.txt, line 1", "one `relative/path label` per line")
 def _(world: World) -> list[str]:
     return _list(world, lambda text: text.replace(f"{FIRST} 0", FIRST))
 
@@ -520,7 +520,7 @@ def _(world: World) -> list[str]:
     return _table(world, lambda rows: rows.clear())
 
 
-@error("table without rows", "must have a row for each image, and has none")
+@error("table without rows", "must have one row per image, and has none")
 def _(world: World) -> list[str]:
     return _table(world, lambda rows: rows.__delitem__(slice(1, None)))
 
@@ -588,7 +588,7 @@ def _(world: World) -> list[str]:
     return world.run(data=section)
 
 
-@error("CIFAR cut short", "data_batch_1", "cannot be read as a batch of CIFAR", "unpack the archive anew")
+@error("CIFAR cut short", "data_batch_1", "cannot be read as a batch of CIFAR", "unpack the archive again")
 def _(world: World) -> list[str]:
     root, section = world.benchmark("cifar10_lt")
     file = root / "cifar-10-batches-py" / "data_batch_1"
@@ -596,7 +596,7 @@ def _(world: World) -> list[str]:
     return world.run(data=section)
 
 
-@error("CIFAR that would run a program", "data_batch_1", "which data do not need")
+@error("CIFAR that would run a program", "data_batch_1", "which data does not need")
 def _(world: World) -> list[str]:
     class Evil:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -613,7 +613,7 @@ def _shard(world: World, change: Callable[[Path], object]) -> list[str]:
     return world.run(data=section)
 
 
-@error("shard cut short", "own-train-000000.tar cannot be read", "copy it anew")
+@error("shard cut short", "own-train-000000.tar cannot be read", "copy it again")
 def _(world: World) -> list[str]:
     return _shard(world, lambda shard: shard.write_bytes(shard.read_bytes()[:700]))
 
@@ -711,10 +711,10 @@ _setting("head=[linear]", "head: must be the name of a head, or a mapping with `
 _setting("balancing.loss=focall", "unknown loss 'focall'", "Did you mean 'focal'?")
 _setting("balancing.loss={name: logit_adjustment, tau: -1}", "balancing.loss.tau: must be a number >= 0, got -1")
 _setting("data.tau=1.5", "data.tau: must be a number > 0 and <= 1, got 1.5")
-_setting("data.tau=0.5", "`tau` 0.5 thins a few-shot set and needs `shots`")
+_setting("data.tau=0.5", "`tau` 0.5 thins a few-shot dataset and needs `shots`")
 _setting("data.shots=0", "data.shots: must be a whole number >= 1 or null, got 0")
 _setting("data.test_fraction=1.0", "data.test_fraction: must be a number >= 0 and < 1, got 1.0")
-_setting("data.test_fraction=0", "must have images for 'test', and has none", "test_fraction")
+_setting("data.test_fraction=0", "must have images for 'test', got images for train", "test_fraction")
 _setting("data.templates=[a photo]", "sentences with one {} for the class name, got 'a photo'")
 _setting("data.tail_factor=0.5", "data.tail_factor: must be a number >= 1, got 0.5")
 _setting("seed=-1", "seed: must be a whole number >= 0, got -1")
@@ -850,7 +850,7 @@ def _(world: World) -> list[str]:
     return world.run()
 
 
-@error("damaged result", "result.json is no result file", "--force")
+@error("damaged result", "result.json is not a result file", "--force")
 def _(world: World) -> list[str]:
     file = world.finished() / "result.json"
     file.write_text(file.read_text()[:200])

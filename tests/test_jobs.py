@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imbalance_vlm import InputError, run
-from imbalance_vlm.data.folder import folder
+from imbalance_vlm.data.folder import FolderReader
 from imbalance_vlm.results.result import StudyResult
 
 GRID = {"grid": {"seeds": [0, 1]}}
@@ -35,13 +35,13 @@ def test_less_than_one_process_is_refused(recipe: dict[str, Any]) -> None:
 
 def test_a_study_lists_its_files_once(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[str] = []
-    real = folder.identity  # type: ignore[attr-defined]
+    identity = FolderReader.identity
 
-    def counted(**settings: Any) -> str:
-        listed.append(str(settings["root"]))
-        return str(real(**settings))
+    def counted(self: FolderReader) -> str:
+        listed.append(str(self.root))
+        return identity(self)
 
-    monkeypatch.setattr(folder, "identity", counted)
+    monkeypatch.setattr(FolderReader, "identity", counted)
     run(recipe | GRID, {"training.epochs": 1})
     assert len(listed) == 1
     run(recipe | GRID, {"training.epochs": 1})

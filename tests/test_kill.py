@@ -135,7 +135,7 @@ def test_killed_three_times(two_recipes: dict[str, dict[str, Any]], tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["features", "images", "tuned"])
 def test_killed_twenty_times(kind: str, two_recipes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    assert "resuming behind" in killed(two_recipes[kind], tmp_path, MANY_KILLS, seed=1)
+    assert "resuming after" in killed(two_recipes[kind], tmp_path, MANY_KILLS, seed=1)
 
 
 if __name__ == "__main__":

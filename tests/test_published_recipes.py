@@ -180,7 +180,7 @@ def test_settings_are_the_papers(method: str) -> None:
     training, optimizer = recipe["training"], recipe["training"]["optimizer"]
     assert recipe["tuning"]["method"] == method
     assert (optimizer["name"], optimizer["momentum"], optimizer["weight_decay"]) == ("sgd", 0.9, 5e-4)
-    assert (training["schedule"]["name"], training["schedule"]["warmup_epochs"]) == ("held_cosine", 1)
+    assert (training["schedule"]["name"], training["schedule"]["warmup_epochs"]) == ("cosine_constant_warmup", 1)
     assert training["schedule"]["warmup_lr"] == 1e-5
     found = recipe["tuning"] | {key: training[key] for key in ("batch_size", "epochs")} | {"lr": optimizer["lr"]}
     assert {key: found[key] for key in SETTINGS[method]} == SETTINGS[method]

@@ -11,7 +11,7 @@ import yaml
 
 from imbalance_vlm import assembly, run
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.encoders.open_clip import MINI_CLIP
+from imbalance_vlm.encoders.pretraining import MINI_CLIP
 from imbalance_vlm.recipe.load import load, recipes_folder
 from imbalance_vlm.recipe.study import plan
 
@@ -61,7 +61,7 @@ def test_runs_a_few_steps(path: Path, tiny_clip: str, monkeypatch: pytest.Monkey
     pytest.importorskip("imbalance_vlm.data.icons_lt")
     if load(path).tree["data"]["name"] != "icons_lt":
         pytest.skip("needs files of the user's own")
-    monkeypatch.setattr("imbalance_vlm.data.icons_lt.icons_lt", small_icons)
+    monkeypatch.setattr("imbalance_vlm.data.icons_lt.IconsLTReader.read", lambda self: small_icons())
     assembly.dataset.cache_clear()
     overrides: dict[str, Any] = {"training.epochs": 1, "training.batch_size": 256}
     if kept := _epochs_kept(path):  # a first pass keeps so many, of which its subspace has fewer directions

@@ -123,7 +123,7 @@ def test_a_study_s_table_is_mean_sample_deviation_and_n_over_seeds(recipe: Recip
 def test_a_damaged_result_is_an_error_that_says_what_to_do(recipe: Recipe) -> None:
     path = run(recipe).path / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(InputError, match=r"result\.json is no result file.*--force"):
+    with pytest.raises(InputError, match=r"result\.json is not a result file.*--force"):
         run(recipe)
     assert run(recipe, force=True).scores["overall"] >= 0
 
@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     kill_when(path, in_the_middle)
     assert not list(Path("killed").rglob("result.json"))
     resumed = run(recipe, runs="killed", device="cpu")
-    epoch = re.search(r"resuming behind epoch (\d+)", capsys.readouterr().err)
+    epoch = re.search(r"resuming after epoch (\d+)", capsys.readouterr().err)
     assert epoch
     assert 3 <= int(epoch[1]) < EPOCHS
     undisturbed = run(recipe, runs="undisturbed", device="cpu")
@@ -330,6 +330,7 @@ def test_a_result_says_where_its_numbers_come_from(recipe: Recipe) -> None:
         "encoder": "",
         "pretrained": record["identity"]["pretrained"],
         "pretrain_pairs": None,
+        "samples_seen": None,
         "tuning": "linear_probe",
         "head": "linear",
         "balancing": "balanced_softmax",

@@ -40,7 +40,7 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.decoder import DecoderHead
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.heads.text import TextHead
-from imbalance_vlm.tuning.base import Task, Tuning
+from imbalance_vlm.tuning.base import Tuning, TuningContext
 from imbalance_vlm.tuning.peft.towers import LAYOUTS, image_tower
 
 PAGE = ROOT / "docs" / "models.md"
@@ -175,7 +175,7 @@ def exact(encoder: OnMeta, saving: str) -> None:
 def tuned(encoder: OnMeta, make: Callable[[], Tuning]) -> None:
     """Make a method's head, and send an image through it."""
     tuning = make()
-    task = Task(encoder, "embedding", NAMES, (), ("a {}.",), META, epochs=1, seed=0, flips=False)
+    task = TuningContext(encoder, "embedding", NAMES, (), ("a {}.",), META, epochs=1, seed=0, flips=False)
     try:
         head = tuning.head(task, partial(linear, encoder, "embedding")).to(META)
         head(make_image(encoder) if head.reads == "pixels" else encoder.frozen())

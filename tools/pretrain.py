@@ -9,12 +9,12 @@ two busy cores. Expected zero-shot top-1 (top-5) on Icons-LT's 718 classes: tiny
 large 30 (59) percent.
 
 CORPUS is a folder with `pretrain_images.npy`, (N, 32, 32, 3) uint8, and `pretrain.tsv`, whose last column is the
-caption. The result is a folder in open_clip's format. A killed run goes on where its last checkpoint was when the
-same command is given again. Several processes share the batch, and give the same result up to rounding:
+caption. The result is a folder in open_clip's format. A killed run resumes from its last checkpoint when the same
+command is given again. Several processes share the batch, and give the same result up to rounding:
 
-    accelerate launch --num_processes 4 tools/pretrain.py --corpus CORPUS --tag icons-large
+    torchrun --nproc-per-node 4 tools/pretrain.py --corpus CORPUS --tag icons-large
 
-(`pip install accelerate`; one process does not need it. Muon needs torch 2.9 or newer, `--optimizer adamw` does not.)
+Muon needs torch 2.9 or newer, `--optimizer adamw` does not.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from imbalance_vlm.training.devices import resolve_device
+from imbalance_vlm.training.distributed.processes import join, process_group
 from tools.pretraining import data
 from tools.pretraining import model as modeling
 from tools.pretraining.evaluate import TestSet, icons_lt, zero_shot
@@ -85,13 +87,10 @@ class Devices:
 
 
 def find_devices() -> Devices:
-    """One process needs nothing; several are started and connected by `accelerate launch`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Devices(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return Devices(state.process_index, state.num_processes, state.device)
+    """This process and its device, connected with the others where `torchrun` started several."""
+    device = join() or resolve_device("auto")
+    group = process_group()
+    return Devices(group.rank, group.size, device)
 
 
 class Pretraining:

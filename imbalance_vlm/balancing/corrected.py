@@ -1,4 +1,4 @@
-"""A trained head and what comes after it: a second stage in place of its classifier, a correction of the logits."""
+"""A trained head with its corrections: a second stage in place of its classifier, a post-hoc change of the logits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from imbalance_vlm.balancing.second_stages.base import SecondStage
 from imbalance_vlm.heads.base import Head
 
 
-class Corrected(nn.Module):
+class CorrectedClassifier(nn.Module):
     """Features (B, ...) to logits (B, C): post_hoc(second_stage(head.embed(features))).
 
     Args:
         head: the first stage.
-        second_stage: reads the head's embeddings; None keeps the head's own classifier.
+        second_stage: classifies the head's embeddings; None keeps the head's own classifier.
         post_hoc: corrects the logits; None leaves them.
     """
 
-    def __init__(self, head: Head, second_stage: SecondStage | None, post_hoc: PostHoc | None) -> None:
+    def __init__(self, head: Head, second_stage: SecondStage | None = None, post_hoc: PostHoc | None = None) -> None:
         super().__init__()
         self.head = head
         self.second_stage = second_stage
@@ -26,11 +26,11 @@ class Corrected(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Whether nothing comes after the head."""
+        """Whether this is the head alone."""
         return self.second_stage is None and self.post_hoc is None
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """(B, C) of embeddings (B, d), before the correction."""
+        """(B, C) of embeddings (B, d), before the post-hoc correction."""
         logits: Tensor = self.head.classify(embeddings) if self.second_stage is None else self.second_stage(embeddings)
         return logits
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.losses.base import Loss
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.heads.base import Head
 
 
@@ -25,7 +25,7 @@ class Objective(nn.Module):
         frozen_text: (C, d) unit text features of the untouched tower, for the regularizers that compare with them.
     """
 
-    seen: Seen
+    step_outputs: StepOutputs
 
     def __init__(
         self,
@@ -64,12 +64,12 @@ class Objective(nn.Module):
     def value(self, embeddings: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         """The number to minimise, of a whole batch of outputs."""
         value = self.criterion(logits, targets, embeddings).mean()
-        self.seen = Seen(embeddings, targets, logits, self.head.text, self._buffers["frozen_text"])
+        self.step_outputs = StepOutputs(embeddings, targets, logits, self.head.text, self._buffers["frozen_text"])
         for regularizer in self.regularizers:
-            value = value + regularizer.weight * regularizer(self.seen)
+            value = value + regularizer.weight * regularizer(self.step_outputs)
         self.head.observe(embeddings.detach(), targets)
         return value
 
     def backward(self, loss: Tensor) -> None:
         """The gradients of the loss that `forward` gave last, as the transform leaves them."""
-        self.gradient.backward(loss, self.seen)
+        self.gradient.backward(loss, self.step_outputs)

@@ -1,4 +1,4 @@
-"""Uniform prototypes: one direction a class, as far apart on the unit sphere as can be.
+"""Uniform prototypes: one direction per class, as far apart on the unit sphere as possible.
 
 [0] Rankin. The Closest Packing of Spherical Caps in n Dimensions. Glasgow Mathematical Journal, 1955. (simplex for
     C <= d + 1 and orthoplex for C <= 2 d have the smallest possible maximum cosine)
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,16 +27,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count, Natural, Positive
-from imbalance_vlm.components.settings import mistake
+from imbalance_vlm.components.settings import check_arguments
 from imbalance_vlm.errors import InputError
-
-Kind = Literal["auto", "simplex", "orthoplex", "optimised"]
+from imbalance_vlm.heads.prototype import PrototypeKind
 
 BLOCK_ROWS = 512
 """Rows of a block: 512 x 512 similarities are 1 MB, which the cache holds."""
 
 OPERATIONS = 10**13
-"""Floating-point operations after which a search of its own length ends: a minute or two on 2 cores."""
+"""Floating-point operations of a search whose number of steps is not given: a minute or two on 2 cores."""
 
 RATE = 0.5
 """Adam's first learning rate, in units of 1 / sqrt(d), the size of an entry of a unit row."""
@@ -47,13 +45,13 @@ def create_prototypes(
     num_classes: int,
     dim: int,
     *,
-    kind: Kind = "auto",
+    kind: PrototypeKind = "auto",
     seed: Natural = 0,
     steps: Count | None = None,
     temperature: Positive = 0.07,
     block_rows: Count = BLOCK_ROWS,
 ) -> Tensor:
-    """(C, d) unit rows far apart, float32, on the CPU, in a random orientation that depends on the seed alone.
+    """(C, d) unit rows far apart, float32, on the CPU, in a random orientation that depends on the seed only.
 
     Which row stands for which class is arbitrary: see `assign_prototypes`. (In an orthoplex, rows i and d + i are
     opposite.)
@@ -66,7 +64,7 @@ def create_prototypes(
         seed: of the rotation, which is uniform over all (Haar measure), and of the start of the search.
         steps: of the search; "optimised" only. None is 400, fewer where C is large, and never below 100: a step costs
             about 4 C^2 d operations, 136 billion at 8142 x 512.
-        temperature: T of the objective; "optimised" only. The lower, the more the closest pair alone counts.
+        temperature: T of the objective; "optimised" only. The lower it is, the more only the closest pairs count.
         block_rows: rows of the blocks in which similarities are computed; "optimised" only. The result does not
             depend on it but for rounding; the memory beside a few (C, d) matrices is about 5 block_rows^2 numbers.
 
@@ -77,17 +75,17 @@ def create_prototypes(
     >>> (prototypes @ prototypes.t())[0].round(decimals=4).tolist()
     [1.0, -0.25, -0.25, -0.25, -0.25]
     """
-    _check(
+    check_arguments(
         num_classes=(Count, num_classes),
         dim=(Count, dim),
-        kind=(Kind, kind),
+        kind=(PrototypeKind, kind),
         seed=(Natural, seed),
         steps=(Count | None, steps),
         temperature=(Positive, temperature),
         block_rows=(Count, block_rows),
     )
     if num_classes < 2:
-        raise InputError("`num_classes` must be at least 2, got 1; a single prototype has nothing to be far from")
+        raise InputError("`num_classes` must be at least 2, got 1; prototypes are defined by their distances")
     chosen = _chosen(kind, num_classes, dim)
     rng = np.random.default_rng(seed)
     if chosen == "simplex":
@@ -101,8 +99,8 @@ def create_prototypes(
     return F.normalize(found @ _frame(dim, found.shape[1], rng).t(), dim=1).float()  # (C, d)
 
 
-def _chosen(kind: Kind, num_classes: int, dim: int) -> Kind:
-    """`kind` once it is known to exist; what "auto" stands for."""
+def _chosen(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKind:
+    """`kind`, checked to exist for this C and d; what "auto" stands for."""
     if kind == "auto":
         if num_classes <= dim + 1:
             return "simplex"
@@ -216,7 +214,7 @@ def welch_bound(num_classes: int, dim: int) -> float:
     >>> round(welch_bound(8142, 512), 4)
     0.0428
     """
-    _check(num_classes=(Count, num_classes), dim=(Count, dim))
+    check_arguments(num_classes=(Count, num_classes), dim=(Count, dim))
     if num_classes <= dim:
         return 0.0
     return math.sqrt((num_classes - dim) / (dim * (num_classes - 1)))
@@ -231,10 +229,10 @@ def max_cosine(prototypes: Tensor, block_rows: int = BLOCK_ROWS) -> float:
     >>> max_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))
     0.0
     """
-    _check(block_rows=(Count, block_rows))
+    check_arguments(block_rows=(Count, block_rows))
     _check_matrix("prototypes", prototypes)
     if len(prototypes) < 2:
-        raise InputError(f"`prototypes` must have at least 2 rows, got {len(prototypes)}; one has no other to meet")
+        raise InputError(f"`prototypes` must have at least 2 rows to compare, got {len(prototypes)}")
     exact = torch.promote_types(prototypes.dtype, torch.float32)
     unit = F.normalize(prototypes.detach().to(exact), dim=1)
     highest = -math.inf
@@ -248,11 +246,11 @@ def max_cosine(prototypes: Tensor, block_rows: int = BLOCK_ROWS) -> float:
 def assign_prototypes(prototypes: Tensor, class_features: Tensor, block_rows: int = BLOCK_ROWS) -> Tensor:
     """(C,) int64 permutation such that `prototypes[permutation]` has the prototype of class c in row c.
 
-    The sum of the cosines between classes and their prototypes is the largest possible (Hungarian matching). What all
-    unit features have in common changes nothing: it adds the same to every matching. A row of zeros, a class of which
-    nothing is known, gets what the others leave.
+    The sum of the cosines between classes and their prototypes is the largest possible (Hungarian matching). A
+    component that all unit features share has no effect, since it adds the same to every matching. A row of zeros, for
+    a class of which nothing is known, gets one of the remaining prototypes.
 
-    The matching wants one (C, C) float64 matrix, 530 MB for 8142 classes; that is its memory.
+    The matching needs one (C, C) float64 matrix: 530 MB for 8142 classes.
 
     Args:
         prototypes: (C, d).
@@ -267,7 +265,7 @@ def assign_prototypes(prototypes: Tensor, class_features: Tensor, block_rows: in
     """
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-    _check(block_rows=(Count, block_rows))
+    check_arguments(block_rows=(Count, block_rows))
     _check_matrix("prototypes", prototypes)
     _check_matrix("class_features", class_features)
     if class_features.shape != prototypes.shape:
@@ -285,13 +283,6 @@ def assign_prototypes(prototypes: Tensor, class_features: Tensor, block_rows: in
 
 def _blocks(length: int, block_rows: int) -> list[slice]:
     return [slice(first, min(first + block_rows, length)) for first in range(0, length, block_rows)]
-
-
-def _check(**given: tuple[Any, Any]) -> None:
-    """Each argument as (annotation, value); everything that is wrong is said at once."""
-    wrong = [f"`{name}` {said}" for name, (kind, value) in given.items() if (said := mistake(kind, value))]
-    if wrong:
-        raise InputError("; ".join(wrong))
 
 
 def _check_matrix(name: str, rows: Tensor) -> None:

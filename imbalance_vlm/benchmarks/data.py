@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from imbalance_vlm.benchmarks.train import Bench, check, generated_images
 from imbalance_vlm.data.dataset import Split
-from imbalance_vlm.data.loading import DECODERS, Decoder, Transform, cores_for_workers
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.loader import DECODERS, Decoder, cores_for_workers
+from imbalance_vlm.data.preprocessing import View
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource
 from imbalance_vlm.progress import note
 
@@ -50,15 +50,15 @@ def bench_data(
         split = generated_images(Path(folder), images, width, height)
         size = (Path(folder) / "0.jpg").stat().st_size
         bench = Bench(model, split, batch, where, Path(folder))
-        transforms: list[Transform] = [bench.encoder.transform]
+        views: list[View] = [bench.encoder.preprocessing]
         rows = torch.arange(images).split(batch)
         decoders: tuple[Decoder, ...] = DECODERS if where.type == "cuda" else ("pil", "torchvision")
         ways: dict[str, tuple[Split, Decoder]] = {decoder: (split, decoder) for decoder in decoders}
-        copies = resized_split(split, side(bench.encoder.transform), folder=Path(folder) / "copies")
+        copies = resized_split(split, bench.encoder.preprocessing.size[1], folder=Path(folder) / "copies")
         ways["pil, copies"] = (copies, "pil")
         for way, (split_of_way, decoder) in ways.items():
             note(f"loading by {way} ...")
-            source = PixelSource(split_of_way, transforms, where, decoder)
+            source = PixelSource(split_of_way, views, where, decoder)
             for _ in range(2):
                 begun = time.monotonic()
                 pixels = [batch for batch, _ in source.batches(rows)]
@@ -70,7 +70,7 @@ def bench_data(
         rates["compute alone"] = images / bench.ours(precision, there)
         for way, (split_of_way, decoder) in ways.items():
             note(f"both, {way} ...")
-            source = PixelSource(split_of_way, transforms, where, decoder)
+            source = PixelSource(split_of_way, views, where, decoder)
             rates[f"together, {way}"] = images / bench.ours(precision, source)
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
@@ -82,8 +82,3 @@ def bench_data(
     limit = "compute" if rates["loading alone, pil"] > rates["compute alone"] else "loading"
     lines.append(f"together is {100 * share:.0f} % of compute alone; the limit is {limit}")
     return "\n".join(lines) + "\n"
-
-
-def side(transform: Transform) -> int:
-    """The sides of the images that a model reads."""
-    return int(transform(Image.new("RGB", (8, 8))).shape[-1])

@@ -15,7 +15,7 @@ def bench_features(epochs: int, live_epochs: int) -> str:
     Re-encoding is timed over `live_epochs` epochs and its time for `epochs` is a multiple of that: every epoch does the
     same work.
     """
-    from imbalance_vlm.runner import run
+    from imbalance_vlm.runs.study import run
 
     recipe = "icons_lt/linear_probe"
     with tempfile.TemporaryDirectory() as folder:

@@ -21,17 +21,19 @@ from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
-from imbalance_vlm.encoders.sources import FeatureSource
+from imbalance_vlm.encoders.sources import FeatureSource, Source
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.evaluation.evaluate import DEFAULT_GROUPS, evaluate
-from imbalance_vlm.evaluation.metrics import scores
+from imbalance_vlm.evaluation.accuracy import Accuracy
+from imbalance_vlm.evaluation.calibration import Calibration
+from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
-from imbalance_vlm.results.environment import begin_peak_memory, cost
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
+from imbalance_vlm.runs.environment import begin_peak_memory, cost
 from imbalance_vlm.training.loop import steps_per_epoch, train
+from imbalance_vlm.training.settings import TrainingSettings
 
 IMBALANCE = 500
 """Largest class over smallest, as in iNaturalist 2018: 1000 to 2."""
@@ -88,8 +90,6 @@ def bench_probe(
     tail = LongTail(
         np.bincount(labels["train"], minlength=classes),
         tuple(f"class {label}" for label in range(classes)),
-        DEFAULT_GROUPS["many"],
-        DEFAULT_GROUPS["few"],
     )
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -102,16 +102,16 @@ def bench_probe(
         objective = Objective(head, create_loss(loss, tail)).to(device)
         optimizer = catalogue.OPTIMIZERS.get("sgd").load()(list(head.parameters()), lr=0.1, momentum=0.9)
         sampler = catalogue.SAMPLERS.get("instance").load()(train_on.labels.cpu(), 0)
-        schedule = catalogue.SCHEDULES.get("cosine").load()(optimizer, epochs, steps_per_epoch(train_on, batch))
+        schedule = catalogue.SCHEDULES.get("cosine").load()(epochs, steps_per_epoch(train_on, batch))
         note(f"{epochs} epoch(s) of {steps_per_epoch(train_on, batch):,} steps ...")
-        plan: dict[str, Any] = {"epochs": epochs, "batch_size": batch}
+        plan = TrainingSettings(epochs=epochs, batch_size=batch)
         trained = _timed(
             seconds,
             "train",
-            lambda: train(objective, train_on, sampler, optimizer, schedule, Path(place), **plan),
+            lambda: train(objective, train_on, sampler, optimizer, schedule, Path(place), settings=plan),
         )
         note("evaluation ...")
-        found = _timed(seconds, "evaluate", lambda: scores(evaluate(head, test_on), tail))
+        found = _timed(seconds, "evaluate", lambda: scores(head, test_on, tail))
     spent = cost(
         device, sum(p.numel() for p in head.parameters()), seconds["encode"], trained.seconds, trained.images_per_second
     )
@@ -127,6 +127,13 @@ def bench_probe(
         f"  peak memory:      {peak:8.2f} GB ({'within' if peak <= LIMIT_GB else 'MORE THAN'} {LIMIT_GB:g} GB)",
     ]
     return "\n".join(lines) + "\n\n" + shown
+
+
+def scores(head: LinearHead, source: Source, tail: LongTail, batch_size: int = 1024) -> dict[str, float]:
+    """Accuracy and calibration of a head on a split."""
+    evaluators = [Accuracy(tail), Calibration(tail)]
+    evaluate(head, source, evaluators, batch_size)
+    return dict(score for evaluator in evaluators for score in evaluator.compute())
 
 
 def _check(images: int, classes: int, width: int, test_images: int, batch: int, epochs: int) -> None:

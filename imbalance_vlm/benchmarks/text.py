@@ -167,7 +167,8 @@ def _text_tower(model: str) -> Any:
     """An encoder with the text tower of an open_clip architecture; its image tower is a speck."""
     import open_clip
 
-    from imbalance_vlm.encoders.base import fixed_start
+    from imbalance_vlm.data.preprocessing import Preprocessing
+    from imbalance_vlm.encoders.base import fixed_seed
     from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 
     config = open_clip.get_model_config(model)
@@ -175,14 +176,11 @@ def _text_tower(model: str) -> Any:
         raise InputError(f"`model` must be a CLIP architecture of open_clip.list_models(), got {model!r}")
     make = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     speck = {"image_size": 8, "patch_size": 8, "layers": 1, "width": 64}
-    with fixed_start():
+    with fixed_seed():
         net = make(**{**config, "vision_cfg": speck})
     tokenizer = open_clip.get_tokenizer(model)
-    return OpenClipEncoder(net, _no_transform, tokenizer, model, "random", None, "random")
-
-
-def _no_transform(image: Any) -> Any:
-    return image
+    preprocessing = Preprocessing((8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    return OpenClipEncoder(net, preprocessing, tokenizer, model, "random", None, "random")
 
 
 def _peak_gb(device: str) -> float:

@@ -29,7 +29,7 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
 from imbalance_vlm.benchmarks.losses import peak_on_cpu
 from imbalance_vlm.data.dataset import FileImages, Split
-from imbalance_vlm.data.loading import TransformedImages, cores_for_workers
+from imbalance_vlm.data.loader import TransformedImages, cores_for_workers
 from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.sources import PixelSource, Source
 from imbalance_vlm.errors import InputError
@@ -39,8 +39,9 @@ from imbalance_vlm.progress import note
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
+from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer, ParallelBottleneck
-from imbalance_vlm.tuning.tuned_tower import TunedTower
+from imbalance_vlm.tuning.tower_head import TowerHead
 
 CLASSES = 100
 LR = 0.01
@@ -119,12 +120,12 @@ class Bench:
         """Seconds of a pass of the training loop, over the images or another source."""
         self.encoder.precision = precision
         with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
-            head = TunedTower(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
+            head = TowerHead(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
             head.to(self.device)
             objective = Objective(head, create_loss("logit_adjustment", self.tail)).to(self.device)
-            source = source or PixelSource(self.split, [self.encoder.transform], self.device)
+            source = source or PixelSource(self.split, [self.encoder.preprocessing], self.device)
             optimizer = sgd([p for p in head.parameters() if p.requires_grad], lr=LR, momentum=0.9)
-            schedule = cosine(optimizer, 2, steps_per_epoch(source, self.batch))
+            schedule = cosine(2, steps_per_epoch(source, self.batch))
             sampler = InstanceSampler(torch.from_numpy(self.split.labels), 0)
             trained = train(
                 objective,
@@ -133,9 +134,7 @@ class Bench:
                 optimizer,
                 schedule,
                 self.folder,
-                epochs=2,
-                batch_size=self.batch,
-                checkpoint_seconds=1e9,
+                settings=TrainingSettings(epochs=2, batch_size=self.batch, checkpoint_seconds=1e9),
             )
         return float(trained.history[-1]["seconds"])
 
@@ -157,7 +156,7 @@ class Bench:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)
         scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         labels = torch.from_numpy(self.split.labels)
-        data = _Labelled(TransformedImages(self.split.images, [self.encoder.transform]), labels)
+        data = _Labelled(TransformedImages(self.split.images, [self.encoder.preprocessing]), labels)
         workers = cores_for_workers()
         loader = DataLoader(data, self.batch, shuffle=True, num_workers=workers, generator=torch.Generator())
         losses = []

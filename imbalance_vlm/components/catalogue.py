@@ -10,55 +10,96 @@ Which components go together is decided by one rule: what a component needs, ano
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from imbalance_vlm.components.registry import Entry, Registry
 
-DATASETS = Registry("dataset")
-ENCODERS = Registry("encoder")
+
+class EncoderRegistry(Registry):
+    """The encoder adapters. A recipe names a model, whose prefix chooses the adapter.
+
+    "timm:resnet50" belongs to the adapter "timm"; a name without the prefix of an adapter belongs to open_clip.
+    """
+
+    def get(self, name: str) -> Entry:
+        prefix, colon, _ = name.partition(":")
+        return super().get(prefix if colon and prefix in self else name if name in self else DEFAULT_ENCODER)
+
+
+DEFAULT_ENCODER = "open_clip"
+
+DATASETS = Registry("dataset", provides=lambda section: frozenset(_if(section.get("classes") == "base", "novel")))
+ENCODERS = EncoderRegistry("encoder")
 HEADS = Registry("head")
-LOSSES = Registry("loss")
-SAMPLERS = Registry("sampler")
+LOSSES = Registry("loss", when="training")
+SAMPLERS = Registry("sampler", when="training")
 REGULARIZERS = Registry("regularizer", needs=frozenset({"training"}))
-GRADIENTS = Registry("gradient transform")
+GRADIENTS = Registry("gradient transform", when="training")
 SECOND_STAGES = Registry("second stage", needs=frozenset({"training"}))
 POST_HOC = Registry("post-hoc correction")
 TUNINGS = Registry("tuning")
 PROMPTS = Registry("prompt method")
 PEFT = Registry("tuning method")
-OPTIMIZERS = Registry("optimizer")
-SCHEDULES = Registry("schedule")
+OPTIMIZERS = Registry("optimizer", when="training")
+SCHEDULES = Registry("schedule", when="training")
 EVALUATORS = Registry("evaluator")
 
-CAPABILITIES: dict[str, str] = {
-    "text": "an encoder with a text tower (any open_clip model)",
-    "tokens": "an encoder that gives all image tokens",
-    "shared_space": "image features in the space of the text features (encoder.features: embedding)",
-    "names": "a head that classifies by the class names (head: text)",
-    "names.new": (
-        "a classifier that can read the names of new classes (tuning zero_shot, or a prompt method with csc false)"
+
+@dataclass(frozen=True)
+class Capability:
+    """Something that a component may need and another one provides.
+
+    Args:
+        description: what has it, in words that complete "needs ...".
+        section: the key of the recipe's section that usually provides it, for the message.
+    """
+
+    description: str
+    section: str
+
+
+CAPABILITIES: dict[str, Capability] = {
+    "text": Capability("an encoder with a text tower, such as any open_clip model", "encoder"),
+    "tokens": Capability("an encoder that gives all image tokens", "encoder"),
+    "shared_space": Capability(
+        "image features in the space of the text features: set encoder.features to embedding", "encoder"
     ),
-    "trained": (
-        "a head that trains something (for a classifier that starts from the text features: "
-        "head: {name: cosine, init: text})"
+    "names": Capability("a head that classifies by the class names: use head 'text'", "head"),
+    "names.new": Capability(
+        "a classifier that can read the names of new classes: use tuning 'zero_shot' or a prompt method with csc false",
+        "tuning",
     ),
-    "training": "a tuning that trains (any but zero_shot)",
-    "tower.trained": "a tuning that trains the image tower (full or peft)",
-    "embedding.learned": (
-        "an embedding that training changes (set head.adapter to a width such as 128, use head decoder, or tune the "
-        "tower)"
+    "novel": Capability("a dataset that leaves classes out: set data.classes to base", "data"),
+    "trained": Capability(
+        "a head that trains something; for a classifier that starts from the text features use "
+        "{name: cosine, init: text}",
+        "head",
     ),
-    "text.learned": "text features that training changes (tuning: {name: prompt, method: coop}, for example)",
-    "cosines": "a head whose logits are cosines times a fixed scale (head: cosine, with learn_scale false)",
-    "products": "a head of unscaled products with fixed prototypes (head: {name: prototype, scale: 1})",
-    "products.loss": "a loss on unscaled products (balancing.loss: etf_dot_regression)",
-    "experts": "a head with several experts (head: experts)",
-    "experts.loss": "a loss that trains several experts (balancing.loss: sade)",
-    "start": "a head that does not start at random (head.init: text or class_mean)",
+    "training": Capability("a tuning that trains, any but 'zero_shot'", "tuning"),
+    "tower.trained": Capability("a tuning that trains the image tower: use 'full' or 'peft'", "tuning"),
+    "embedding.learned": Capability(
+        "an embedding that training changes: set head.adapter to a width such as 128, use head 'decoder', or tune the "
+        "image tower",
+        "head",
+    ),
+    "text.learned": Capability(
+        "text features that training changes: use a tuning that does, such as {name: prompt, method: coop}", "tuning"
+    ),
+    "cosines": Capability(
+        "a head whose logits are cosines times a fixed scale: use head 'cosine' with learn_scale false", "head"
+    ),
+    "products": Capability(
+        "a head of unscaled products with fixed prototypes: use {name: prototype, scale: 1}", "head"
+    ),
+    "products.loss": Capability("a loss on unscaled products: use loss 'etf_dot_regression'", "balancing.loss"),
+    "experts": Capability("a head with several experts: use head 'experts'", "head"),
+    "experts.loss": Capability("a loss that trains several experts: use loss 'sade'", "balancing.loss"),
+    "start": Capability("a head that does not start at random: set head.init to text or class_mean", "head"),
 }
-"""What components need and provide, each with what has it."""
+"""What components can need and provide. A plug-in may add to it; an unknown capability works too, without words."""
 
 _PKG = "imbalance_vlm"
 _UCPG = (
@@ -67,35 +108,47 @@ _UCPG = (
 )
 
 # -- data ------------------------------------------------------------------------------------------------------------
-DATASETS.add("icons_lt", f"{_PKG}.data.icons_lt:icons_lt", "drawings of everyday concepts by many designers, embedded")
-DATASETS.add("folder", f"{_PKG}.data.folder:folder", "your images in class folders: train/ and test/, or one to split")
-DATASETS.add("imagenet_lt", f"{_PKG}.data.long_tailed:imagenet_lt", "ImageNet-LT, 1000 classes of 1280 to 5 images")
-DATASETS.add("places_lt", f"{_PKG}.data.long_tailed:places_lt", "Places-LT, 365 kinds of places, 4980 to 5 images")
-DATASETS.add("inat2018", f"{_PKG}.data.long_tailed:inat2018", "iNaturalist 2018, 8142 species, 1000 to 2 images")
-DATASETS.add("cifar10_lt", f"{_PKG}.data.cifar_lt:cifar10_lt", "CIFAR-10 thinned to an exponential tail of any factor")
 DATASETS.add(
-    "cifar100_lt", f"{_PKG}.data.cifar_lt:cifar100_lt", "CIFAR-100 thinned to an exponential tail of any factor"
+    "icons_lt", f"{_PKG}.data.icons_lt:IconsLTReader", "drawings of everyday concepts by many designers, embedded"
 )
-DATASETS.add("imagenet", f"{_PKG}.data.few_shot:imagenet", "ImageNet, 1000 classes, from its class folders")
-DATASETS.add("caltech101", f"{_PKG}.data.few_shot:caltech101", "objects of 100 kinds")
-DATASETS.add("oxford_pets", f"{_PKG}.data.few_shot:oxford_pets", "breeds of cats and dogs")
-DATASETS.add("stanford_cars", f"{_PKG}.data.few_shot:stanford_cars", "models of cars")
-DATASETS.add("oxford_flowers", f"{_PKG}.data.few_shot:oxford_flowers", "102 kinds of flowers")
-DATASETS.add("food101", f"{_PKG}.data.few_shot:food101", "101 dishes")
-DATASETS.add("fgvc_aircraft", f"{_PKG}.data.few_shot:fgvc_aircraft", "100 variants of aircraft")
-DATASETS.add("sun397", f"{_PKG}.data.few_shot:sun397", "397 scenes")
-DATASETS.add("dtd", f"{_PKG}.data.few_shot:dtd", "47 textures")
-DATASETS.add("eurosat", f"{_PKG}.data.few_shot:eurosat", "land use seen from satellites")
-DATASETS.add("ucf101", f"{_PKG}.data.few_shot:ucf101", "101 actions, one frame of each video")
-DATASETS.add("imagenet_v2", f"{_PKG}.data.few_shot:imagenet_v2", "ImageNet-V2, matched frequency, to test on")
-DATASETS.add("imagenet_sketch", f"{_PKG}.data.few_shot:imagenet_sketch", "sketches of the ImageNet classes, to test on")
 DATASETS.add(
-    "imagenet_a", f"{_PKG}.data.few_shot:imagenet_a", "photographs that fool classifiers, 200 classes, to test on"
+    "folder", f"{_PKG}.data.folder:FolderReader", "your images in class folders: train/ and test/, or one to split"
 )
-DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:imagenet_r", "renditions, 200 classes, to test on")
-DATASETS.add("table", f"{_PKG}.data.table:table", "your images, named by a CSV, TSV or Parquet table")
-DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:hf_disk", "a Hugging Face dataset saved to disk")
-DATASETS.add("webdataset", f"{_PKG}.data.webdataset:webdataset", "WebDataset shards (tar files), read in place")
+DATASETS.add(
+    "imagenet_lt", f"{_PKG}.data.long_tailed:ImageNetLTReader", "ImageNet-LT, 1000 classes of 1280 to 5 images"
+)
+DATASETS.add("places_lt", f"{_PKG}.data.long_tailed:PlacesLTReader", "Places-LT, 365 kinds of places, 4980 to 5 images")
+DATASETS.add("inat2018", f"{_PKG}.data.long_tailed:INat2018Reader", "iNaturalist 2018, 8142 species, 1000 to 2 images")
+DATASETS.add(
+    "cifar10_lt", f"{_PKG}.data.cifar_lt:CifarLTReader", "CIFAR-10 thinned to an exponential tail of any factor"
+)
+DATASETS.add(
+    "cifar100_lt", f"{_PKG}.data.cifar_lt:CifarLTReader", "CIFAR-100 thinned to an exponential tail of any factor"
+)
+DATASETS.add("imagenet", f"{_PKG}.data.few_shot:ImageNetReader", "ImageNet, 1000 classes, from its class folders")
+DATASETS.add("caltech101", f"{_PKG}.data.few_shot:SplitFileReader", "objects of 100 kinds")
+DATASETS.add("oxford_pets", f"{_PKG}.data.few_shot:SplitFileReader", "breeds of cats and dogs")
+DATASETS.add("stanford_cars", f"{_PKG}.data.few_shot:SplitFileReader", "models of cars")
+DATASETS.add("oxford_flowers", f"{_PKG}.data.few_shot:SplitFileReader", "102 kinds of flowers")
+DATASETS.add("food101", f"{_PKG}.data.few_shot:SplitFileReader", "101 dishes")
+DATASETS.add("fgvc_aircraft", f"{_PKG}.data.few_shot:AircraftReader", "100 variants of aircraft")
+DATASETS.add("sun397", f"{_PKG}.data.few_shot:SplitFileReader", "397 scenes")
+DATASETS.add("dtd", f"{_PKG}.data.few_shot:SplitFileReader", "47 textures")
+DATASETS.add("eurosat", f"{_PKG}.data.few_shot:SplitFileReader", "land use seen from satellites")
+DATASETS.add("ucf101", f"{_PKG}.data.few_shot:SplitFileReader", "101 actions, one frame of each video")
+DATASETS.add("imagenet_v2", f"{_PKG}.data.few_shot:ImageNetVariantReader", "ImageNet-V2, matched frequency, to test on")
+DATASETS.add(
+    "imagenet_sketch", f"{_PKG}.data.few_shot:ImageNetVariantReader", "sketches of the ImageNet classes, to test on"
+)
+DATASETS.add(
+    "imagenet_a",
+    f"{_PKG}.data.few_shot:ImageNetVariantReader",
+    "photographs that fool classifiers, 200 classes, to test on",
+)
+DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:ImageNetVariantReader", "renditions, 200 classes, to test on")
+DATASETS.add("table", f"{_PKG}.data.table:TableReader", "your images, named by a CSV, TSV or Parquet table")
+DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:HFDiskReader", "a Hugging Face dataset saved to disk")
+DATASETS.add("webdataset", f"{_PKG}.data.webdataset:WebDatasetReader", "WebDataset shards (tar files), read in place")
 
 
 def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:
@@ -105,22 +158,16 @@ def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:
 # -- encoders --------------------------------------------------------------------------------------------------------
 ENCODERS.add(
     "open_clip",
-    f"{_PKG}.encoders.open_clip:open_clip_encoder",
+    f"{_PKG}.encoders.open_clip:OpenClipSpec",
     "any open_clip model, by name and tag, file or directory; mini-clip is embedded",
     provides=_of_open_clip,
 )
 ENCODERS.add(
     "timm",
-    f"{_PKG}.encoders.timm:timm_encoder",
+    f"{_PKG}.encoders.timm:TimmSpec",
     "any timm backbone, image only: `name: timm:MODEL`",
     provides=frozenset({"tokens"}),
 )
-
-
-def encoder_entry(model: str) -> Entry:
-    """The adapter of a model name: "timm:resnet50" is timm's; a name without a known prefix is open_clip's."""
-    prefix = model.partition(":")[0] if ":" in model else ""
-    return ENCODERS.get(prefix if prefix in ENCODERS else "open_clip")
 
 
 def _if(condition: bool, *capabilities: str) -> set[str]:
@@ -329,11 +376,11 @@ LOSSES.add(
 )
 
 # -- samplers --------------------------------------------------------------------------------------------------------
-SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", "every image once an epoch, shuffled")
+SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", "every image once per epoch, shuffled")
 SAMPLERS.add(
     "class_balanced",
     f"{_PKG}.balancing.samplers.class_balanced:ClassBalancedSampler",
-    "every class as often as every other, with replacement",
+    "all classes equally often, with replacement",
     paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
 )
 SAMPLERS.add(
@@ -345,13 +392,13 @@ SAMPLERS.add(
 SAMPLERS.add(
     "sqrt",
     f"{_PKG}.balancing.samplers.sqrt:SqrtSampler",
-    "classes by the root of their size, with replacement",
+    "classes by the square root of their size, with replacement",
     paper="Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, ECCV 2018",
 )
 SAMPLERS.add(
     "progressive",
     f"{_PKG}.balancing.samplers.progressive:ProgressiveSampler",
-    "from the images' shares to the classes', over the epochs",
+    "from instance-balanced to class-balanced, over the epochs",
     paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
 )
 
@@ -374,7 +421,7 @@ REGULARIZERS.add(
 )
 REGULARIZERS.add(
     "text_anchor",
-    f"{_PKG}.balancing.regularizers.text_anchor:TextAnchor",
+    f"{_PKG}.balancing.regularizers.text_anchor:text_anchor",
     "learned text features held near the frozen ones, of base, novel (NFL) or external names",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
     needs=frozenset({"text.learned"}),
@@ -409,7 +456,7 @@ SECOND_STAGES.add(
 SECOND_STAGES.add(
     "lws",
     f"{_PKG}.balancing.second_stages.lws:LWS",
-    "one learned scale a class on the frozen classifier",
+    "one learned scale per class on the frozen classifier",
     paper=_DECOUPLING,
 )
 SECOND_STAGES.add(
@@ -447,20 +494,20 @@ SECOND_STAGES.add(
 POST_HOC.add(
     "logit_adjustment",
     f"{_PKG}.balancing.post_hoc.logit_adjustment:LogitAdjustment",
-    "logits less tau times the log prior, tau chosen on validation",
+    "logits minus tau times the log prior, tau chosen on validation",
     paper="Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021",
 )
 POST_HOC.add(
     "prior_shift",
     f"{_PKG}.balancing.post_hoc.prior_shift:PriorShift",
-    "from the prior that the logits carry to any other",
+    "from the prior that the logits contain to any other",
     paper="Saerens et al., Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure, "
     "Neural Computation 2002",
 )
 POST_HOC.add(
     "temperature",
     f"{_PKG}.balancing.post_hoc.temperature:Temperature",
-    "calibrated confidence, over all classes or by group; the predictions stay",
+    "calibrated confidence, over all classes or per group, with unchanged predictions",
     paper="Guo et al., On Calibration of Modern Neural Networks, ICML 2017",
 )
 
@@ -641,14 +688,47 @@ GRADIENTS.add(
 # -- optimizers and schedules ----------------------------------------------------------------------------------------
 OPTIMIZERS.add("sgd", f"{_PKG}.training.optimizers:sgd", "torch.optim.SGD with momentum")
 OPTIMIZERS.add("adamw", f"{_PKG}.training.optimizers:adamw", "torch.optim.AdamW")
-SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "the learning rate stays, after an optional warm-up")
+SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "a constant learning rate, after an optional warm-up")
 SCHEDULES.add("cosine", f"{_PKG}.training.schedules:cosine", "cosine decay to lr_min, after an optional warm-up")
 SCHEDULES.add(
-    "held_cosine",
-    f"{_PKG}.training.schedules:held_cosine",
+    "cosine_constant_warmup",
+    f"{_PKG}.training.schedules:cosine_constant_warmup",
     "cosine decay to lr_min, after a warm-up at one low rate, as in the prompt papers",
 )
 SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning rate drops at given epochs")
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+EVALUATORS.add(
+    "accuracy",
+    f"{_PKG}.evaluation.accuracy:Accuracy",
+    "accuracy over all images, many, medium and few, and over classes",
+)
+EVALUATORS.add(
+    "calibration",
+    f"{_PKG}.evaluation.calibration:Calibration",
+    "calibration error and likelihood, over all images and for each group",
+    paper="Guo et al., On Calibration of Modern Neural Networks, ICML 2017",
+)
+EVALUATORS.add(
+    "base_to_novel",
+    f"{_PKG}.evaluation.base_to_novel:BaseToNovel",
+    "accuracy on the half of the classes that was not trained, also over the epochs",
+    paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
+    needs=frozenset({"names.new", "novel"}),
+)
+EVALUATORS.add(
+    "transfer",
+    f"{_PKG}.evaluation.transfer:Transfer",
+    "accuracy on the classes and images of other datasets",
+    paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
+    needs=frozenset({"names.new"}),
+)
+EVALUATORS.add(
+    "geometry",
+    f"{_PKG}.evaluation.geometry:Geometry",
+    "neural collapse of the embeddings, and their angles to the text",
+    paper="Papyan et al., Prevalence of Neural Collapse during the Terminal Phase of Deep Learning Training, PNAS 2020",
+)
 
 REGISTRIES: dict[str, Registry] = {
     "datasets": DATASETS,

@@ -39,6 +39,10 @@ class ComputeOnly:
     """Marks a setting that decides how a result is computed, not what it is: it takes no part in a run's identity."""
 
 
+class FinishedRun:
+    """Marks a setting that names the folder of a finished run, whose files are used; it must be of the same encoder."""
+
+
 NonNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, below=1)]  # a part of the whole, the whole itself excluded

@@ -131,10 +131,21 @@ class Registry:
     imbalance_vlm.errors.InputError: unknown colour 'redd'. Did you mean 'red'? Available: red
     """
 
-    def __init__(self, kind: str, needs: frozenset[str] = frozenset()) -> None:
-        """A registry of components of one `kind`, all of which need the capabilities `needs`."""
+    def __init__(
+        self, kind: str, *, needs: frozenset[str] = frozenset(), provides: Capabilities = frozenset(), when: str = ""
+    ) -> None:
+        """Make an empty registry.
+
+        Args:
+            kind: what messages call one of its components.
+            needs: capabilities that all of its components need.
+            provides: capabilities that all of them provide: a set, or a function of the component's section.
+            when: a capability without which components of this kind take no part in a run (a loss without training).
+        """
         self.kind = kind
         self.needs = needs
+        self.provides = provides
+        self.when = when
         self._entries: dict[str, Entry] = {}
 
     def add(self, name: str, build: Callable[..., Any] | str, summary: str, **more: Any) -> None:
@@ -159,6 +170,15 @@ class Registry:
                 f"Available: {', '.join(self._entries)}"
             )
         return self._entries[name]
+
+    def needed(self, section: Section) -> frozenset[str]:
+        """What the other components of a recipe must provide for the component that this section names."""
+        return self.needs | self.get(section["name"]).needed(section)
+
+    def provided(self, section: Section) -> frozenset[str]:
+        """What the component that this section names provides."""
+        shared = self.provides(section) if callable(self.provides) else self.provides
+        return shared | self.get(section["name"]).provided(section)
 
     def make(self, section: Section, offers: Offers | None = None) -> Any:
         """The component that a recipe's section names; see `Entry.make`."""

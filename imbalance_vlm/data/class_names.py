@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from imbalance_vlm.data.lists import text_of
-from imbalance_vlm.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+
+from imbalance_vlm.data.lists import expanded, text_of
+from imbalance_vlm.errors import InputError, did_you_mean
 
 SYNONYMS = {
     "n03773504": "missile",
@@ -20,7 +23,7 @@ SYNONYMS = {
 
 
 def spoken(identifier: str) -> str:
-    """A folder's or a file's name as words.
+    """The name of a folder or a file as words.
 
     >>> spoken("apartment_building-outdoor")
     'apartment building-outdoor'
@@ -29,10 +32,10 @@ def spoken(identifier: str) -> str:
 
 
 def read_names(file: Path) -> dict[str, str]:
-    """`<key> <name>` a line: what a class is called, by the identifier of its folder.
+    """Class names by the identifier of their folders, from a file with one `<identifier> <name>` per line.
 
     Raises:
-        InputError: a line without a name, or a key that comes twice; with its number and text.
+        InputError: a line without a name, or a repeated identifier; with its number and text.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(text_of(file).splitlines(), 1):
@@ -40,8 +43,8 @@ def read_names(file: Path) -> dict[str, str]:
             continue
         key, _, name = line.strip().partition(" ")
         if not name.strip() or key in names:
-            wrong = "the identifier comes twice" if key in names else "must be `identifier name`"
-            raise InputError(f"{file}, line {number}: {wrong}, such as `n01440764 tench`, got {line.strip()[:200]!r}")
+            problem = "the identifier comes twice" if key in names else "must be `identifier name`"
+            raise InputError(f"{file}, line {number}: {problem}, such as `n01440764 tench`, got {line.strip()[:200]!r}")
         names[key] = spoken(name)
     return names
 
@@ -50,7 +53,7 @@ def read_names(file: Path) -> dict[str, str]:
 def imagenet_names() -> Mapping[str, str]:
     """The 1000 ImageNet classes by wnid, in label order (that of the sorted wnids), with CLIP's names for them.
 
-    Both lists come with packages that are installed anyway: the wnids with timm, the names with open_clip.
+    Both lists come from packages that are installed anyway: the wnids from timm, the names from open_clip.
     """
     from open_clip import IMAGENET_CLASSNAMES
     from timm.data import ImageNetInfo
@@ -59,30 +62,29 @@ def imagenet_names() -> Mapping[str, str]:
     return dict(zip(wnids, IMAGENET_CLASSNAMES, strict=True))
 
 
-def of_wnids(wnids: Sequence[str], given: Path | None = None) -> tuple[str, ...]:
+def of_wnids(wnids: Sequence[str], file: Path | None = None) -> tuple[str, ...]:
     """(C,) names of ImageNet classes, all different.
 
     Args:
         wnids: (C,) in label order.
-        given: a file with `<wnid> <name>` a line to be used in place of CLIP's names.
+        file: names to use instead of CLIP's, one `<wnid> <name>` per line.
 
     Raises:
         InputError: a wnid without a name.
     """
-    names = read_names(given) if given else imagenet_names()
+    names = read_names(expanded(file)) if file else imagenet_names()
     unknown = [wnid for wnid in wnids if wnid not in names]
     if unknown:
-        where = given or "the 1000 ImageNet classes"
         raise InputError(
-            f"every class folder must be a wnid that {where} names, such as n01440764; got {unknown[0]!r}"
-            f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}; "
-            "put the others elsewhere, or give a classnames.txt with `<wnid> <name>` a line"
+            f"every class folder must be a wnid that {file or 'the list of the 1000 ImageNet classes'} names, such as "
+            f"n01440764; got {unknown[0]!r}{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}; "
+            "put the others elsewhere, or give a classnames.txt with one `<wnid> <name>` per line"
         )
     return distinct([names[wnid] for wnid in wnids], wnids, SYNONYMS)
 
 
 def distinct(names: Sequence[str], keys: Sequence[str], better: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """(C,) the names, where several classes share one told apart by `better` names, else by their keys.
+    """(C,) the names, where those shared by several classes are replaced by `better` names, else followed by their key.
 
     >>> distinct(["crane", "fox", "crane"], ["n1", "n2", "n3"], {"n3": "crane (bird)"})
     ('crane (n1)', 'fox', 'crane (bird)')
@@ -92,3 +94,54 @@ def distinct(names: Sequence[str], keys: Sequence[str], better: Mapping[str, str
         name if times[name] == 1 else (better or {}).get(key, f"{name} ({key})")
         for name, key in zip(names, keys, strict=True)
     )
+
+
+def labels_and_names(words: Sequence[str], file: Path | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """(N,) labels in [0, C) and (C,) class names from labels given as text.
+
+    Whole numbers are labels if a file names the classes, otherwise they are the names; both ways they sort as numbers.
+
+    Args:
+        words: (N,) the label of each image.
+        file: the names of the classes, see `names_by_label`; None to use the words themselves.
+        where: where the words come from, for messages.
+
+    Raises:
+        InputError: a class that the file does not name.
+    """
+    numeric = all(word.isascii() and word.isdigit() for word in words)
+    present = sorted({str(int(word)) for word in words}, key=int) if numeric else sorted(set(words))
+    if file is None:
+        keys, names = present, tuple(present) if numeric else tuple(map(spoken, present))
+    else:
+        named = names_by_label(expanded(file))
+        unknown = [key for key in present if key not in named]
+        if unknown:
+            hint = f" (it names 0 to {len(named) - 1})" if numeric else did_you_mean(unknown[0], named)
+            raise InputError(
+                f"{where}: every class must be named in {file}, got {unknown[0]!r}{hint}; "
+                "add a line for it, or leave `class_names` out"
+            )
+        keys, names = list(named), tuple(named.values())
+    index = {key: label for label, key in enumerate(keys)}
+    return np.array([index[str(int(word)) if numeric else word] for word in words], np.int64), names
+
+
+def names_by_label(file: Path) -> dict[str, str]:
+    """Class names by label: one `label<TAB>name` per line, or only the name, whose label is the line's number from 0.
+
+    Raises:
+        InputError: no such file, an empty line between others, a repeated label.
+    """
+    if not file.is_file():
+        raise InputError(f"`class_names` must be a text file with one name per line, got {str(file)!r}: no such file")
+    names: dict[str, str] = {}
+    for number, line in enumerate(text_of(file).rstrip("\r\n").split("\n")):
+        key, tab, name = line.strip("\r\n").partition("\t")
+        if not tab:
+            key, name = str(number), key
+        if not name.strip() or key in names:
+            problem = f"label {key!r} comes twice" if key in names else "must hold a name"
+            raise InputError(f"{file}, line {number + 1}: {problem}, got {line.strip()!r}")
+        names[key] = " ".join(name.split())
+    return names

@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -16,24 +16,42 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.long_tail import LongTail
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
+
+
+def has_image_name(name: str) -> bool:
+    """Whether a file is an image by its name: a known suffix, and not hidden.
+
+    >>> has_image_name("1.JPG"), has_image_name("._1.jpg"), has_image_name("notes.txt")
+    (True, False, False)
+    """
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 class Images(Protocol):
-    """A sequence of RGB images with a fingerprint of its content."""
+    """A sequence of RGB images with a fingerprint of its content, by which features are cached."""
 
     @property
     def fingerprint(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Image.Image: ...
-    def name(self, index: int) -> str: ...
-    def take(self, keep: NDArray[np.int64]) -> Images: ...
+    def name(self, index: int) -> str:
+        """What listings and messages call an image."""
+        ...
+
+    def take(self, keep: NDArray[np.int64]) -> Images:
+        """The images of these rows, in this order."""
+        ...
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB. Where Pillow cuts 16 bits off at 255, which leaves white, they are scaled."""
-    if image.mode.startswith("I"):  # "I;16" and its kin; "I" in older versions of Pillow
-        deep = np.asarray(image)
-        image = Image.fromarray((deep >> 8 if deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
+    """An image of any mode as RGB. 16-bit images are scaled to 8 bits: Pillow would clip them, mostly to white."""
+    if image.mode.startswith("I"):  # "I;16" and its variants; "I" in older versions of Pillow
+        values = np.asarray(image)
+        image = Image.fromarray((values >> 8 if values.max() > 255 else values).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -43,7 +61,7 @@ class ArrayImages:
 
     Args:
         pixels: (N, H, W, 3) uint8.
-        prefix: what the names of the images begin with in listings.
+        prefix: the beginning of the images' names in listings.
     """
 
     pixels: NDArray[np.uint8]
@@ -72,9 +90,9 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images in files, decoded when asked for.
+    """Images in files, decoded on access.
 
-    The fingerprint is made of each file's relative path, size and modification time: reading the names of a million
+    The fingerprint covers each file's relative path, size and modification time: reading the metadata of a million
     files takes seconds, reading their bytes hours.
     """
 
@@ -87,7 +105,7 @@ class FileImages:
         for path in self.paths:
             try:
                 status = (self.root / path).stat()
-            except OSError as error:  # a link to nothing, or no permission; whoever reads the image says so
+            except OSError as error:  # a dangling link, or no permission: reported when the image is read
                 digest.update(f"{path}\0{error.errno}\n".encode())
                 continue
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -115,10 +133,10 @@ class Split:
     labels: NDArray[np.int64]
 
     def __init__(self, images: Images, labels: ArrayLike) -> None:
-        given = np.asarray(labels)
-        if given.size and not np.issubdtype(given.dtype, np.integer):
-            raise InputError(f"`labels` must be whole numbers, got {given.dtype}")
-        array = given.astype(np.int64)
+        array = np.asarray(labels)
+        if array.size and not np.issubdtype(array.dtype, np.integer):
+            raise InputError(f"`labels` must be whole numbers, got {array.dtype}")
+        array = array.astype(np.int64)
         if array.shape != (len(images),):
             raise InputError(f"`labels` must hold one label for each of {len(images)} images, got {array.shape}")
         object.__setattr__(self, "images", images)
@@ -131,7 +149,7 @@ class Split:
         return Split(self.images.take(keep), self.labels[keep])
 
     def counts(self, num_classes: int) -> NDArray[np.int64]:
-        """(C,) images of each class."""
+        """(C,) number of images of each class."""
         return np.bincount(self.labels, minlength=num_classes)
 
     @cached_property
@@ -144,18 +162,19 @@ class Dataset:
     """A classification dataset.
 
     Args:
-        name: what the result tables call it.
-        class_names: (C,) names as a person would write them; they are also what the text tower reads.
+        name: its name in result tables.
+        class_names: (C,) names as a person would write them, which the text tower reads.
         splits: "train" and "test", and "val" where there is one.
         templates: sentences with one `{}` for the class name; several are ensembled.
-        flips: whether a mirrored image still shows its class ("arrow left" does not survive it).
-        skipped: paths of images left out because they could not be read.
-        group_counts: (C,) the counts that make a class many, medium or few, where they are not those of "train" (a set
-            thinned further whose groups stay those of the whole).
-        test_only: a set made for testing alone (ImageNet-V2): there is no "train".
+        flips: whether a mirrored image still shows its class ("arrow left" does not).
+        skipped: paths of images left out because they are missing or unreadable.
+        group_counts: (C,) counts by which classes are many, medium or few, where they differ from those of "train" (a
+            thinned dataset whose groups are those of the full one).
+        test_only: whether the dataset is for testing only (ImageNet-V2), without a "train" split.
+        allow_empty: whether classes without a training image are accepted (see `LongTail`).
 
     Raises:
-        InputError: a missing split, no images, a label outside [0, C), or a class name used twice.
+        InputError: a missing or empty split, a label outside [0, C), or a class name used twice.
     """
 
     name: str
@@ -166,12 +185,13 @@ class Dataset:
     skipped: Sequence[str] = field(default=())
     group_counts: NDArray[np.int64] | None = None
     test_only: bool = False
+    allow_empty: bool = False
 
     def __post_init__(self) -> None:
         for required in ("test",) if self.test_only else ("train", "test"):
             if required not in self.splits:
                 raise InputError(f"dataset '{self.name}' must have a '{required}' split, got {sorted(self.splits)}")
-        # An accented letter may be one character or two, which look the same and are the same to a tokenizer.
+        # An accented letter may be one character or two; both look the same, also to a tokenizer.
         times = Counter(unicodedata.normalize("NFC", name) for name in self.class_names)
         repeated = sorted(name for name, count in times.items() if count > 1)
         if repeated:
@@ -201,13 +221,18 @@ class Dataset:
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """(C,) training images of each class; of a set for testing alone, its test images."""
+        """(C,) number of training images of each class; of test images, for a dataset that is for testing only."""
         return self.splits["test" if self.test_only else "train"].counts(self.num_classes)
 
-    def require_training(self, what: str) -> None:
-        """Refuses `what` for a set that is for testing alone."""
-        if self.test_only:
-            raise InputError(f"{what} needs training images, and dataset '{self.name}' is for testing alone")
+    def long_tail(self, many: int = 100, few: int = 20) -> LongTail:
+        """The long tail of the training images: "many" classes have more than `many`, "few" ones less than `few`.
 
-    def with_templates(self, templates: tuple[str, ...]) -> Dataset:
-        return replace(self, templates=templates)
+        Raises:
+            InputError: a class without a training image, unless `allow_empty`.
+        """
+        return LongTail(self.counts, self.class_names, many, few, self.allow_empty, self.group_counts)
+
+    def require_training(self, what: str) -> None:
+        """Refuse `what` for a dataset that is for testing only."""
+        if self.test_only:
+            raise InputError(f"{what} needs training images, but dataset '{self.name}' is for testing only")

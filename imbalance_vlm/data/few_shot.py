@@ -1,11 +1,11 @@
-"""The eleven sets of few-shot and base-to-novel papers, and the four ImageNet variants to transfer to.
+"""The eleven datasets of few-shot and base-to-novel papers, and the four ImageNet variants to transfer to.
 
-`root` is the folder of all sets, or the one set's own:
+`root` is the folder of all datasets, or the folder of one:
 
     root/caltech-101/101_ObjectCategories/<class>/....jpg      root/caltech-101/split_zhou_Caltech101.json
     root/imagenet/images/{train,val}/<wnid>/....JPEG           no split file: the folders are the splits
     root/fgvc_aircraft/images/....jpg                          its own variants.txt, images_variant_{train,val,test}.txt
-    root/imagenet-sketch/images/<wnid>/....JPEG                for testing alone, as are the other variants
+    root/imagenet-sketch/images/<wnid>/....JPEG                for testing only, as are the other variants
 
 [0] Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022: splits, folders and templates
 [1] https://github.com/KaiyangZhou/CoOp, datasets/
@@ -15,42 +15,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from imbalance_vlm.data.class_names import imagenet_names, of_wnids, spoken
-from imbalance_vlm.data.dataset import Dataset, FileImages, Split
-from imbalance_vlm.data.folder import SUFFIXES
+from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, SPLITS, Dataset, FileImages, Split, has_image_name
 from imbalance_vlm.data.lists import (
-    Listed,
+    LabelledPaths,
     OnError,
     check_labels,
     expanded,
+    file_splits,
     files_identity,
     find,
     folders_identity,
     leads_out,
-    splits_of,
+    read_existing,
     text_of,
 )
+from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
 
-SPLITS = ("train", "val", "test")
-SPLIT_LINE = "train, val and test in JSON, each a list of [relative path, label, class name]"
+SPLIT_FILE = "train, val and test in JSON, each a list of [relative path, label, class name]"
 COOP = "the code of CoOp (Zhou et al., Learning to Prompt for Vision-Language Models): its page on datasets links it"
 AIRCRAFT = "the FGVC-Aircraft archive of Maji et al. (fgvc-aircraft-2013b/data)"
 
 
 @dataclass(frozen=True)
-class FewShotSet:
-    """One set with a split file.
+class SplitFile:
+    """A dataset with a split file.
 
     Args:
         folder: its own folder.
-        images: the folder in it that the paths of the split file start from.
+        images: the folder in it that the paths of the split file are relative to.
         split: the name in split_zhou_<name>.json.
         template: the sentence for a class name.
     """
@@ -61,16 +61,16 @@ class FewShotSet:
     template: str = "a photo of a {}."
 
 
-SETS = {
-    "caltech101": FewShotSet("caltech-101", "101_ObjectCategories", "Caltech101"),
-    "oxford_pets": FewShotSet("oxford_pets", "images", "OxfordPets", "a photo of a {}, a type of pet."),
-    "stanford_cars": FewShotSet("stanford_cars", "", "StanfordCars"),
-    "oxford_flowers": FewShotSet("oxford_flowers", "jpg", "OxfordFlowers", "a photo of a {}, a type of flower."),
-    "food101": FewShotSet("food-101", "images", "Food101", "a photo of {}, a type of food."),
-    "sun397": FewShotSet("sun397", "SUN397", "SUN397"),
-    "dtd": FewShotSet("dtd", "images", "DescribableTextures", "{} texture."),
-    "eurosat": FewShotSet("eurosat", "2750", "EuroSAT", "a centered satellite photo of {}."),
-    "ucf101": FewShotSet("ucf101", "UCF-101-midframes", "UCF101", "a photo of a person doing {}."),
+FEW_SHOT = {
+    "caltech101": SplitFile("caltech-101", "101_ObjectCategories", "Caltech101"),
+    "oxford_pets": SplitFile("oxford_pets", "images", "OxfordPets", "a photo of a {}, a type of pet."),
+    "stanford_cars": SplitFile("stanford_cars", "", "StanfordCars"),
+    "oxford_flowers": SplitFile("oxford_flowers", "jpg", "OxfordFlowers", "a photo of a {}, a type of flower."),
+    "food101": SplitFile("food-101", "images", "Food101", "a photo of {}, a type of food."),
+    "sun397": SplitFile("sun397", "SUN397", "SUN397"),
+    "dtd": SplitFile("dtd", "images", "DescribableTextures", "{} texture."),
+    "eurosat": SplitFile("eurosat", "2750", "EuroSAT", "a centered satellite photo of {}."),
+    "ucf101": SplitFile("ucf101", "UCF-101-midframes", "UCF101", "a photo of a person doing {}."),
 }
 VARIANTS = {
     "imagenet_v2": ("imagenetv2", "imagenetv2-matched-frequency-format-val"),
@@ -78,80 +78,84 @@ VARIANTS = {
     "imagenet_a": ("imagenet-adversarial", "imagenet-a"),
     "imagenet_r": ("imagenet-rendition", "imagenet-r"),
 }
+"""The folder of each variant of ImageNet, and the folder in it that holds the class folders."""
 
 
-# -- sets with a split file ------------------------------------------------------------------------------------------
-def _with_split_file(name: str) -> Callable[..., Dataset]:
-    described = SETS[name]
-
-    def build(*, root: Path, lists: Path | None = None, on_error: OnError = "raise") -> Dataset:
-        images, file = _placed(described, root, lists)
-        listed, class_names = read_split_file(file)
-        splits, skipped = splits_of(images, listed, on_error)
-        return Dataset(name, class_names, splits, templates=(described.template,), skipped=skipped)
-
-    def identity(*, root: Path, lists: Path | None = None, **_: object) -> str:
-        images, file = _placed(described, root, lists)
-        listed, _names = read_split_file(file)
-        paths = [path for lines in listed.values() for path in lines.paths]
-        return files_identity([file]) + folders_identity(images, paths)
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{described.split}, split by split_zhou_{described.split}.json.
-
-    Args:
-        root: the folder of all few-shot sets (it holds {described.folder}/), or {described.folder}/ itself.
-        lists: the folder of split_zhou_{described.split}.json; null looks in the set's own.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and counts it.
-    """
-    build.identity = identity  # type: ignore[attr-defined]
-    return build
-
-
-caltech101 = _with_split_file("caltech101")
-oxford_pets = _with_split_file("oxford_pets")
-stanford_cars = _with_split_file("stanford_cars")
-oxford_flowers = _with_split_file("oxford_flowers")
-food101 = _with_split_file("food101")
-sun397 = _with_split_file("sun397")
-dtd = _with_split_file("dtd")
-eurosat = _with_split_file("eurosat")
-ucf101 = _with_split_file("ucf101")
-
-
-def _own_folder(root: Path, folder: str) -> Path:
+def _dataset_folder(root: Path, folder: str) -> Path:
+    """The folder of one dataset: `folder` in root, or root itself."""
     root = expanded(root)
     return root / folder if (root / folder).is_dir() else root
 
 
-def _image_folder(own: Path, images: str) -> Path:
-    return own / images if (own / images).is_dir() else own
+def _image_folder(place: Path, images: str) -> Path:
+    return place / images if (place / images).is_dir() else place
 
 
-def _placed(described: FewShotSet, root: Path, lists: Path | None) -> tuple[Path, Path]:
-    """The folder of the images and the split file."""
-    own = _own_folder(root, described.folder)
-    folders = [expanded(lists)] if lists else [own, own / "lists", expanded(root), expanded(root) / "lists"]
-    return _image_folder(own, described.images), find(f"split_zhou_{described.split}.json", folders, SPLIT_LINE, COOP)
+# -- datasets with a split file --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SplitFileReader:
+    """A few-shot dataset split by split_zhou_<name>.json.
+
+    Args:
+        name: a key of `FEW_SHOT`.
+        root: the folder of all few-shot datasets, or the one of this dataset.
+        lists: the folder of the split file; null searches in the dataset's own.
+        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+    """
+
+    name: str
+    _: KW_ONLY
+    root: Path
+    lists: Path | None = None
+    on_error: OnError = "raise"
+
+    def list(self) -> Listing:
+        images, file = self._files()
+        lines, class_names = read_split_file(file)
+        return Listing(
+            name=self.name,
+            class_names=class_names,
+            splits=file_splits(images, lines),
+            templates=(FEW_SHOT[self.name].template,),
+        )
+
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for a split file that is missing or wrong, and for missing images."""
+        return read_existing(self.list(), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the split file and the image folders."""
+        images, file = self._files()
+        lines, _names = read_split_file(file)
+        paths = [path for part in lines.values() for path in part.paths]
+        return files_identity([file]) + folders_identity(images, paths)
+
+    def _files(self) -> tuple[Path, Path]:
+        """The folder of the images and the split file."""
+        described, root = FEW_SHOT[self.name], expanded(self.root)
+        place = _dataset_folder(root, described.folder)
+        folders = [expanded(self.lists)] if self.lists else [place, place / "lists", root, root / "lists"]
+        file = find(f"split_zhou_{described.split}.json", folders, SPLIT_FILE, COOP)
+        return _image_folder(place, described.images), file
 
 
-def read_split_file(file: Path) -> tuple[dict[str, Listed], tuple[str, ...]]:
+def read_split_file(file: Path) -> tuple[dict[str, LabelledPaths], tuple[str, ...]]:
     """The splits of a split_zhou file, and the class names in label order.
 
     Raises:
-        InputError: another form, a path that leads out of the folder, a class with two names, labels with holes.
+        InputError: another form, a path that leads out of the folder, a label with two names, labels with gaps.
     """
     try:
         content = json.loads(text_of(file))
         rows = {split: content[split] for split in SPLITS}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} must hold {SPLIT_LINE}: {error!r}") from error
-    listed: dict[str, Listed] = {}
+        raise InputError(f"{file} must hold {SPLIT_FILE}: {error!r}") from error
+    listed: dict[str, LabelledPaths] = {}
     names: dict[int, str] = {}
     for split, lines in rows.items():
         for number, line in enumerate(lines):
             if not (isinstance(line, list) and list(map(type, line)) == [str, int, str] and line[1] >= 0):
-                raise InputError(f"{file} must hold {SPLIT_LINE}; entry {number} of {split!r} is {line!r}")
+                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {line!r}")
             path, label, name = line
             if leads_out(path):
                 raise InputError(f"{file}, entry {number} of {split!r}: the path must stay below `root`, got {path!r}")
@@ -160,157 +164,191 @@ def read_split_file(file: Path) -> tuple[dict[str, Listed], tuple[str, ...]]:
                     f"{file}: a label must have one class name, got {names[label]!r} and {name!r} for label {label}"
                 )
         if not lines:
-            raise InputError(f"{file} must hold {SPLIT_LINE}; {split!r} is empty")
-        listed[split] = Listed(tuple(line[0] for line in lines), np.array([line[1] for line in lines], np.int64))
+            raise InputError(f"{file} must hold {SPLIT_FILE}; {split!r} is empty")
+        listed[split] = LabelledPaths(tuple(line[0] for line in lines), np.array([line[1] for line in lines], np.int64))
     num_classes = check_labels({file.with_name(f"{file.name} ({split})"): lines for split, lines in listed.items()})
     return listed, tuple(spoken(names[label]) for label in range(num_classes))
 
 
-# -- sets with splits of their own -----------------------------------------------------------------------------------
-def fgvc_aircraft(*, root: Path, lists: Path | None = None, on_error: OnError = "raise") -> Dataset:
+# -- datasets with splits of their own -------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class AircraftReader:
     """FGVC-Aircraft: 100 variants of aircraft, with its own split.
 
     Args:
-        root: the folder of all few-shot sets (it holds fgvc_aircraft/), or fgvc_aircraft/ itself.
-        lists: the folder of variants.txt and images_variant_{train,val,test}.txt; null looks in the set's own.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and counts it.
+        root: the folder of all few-shot datasets (it holds fgvc_aircraft/), or fgvc_aircraft/ itself.
+        lists: the folder of variants.txt and images_variant_{train,val,test}.txt; null searches in the dataset's own.
+        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
     """
-    images, files = _aircraft_files(root, lists)
-    variants = [line.strip() for line in text_of(files[0]).splitlines() if line.strip()]
+
+    root: Path
+    lists: Path | None = None
+    on_error: OnError = "raise"
+
+    def list(self) -> Listing:
+        images, files = self._files()
+        variants = [line.strip() for line in text_of(files[0]).splitlines() if line.strip()]
+        lines = {split: read_variants(file, files[0], variants) for split, file in zip(SPLITS, files[1:], strict=True)}
+        return Listing(
+            name="fgvc_aircraft",
+            class_names=tuple(variants),
+            splits=file_splits(images, lines),
+            templates=("a photo of a {}, a type of aircraft.",),
+        )
+
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for lists that are missing or wrong, and for missing images."""
+        return read_existing(self.list(), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the lists and the image folder."""
+        images, files = self._files()
+        return files_identity(files) + folders_identity(images, ["x"])
+
+    def _files(self) -> tuple[Path, Sequence[Path]]:
+        """The folder of the images, and the files of the variants and of each split."""
+        place = _dataset_folder(self.root, "fgvc_aircraft")
+        place = place / "data" if (place / "data").is_dir() else place  # as the archive unpacks
+        folders = [expanded(self.lists)] if self.lists else [place, place / "lists"]
+        names = ["variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
+        content = "one variant per line (variants.txt), or `image variant` per line, such as `0034309 707-320`"
+        return _image_folder(place, "images"), [find(name, folders, content, AIRCRAFT) for name in names]
+
+
+def read_variants(file: Path, variants_file: Path, variants: Sequence[str]) -> LabelledPaths:
+    """The images of one split of FGVC-Aircraft, one `image variant` per line.
+
+    Raises:
+        InputError: a line without an image, or with a variant that `variants_file` does not name.
+    """
     label_of = {variant: label for label, variant in enumerate(variants)}
-    listed = {}
-    for split, file in zip(SPLITS, files[1:], strict=True):
-        paths, labels = [], []
-        for number, line in enumerate(text_of(file).splitlines(), 1):
-            image, _, variant = line.strip().partition(" ")
-            if not image:
-                continue
-            if variant not in label_of or leads_out(image):
-                raise InputError(
-                    f"{file}, line {number}: must be `image variant` with a variant of {files[0].name}, such as "
-                    f"`0034309 {variants[0] if variants else '707-320'}`, got {line.strip()[:200]!r}"
-                )
-            paths.append(f"{image}.jpg")
-            labels.append(label_of[variant])
-        listed[split] = Listed(tuple(paths), np.array(labels, np.int64))
-    splits, skipped = splits_of(images, listed, on_error)
-    template = "a photo of a {}, a type of aircraft."
-    return Dataset("fgvc_aircraft", tuple(variants), splits, templates=(template,), skipped=skipped)
+    paths, labels = [], []
+    for number, line in enumerate(text_of(file).splitlines(), 1):
+        image, _, variant = line.strip().partition(" ")
+        if not image:
+            continue
+        if variant not in label_of or leads_out(image):
+            raise InputError(
+                f"{file}, line {number}: must be `image variant` with a variant of {variants_file.name}, such as "
+                f"`0034309 {variants[0] if variants else '707-320'}`, got {line.strip()[:200]!r}"
+            )
+        paths.append(f"{image}.jpg")
+        labels.append(label_of[variant])
+    return LabelledPaths(tuple(paths), np.array(labels, np.int64))
 
 
-def _aircraft_files(root: Path, lists: Path | None) -> tuple[Path, list[Path]]:
-    own = _own_folder(root, "fgvc_aircraft")
-    own = own / "data" if (own / "data").is_dir() else own  # as the archive unpacks
-    folders = [expanded(lists)] if lists else [own, own / "lists"]
-    names = ["variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
-    what = "a variant a line (variants.txt), or `image variant` a line, such as `0034309 707-320`"
-    return _image_folder(own, "images"), [find(name, folders, what, AIRCRAFT) for name in names]
-
-
-def _aircraft_identity(*, root: Path, lists: Path | None = None, **_: object) -> str:
-    images, files = _aircraft_files(root, lists)
-    return files_identity(files) + folders_identity(images, ["x"])
-
-
-fgvc_aircraft.identity = _aircraft_identity  # type: ignore[attr-defined]
-
-
-def imagenet(*, root: Path, class_names: Path | None = None) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class ImageNetReader:
     """ImageNet: 1000 classes, trained on train/, tested on val/.
 
     Args:
         root: the folder of ImageNet, with train/<wnid>/ and val/<wnid>/ (or with those in images/), or the folder of
-            all few-shot sets (it holds imagenet/).
-        class_names: a file with `<wnid> <name>` a line, in place of the names that CLIP was tested with.
+            all few-shot datasets (it holds imagenet/).
+        class_names: a file with one `<wnid> <name>` per line, instead of the names that CLIP was tested with.
     """
-    place = _imagenet_folder(root)
-    wnids = _class_folders(place / "train")
-    tested = _class_folders(place / "val")
-    if wnids != tested:
-        differing = sorted(set(wnids) ^ set(tested))
-        raise InputError(
-            f"train/ and val/ of {place} must hold the same class folders, got {differing[0]!r} in one of them only"
-            f"{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}; is val/ sorted into wnid folders?"
+
+    root: Path
+    class_names: Path | None = None
+
+    def list(self) -> Listing:
+        place = self._place()
+        wnids = _class_folders(place / "train")
+        test_wnids = _class_folders(place / "val")
+        if wnids != test_wnids:
+            differing = sorted(set(wnids) ^ set(test_wnids))
+            raise InputError(
+                f"train/ and val/ of {place} must hold the same class folders, got {differing[0]!r} in only one of them"
+                f"{f' and {len(differing) - 1} more' if len(differing) > 1 else ''}; is val/ sorted into wnid folders?"
+            )
+        return Listing(
+            name="imagenet",
+            class_names=of_wnids(wnids, self.class_names),
+            splits={"train": _in_folders(place, "train", wnids), "test": _in_folders(place, "val", wnids)},
         )
-    splits = {split: _in_folders(place, folder, wnids) for split, folder in (("train", "train"), ("test", "val"))}
-    return Dataset("imagenet", of_wnids(wnids, expanded(class_names) if class_names else None), splits)
+
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for class folders that are missing, empty or unknown."""
+        return self.list().dataset()
+
+    def identity(self) -> str:
+        """Hash of the class folders and the class names."""
+        place = self._place()
+        paths = [f"{split}/{name}/x" for split in ("train", "val") for name in _class_folders(place / split)]
+        return folders_identity(place, paths) + files_identity([self.class_names])
+
+    def _place(self) -> Path:
+        return _image_folder(_dataset_folder(self.root, "imagenet"), "images")
 
 
-def _imagenet_folder(root: Path) -> Path:
-    return _image_folder(_own_folder(root, "imagenet"), "images")
+@dataclass(frozen=True)
+class ImageNetVariantReader:
+    """A variant of ImageNet, for testing only; its classes are those that it has folders for.
 
+    Args:
+        name: a key of `VARIANTS`.
+        root: the folder of all few-shot datasets, the one of this dataset, or the folder of its class folders.
+        class_names: a file with one `<wnid> <name>` per line, instead of the names that CLIP was tested with.
+    """
 
-def _imagenet_identity(*, root: Path, class_names: Path | None = None, **_: object) -> str:
-    place = _imagenet_folder(root)
-    folders = [f"{split}/{name}/x" for split in ("train", "val") for name in _class_folders(place / split)]
-    return folders_identity(place, folders) + files_identity([expanded(class_names)] if class_names else [])
+    name: str
+    _: KW_ONLY
+    root: Path
+    class_names: Path | None = None
 
-
-imagenet.identity = _imagenet_identity  # type: ignore[attr-defined]
-
-
-# -- variants of ImageNet, for testing alone -------------------------------------------------------------------------
-def _variant(name: str) -> Callable[..., Dataset]:
-    folder, images = VARIANTS[name]
-
-    def build(*, root: Path, class_names: Path | None = None) -> Dataset:
-        place = _image_folder(_own_folder(root, folder), images)
+    def list(self) -> Listing:
+        place = self._place()
         folders = _class_folders(place)
         wnids = _wnids_of(folders)
         # ImageNet-V2 numbers its folders, and "10" sorts before "2": labels follow the wnids.
         order = np.argsort(wnids, kind="stable")
-        folders, wnids = [folders[row] for row in order], [wnids[row] for row in order]
-        names = of_wnids(wnids, expanded(class_names) if class_names else None)
-        return Dataset(name, names, {"test": _in_folders(place, "", folders)}, test_only=True)
+        return Listing(
+            name=self.name,
+            class_names=of_wnids([wnids[row] for row in order], self.class_names),
+            splits={"test": _in_folders(place, "", [folders[row] for row in order])},
+            test_only=True,
+        )
 
-    def identity(*, root: Path, class_names: Path | None = None, **_: object) -> str:
-        place = _image_folder(_own_folder(root, folder), images)
-        folders = [f"{name}/x" for name in _class_folders(place)]
-        return folders_identity(place, folders) + files_identity([expanded(class_names)] if class_names else [])
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for class folders that are missing, empty or unknown."""
+        return self.list().dataset()
 
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""A variant of ImageNet, for testing alone; its classes are those whose folders it has.
+    def identity(self) -> str:
+        """Hash of the class folders and the class names."""
+        place = self._place()
+        paths = [f"{name}/x" for name in _class_folders(place)]
+        return folders_identity(place, paths) + files_identity([self.class_names])
 
-    Args:
-        root: the folder of all sets (it holds {folder}/{images}/), {folder}/ itself, or the folder of class folders.
-        class_names: a file with `<wnid> <name>` a line, in place of the names that CLIP was tested with.
-    """
-    build.identity = identity  # type: ignore[attr-defined]
-    return build
-
-
-imagenet_v2 = _variant("imagenet_v2")
-imagenet_sketch = _variant("imagenet_sketch")
-imagenet_a = _variant("imagenet_a")
-imagenet_r = _variant("imagenet_r")
+    def _place(self) -> Path:
+        folder, images = VARIANTS[self.name]
+        return _image_folder(_dataset_folder(self.root, folder), images)
 
 
 def _wnids_of(folders: Sequence[str]) -> list[str]:
-    """The wnids of class folders, which ImageNet-V2 calls by their label."""
+    """The wnids of class folders, which ImageNet-V2 names by their labels."""
     if not all(folder.isdigit() for folder in folders):
         return list(folders)
-    known = list(imagenet_names())
-    wrong = [folder for folder in folders if int(folder) >= len(known)]
-    if wrong:
-        raise InputError(f"a folder called by a label must be 0 to {len(known) - 1}, got {wrong[0]!r}")
-    return [known[int(folder)] for folder in folders]
+    wnids = list(imagenet_names())
+    too_large = [folder for folder in folders if int(folder) >= len(wnids)]
+    if too_large:
+        raise InputError(f"a folder named by a label must be 0 to {len(wnids) - 1}, got {too_large[0]!r}")
+    return [wnids[int(folder)] for folder in folders]
 
 
 def _class_folders(place: Path) -> list[str]:
     """The class folders, sorted.
 
     Raises:
-        InputError: no such folder, or none in it.
+        InputError: no such folder, or no folder in it.
     """
-    found: Iterable[os.DirEntry[str]] = os.scandir(place) if place.is_dir() else ()
-    names = sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
+    entries: Iterable[os.DirEntry[str]] = os.scandir(place) if place.is_dir() else ()
+    names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise InputError(f"{place} must be a folder of class folders, such as n01440764/; found none")
+        raise InputError(f"{place} must be a folder of class folders, such as n01440764/, and holds none")
     return names
 
 
 def _in_folders(root: Path, base: str, folders: Sequence[str]) -> Split:
-    """The images in these class folders of root/base, by the names in them; labels are the places in the list.
+    """The images in these class folders of root/base, by name; labels are the positions of the folders.
 
     Raises:
         InputError: a class folder without images.
@@ -319,9 +357,9 @@ def _in_folders(root: Path, base: str, folders: Sequence[str]) -> Split:
     labels: list[int] = []
     for label, folder in enumerate(folders):
         start = "/".join(part for part in (base, folder) if part)
-        found = sorted(n for n in os.listdir(root / start) if Path(n).suffix.lower() in SUFFIXES and n[0] != ".")
-        if not found:
-            raise InputError(f"the class folder {root / start} must hold images ({', '.join(sorted(SUFFIXES))})")
-        paths += [f"{start}/{name}" for name in found]
-        labels += [label] * len(found)
+        names = sorted(name for name in os.listdir(root / start) if has_image_name(name))
+        if not names:
+            raise InputError(f"the class folder {root / start} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        paths += [f"{start}/{name}" for name in names]
+        labels += [label] * len(names)
     return Split(FileImages(root, tuple(paths)), labels)

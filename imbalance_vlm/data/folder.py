@@ -1,99 +1,114 @@
-"""Your own images: one folder a class.
+"""Your own images: one folder per class.
 
 root/train/<class>/...  root/test/<class>/...  [root/val/<class>/...]     a split that exists is used
-root/<class>/...                                                         or one is drawn, by seed and class
+root/<class>/...                                                         otherwise one is drawn, class by class
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from imbalance_vlm.components.ranges import Natural, Share
-from imbalance_vlm.data.as_listed import listing
-from imbalance_vlm.data.dataset import Dataset, FileImages, Split
-from imbalance_vlm.data.reading import unreadable
+from imbalance_vlm.data.class_names import spoken
+from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, SPLITS, Dataset, FileImages, Split, has_image_name
+from imbalance_vlm.data.lists import OnError, expanded
+from imbalance_vlm.data.readability import read_decodable
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
-SPLITS = ("train", "val", "test")
-_SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
-
-def folder(
-    *,
-    root: Path,
-    on_error: Literal["raise", "skip"] = "raise",
-    test_fraction: Share = 0.2,
-    val_fraction: Share = 0.0,
-    split_seed: Natural = 0,
-    flips: bool = True,
-) -> Dataset:
-    """A dataset of class folders. Nothing is ever written into `root`.
+@dataclass(frozen=True, kw_only=True)
+class FolderReader:
+    """Images in class folders. Nothing is written into `root`.
 
     Args:
-        root: holds train/ and test/ (and val/, if you like) with class folders each, or the class folders themselves.
+        root: holds train/ and test/ (and optionally val/) with class folders in each, or the class folders themselves.
         on_error: what an unreadable image does: "raise" lists all of them and stops, "skip" leaves them out and the
             result counts them.
-        test_fraction: share of each class set aside for testing where there is no test/ folder; a class keeps at least
-            one training image.
-        val_fraction: share of each class's training images set aside for validation where there is no val/ folder.
-        split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
+        split: the split that is drawn where `root` holds class folders only; where there is no val/, `val_fraction`
+            of the training images is drawn in any case.
         flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
-
-    Raises:
-        InputError: no such folder, no images in it, a split without images, or unreadable images.
     """
-    root = Path(root).expanduser()
-    files = _scan(root)
-    classes = sorted({name for _, name, _ in files})
-    index = {name: label for label, name in enumerate(classes)}
-    by_split: dict[str, tuple[list[str], list[int]]] = {split: ([], []) for split in SPLITS}
-    for split, name, path in files:
-        paths, labels = by_split[split or "train"]
-        paths.append(path)
-        labels.append(index[name])
-    splits = {
-        split: Split(FileImages(root, tuple(paths)), labels) for split, (paths, labels) in by_split.items() if paths
-    }
-    if not any(split for split, _, _ in files):
-        splits = draw_splits(splits["train"], test_fraction, val_fraction, split_seed)
-    elif val_fraction and "train" in splits and "val" not in splits:
-        splits |= draw_splits(splits["train"], 0.0, val_fraction, split_seed)
-    for required in ("train", "test"):
-        if required not in splits:
-            raise InputError(
-                f"`root` {root} must have images for '{required}', and has none; give them, or class folders alone and "
-                "a test_fraction that leaves some of each class"
-            )
-    splits, skipped = _readable(splits, on_error)
-    name = root.resolve().name or "folder"
-    return Dataset(name, tuple(map(_spoken, classes)), splits, flips=flips, skipped=skipped)
+
+    root: Path
+    on_error: OnError = "raise"
+    split: DrawnSplit = DEFAULT_SPLIT
+    flips: bool = True
+
+    @classmethod
+    def settings_for(cls, path: Path) -> dict[str, Any] | None:
+        """Any folder."""
+        return {"root": str(path)} if path.is_dir() else None
+
+    def list(self) -> Listing:
+        return self._listing(_scan(expanded(self.root)))
+
+    def _listing(self, scan: _Scan) -> Listing:
+        root = expanded(self.root)
+        classes = sorted({image.class_folder for image in scan.images})
+        label_of = {name: label for label, name in enumerate(classes)}
+        splits = {}
+        for split in SPLITS:
+            images = [image for image in scan.images if (image.split or "train") == split]
+            if images:
+                paths = tuple(image.path for image in images)
+                splits[split] = Split(FileImages(root, paths), [label_of[image.class_folder] for image in images])
+        divided = any(image.split for image in scan.images)
+        if divided and self.split.val_fraction and "train" in splits and "val" not in splits:
+            splits |= replace(self.split, test_fraction=0.0).draw(splits["train"])
+        return Listing(
+            name=root.resolve().name or "folder",
+            class_names=tuple(map(spoken, classes)),
+            splits=splits,
+            flips=self.flips,
+            undivided=None if divided else self.split,
+            empty_folders=tuple(scan.empty_folders),
+            other_files=scan.other_files,
+        )
+
+    def read(self) -> Dataset:
+        """The dataset, after decoding all images once.
+
+        Raises:
+            InputError: no such folder, no images in it, a class or a split without images, or unreadable images.
+        """
+        root = expanded(self.root)
+        scan = _scan(root)
+        _refuse_empty_classes(root, scan)
+        return read_decodable(self._listing(scan), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the names, sizes and modification times of the files."""
+        root = expanded(self.root)
+        scan = _scan(root)
+        _refuse_empty_classes(root, scan)
+        paths = tuple(image.path for image in scan.images)
+        return hashlib.sha256(FileImages(root, paths).fingerprint.encode()).hexdigest()
 
 
-def identity(*, root: Path, **_: object) -> str:
-    """Names, sizes and times of the files."""
-    root = Path(root).expanduser()
-    paths = tuple(path for _, _, path in _scan(root))
-    return hashlib.sha256(FileImages(root, paths).fingerprint.encode()).hexdigest()
+@dataclass(frozen=True, order=True)
+class _File:
+    """An image: its split ("" where there are none), its class folder and its path relative to the root."""
+
+    split: str
+    class_folder: str
+    path: str
 
 
-folder.identity = identity  # type: ignore[attr-defined]
+@dataclass
+class _Scan:
+    """What a folder holds: images, sorted; class folders without any; and the number of other files by suffix."""
+
+    images: list[_File] = field(default_factory=list)
+    empty_folders: list[str] = field(default_factory=list)
+    other_files: Counter[str] = field(default_factory=Counter)
 
 
-def _spoken(folder_name: str) -> str:
-    """A class name as a person would write it: the text tower reads words, not identifiers."""
-    return folder_name.replace("_", " ").strip()
-
-
-def _scan(root: Path) -> list[tuple[str, str, str]]:
-    """(split or "", class folder, path relative to root) of every image, sorted."""
+def _scan(root: Path) -> _Scan:
     if root.is_file():
         raise InputError(
             f"`root` must be a folder of images, got the file {str(root)!r}: unpack an archive first; a table "
@@ -103,83 +118,58 @@ def _scan(root: Path) -> list[tuple[str, str, str]]:
         raise InputError(f"`root` must be a folder of images, got {str(root)!r}: no such folder")
     has_splits = (root / "train").is_dir() and (root / "test").is_dir()
     # "train" may be a class (it runs on rails); a split has class folders inside.
-    alike = [name for name in _folders(root) if name.lower() in _SPLIT_WORDS and _folders(root / name)]
-    if alike and not has_splits:
+    split_like = [name for name in _subfolders(root) if name.lower() in SPLIT_WORDS and _subfolders(root / name)]
+    if split_like and not has_splits:
         raise InputError(
-            f"`root` {root} must hold train/ and test/ (and val/, if you like), or class folders alone; it holds "
-            f"{', '.join(alike)}, which look like splits: name them train, val and test, or give the folder of one "
-            "split as root to have a test part drawn from it"
+            f"`root` {root} must hold train/ and test/ (and optionally val/), or class folders alone; it holds "
+            f"{', '.join(split_like)}, which look like splits: name them train, val and test, or give the folder of "
+            "one split as root to have a test part drawn from it"
         )
-    found = []
-    named = set()
+    scan = _Scan()
+    _count_others(scan, [entry.name for entry in os.scandir(root) if entry.is_file()])
     for split in SPLITS if has_splits else ("",):
         base = root / split
-        for class_folder in _folders(base) if base.is_dir() else ():
-            named.add(class_folder)
-            found += [(split, class_folder, path.relative_to(root).as_posix()) for path in _images(base / class_folder)]
-    if not found:
+        if not base.is_dir():
+            continue
+        if split:
+            _count_others(scan, [entry.name for entry in os.scandir(base) if entry.is_file()])
+        for class_folder in _subfolders(base):
+            paths = _image_paths(base / class_folder, scan)
+            scan.images += [_File(split, class_folder, path.relative_to(root).as_posix()) for path in paths]
+            if not paths:
+                scan.empty_folders.append((base / class_folder).relative_to(root).as_posix())
+    if not scan.images:
         raise InputError(
-            f"`root` {root} must hold class folders with images ({', '.join(sorted(SUFFIXES))}), or train/ and test/ "
-            f"with such folders; found none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
+            f"`root` {root} must hold class folders with images ({', '.join(sorted(IMAGE_SUFFIXES))}), or train/ and "
+            f"test/ with such folders; there are none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
         )
-    empty = sorted(named - {class_folder for _, class_folder, _ in found})
-    if empty and not listing():
+    scan.images.sort()
+    return scan
+
+
+def _refuse_empty_classes(root: Path, scan: _Scan) -> None:
+    classes = {image.class_folder for image in scan.images}
+    empty = sorted({folder.rpartition("/")[2] for folder in scan.empty_folders} - classes)
+    if empty:
         more = f", nor do {len(empty) - 1} others" if len(empty) > 1 else ""
         raise InputError(
             f"every folder in `root` {root} is a class and must hold images, but class folder {empty[0]!r} holds no "
             f"images{more}; put them there, or remove it"
         )
-    return sorted(found)
 
 
-def _folders(base: Path) -> list[str]:
+def _subfolders(base: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(base) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(base: Path) -> Iterator[Path]:
-    for folder_path, _, names in os.walk(base):
-        for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield Path(folder_path) / name
+def _image_paths(class_folder: Path, scan: _Scan) -> list[Path]:
+    """The images in a class folder, at any depth; other files are counted."""
+    paths = []
+    for place, _, names in os.walk(class_folder):
+        paths += [Path(place) / name for name in names if has_image_name(name)]
+        _count_others(scan, names)
+    return paths
 
 
-def draw_splits(everything: Split, test_fraction: float, val_fraction: float, seed: int) -> dict[str, Split]:
-    """A seeded split, class by class; every class keeps at least one image for training.
-
-    A class's share is rounded to the nearest whole image; a class of one image is for training alone.
-    """
-    now = listing()
-    if now and now.whole and test_fraction:
-        now.drawn = True
-        return {"train": everything, "test": everything}
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
-    for label in np.unique(everything.labels):
-        rows = rng.permutation(np.flatnonzero(everything.labels == label))
-        test = min(round(len(rows) * test_fraction), len(rows) - 1)
-        val = min(round(len(rows) * val_fraction), len(rows) - 1 - test)
-        parts["test"].append(rows[:test])
-        parts["val"].append(rows[test : test + val])
-        parts["train"].append(rows[test + val :])
-    rows_of = {split: np.sort(np.concatenate(chunks)) for split, chunks in parts.items()}
-    return {split: everything.take(rows) for split, rows in rows_of.items() if len(rows)}
-
-
-def _readable(splits: dict[str, Split], on_error: str) -> tuple[dict[str, Split], list[str]]:
-    """The splits without the images that cannot be read, and the paths of those."""
-    if listing():
-        return splits, []
-    kept: dict[str, Split] = {}
-    bad: dict[str, str] = {}
-    for name, split in splits.items():
-        wrong = unreadable(split.images)
-        bad |= {split.images.name(row): reason for row, reason in wrong.items()}
-        kept[name] = split.take(np.array([row for row in range(len(split)) if row not in wrong], dtype=np.int64))
-    if bad and on_error == "raise":
-        shown = "\n".join(f"  - {path}: {reason}" for path, reason in list(bad.items())[:20])
-        more = f"\n  ... and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise InputError(
-            f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:\n{shown}{more}\n"
-            "Replace them, or set data.on_error to skip to leave them out"
-        )
-    return kept, sorted(bad)
+def _count_others(scan: _Scan, names: list[str]) -> None:
+    scan.other_files.update(Path(name).suffix.lower() or "none" for name in names if not has_image_name(name))

@@ -1,4 +1,4 @@
-"""A Hugging Face dataset that `save_to_disk` has written. Needs the package `datasets`."""
+"""A Hugging Face dataset written by `save_to_disk`. Needs the package `datasets`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imbalance_vlm.components.ranges import Natural, Share
-from imbalance_vlm.data.class_names import spoken
+from imbalance_vlm.data.class_names import labels_and_names, spoken
 from imbalance_vlm.data.dataset import Dataset, Split, rgb
 from imbalance_vlm.data.lists import expanded, files_identity
-from imbalance_vlm.data.table import SPLIT_WORDS, to_labels, with_test
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
 class HFImages:
-    """The image column of a dataset, decoded when asked for.
+    """The image column of a dataset, decoded on access.
 
     Args:
-        data: a `datasets.Dataset` with that column alone.
+        data: a `datasets.Dataset` with only this column.
         column: its name.
-        rows: which of its rows, in order.
-        stamp: identity of the files behind it.
-        prefix: what the names of the images begin with in listings.
+        rows: (N,) which of its rows, in order.
+        stamp: hash of the files that hold it.
+        prefix: the beginning of the images' names in listings.
     """
 
     data: Any
@@ -65,67 +64,85 @@ class HFImages:
         return HFImages(self.data, self.column, self.rows[keep], self.stamp, self.prefix)
 
 
-def hf_disk(
-    *,
-    root: Path,
-    image_column: str = "image",
-    label_column: str = "label",
-    class_names: Path | None = None,
-    test_fraction: Share = 0.2,
-    val_fraction: Share = 0.0,
-    split_seed: Natural = 0,
-    flips: bool = True,
-) -> Dataset:
-    """A dataset saved by Hugging Face `datasets`. Nothing is ever written into `root`.
+@dataclass(frozen=True, kw_only=True)
+class HFDiskReader:
+    """A dataset saved by Hugging Face `datasets`. Nothing is written into `root`.
 
     Args:
-        root: the folder that `save_to_disk` wrote: a DatasetDict with train and test, or one Dataset to split.
+        root: the folder that `save_to_disk` wrote: a DatasetDict with train and test, or a single Dataset.
         image_column: the column of the images.
         label_column: the column of the classes: a ClassLabel, names, or whole numbers.
-        class_names: a text file with one name a line, in place of the dataset's own.
-        test_fraction: share of each class set aside for testing where there is no test split; a class keeps at least
-            one training image.
-        val_fraction: likewise for validation.
-        split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
+        class_names: a text file with one name per line, instead of the dataset's own names.
+        split: the split that is drawn of a single Dataset.
         flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
-
-    Raises:
-        InputError: no package `datasets`, no such folder, columns that are not there, labels below 0.
     """
-    root = expanded(root)
-    parts = _parts(root, image_column, label_column)
-    stamp = identity(root=root)
-    words = {split: _words(part, label_column, f"{root}, split {split!r}") for split, part in parts.items()}
-    joined = [word for column in words.values() for word in column]
-    where = f"{root}, column {label_column!r}"
-    own = getattr(next(iter(parts.values())).features[label_column], "names", None)
-    if own and class_names is None:
-        labels, names = np.array(list(map(int, joined)), np.int64), tuple(map(spoken, own))
-    else:
-        labels, names = to_labels(joined, expanded(class_names) if class_names else None, where)
-    splits, start = {}, 0
-    for split, part in parts.items():
-        images = HFImages(part.select_columns([image_column]), image_column, np.arange(len(part)), stamp, f"{split}/")
-        splits[split] = Split(images, labels[start : start + len(part)])
-        start += len(part)
-    splits = with_test(splits, test_fraction, val_fraction, split_seed, str(root))
-    return Dataset(root.resolve().name or "hf_disk", names, splits, flips=flips)
+
+    root: Path
+    image_column: str = "image"
+    label_column: str = "label"
+    class_names: Path | None = None
+    split: DrawnSplit = DEFAULT_SPLIT
+    flips: bool = True
+
+    @classmethod
+    def settings_for(cls, path: Path) -> dict[str, Any] | None:
+        """A folder that `save_to_disk` wrote."""
+        marks = ("dataset_dict.json", "dataset_info.json", "state.json")
+        return {"root": str(path)} if any((path / name).is_file() for name in marks) else None
+
+    def list(self) -> Listing:
+        root = expanded(self.root)
+        parts = _parts(root, self.image_column, self.label_column)
+        labels, names = self._labels(parts)
+        stamp = _stamp(root)
+        splits, start = {}, 0
+        for split, part in parts.items():
+            column = part.select_columns([self.image_column])
+            images = HFImages(column, self.image_column, np.arange(len(part)), stamp, f"{split}/")
+            splits[split] = Split(images, labels[start : start + len(part)])
+            start += len(part)
+        return Listing(
+            name=root.resolve().name or "hf_disk",
+            class_names=names,
+            splits=splits,
+            flips=self.flips,
+            undivided=self.split.needed(splits),
+        )
+
+    def _labels(self, parts: Mapping[str, Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """(N,) labels of all parts in turn, and (C,) class names."""
+        root = expanded(self.root)
+        words = [
+            word
+            for split, part in parts.items()
+            for word in _words(part, self.label_column, f"{root}, split {split!r}")
+        ]
+        class_label = getattr(next(iter(parts.values())).features[self.label_column], "names", None)
+        if class_label and self.class_names is None:
+            return np.array(list(map(int, words)), np.int64), tuple(map(spoken, class_label))
+        return labels_and_names(words, self.class_names, f"{root}, column {self.label_column!r}")
+
+    def read(self) -> Dataset:
+        """The dataset.
+
+        Raises:
+            InputError: no package `datasets`, no such folder, columns that do not exist, labels below 0.
+        """
+        return self.list().dataset()
+
+    def identity(self) -> str:
+        """Hash of the names, sizes and modification times of the files, and of the content of the class names."""
+        return _stamp(expanded(self.root), self.class_names)
 
 
-def identity(*, root: Path, class_names: Path | None = None, **_: object) -> str:
-    """Names, sizes and times of the files, and what the class names say."""
-    root = expanded(root)
+def _stamp(root: Path, class_names: Path | None = None) -> str:
     files = sorted(path for path in root.rglob("*") if path.is_file())
     words = [f"{f.relative_to(root).as_posix()}\0{f.stat().st_size}\0{f.stat().st_mtime_ns}" for f in files]
-    named = files_identity([expanded(class_names)] if class_names else [])
-    return hashlib.sha256("\n".join([*words, named]).encode()).hexdigest()
-
-
-hf_disk.identity = identity  # type: ignore[attr-defined]
+    return hashlib.sha256("\n".join([*words, files_identity([class_names])]).encode()).hexdigest()
 
 
 def _parts(root: Path, image_column: str, label_column: str) -> dict[str, Any]:
-    """The `datasets.Dataset` of each split."""
+    """The `datasets.Dataset` of each split that has rows."""
     if not root.is_dir():
         raise InputError(f"`root` must be a folder that `save_to_disk` wrote, got {str(root)!r}: no such folder")
     try:
@@ -138,11 +155,13 @@ def _parts(root: Path, image_column: str, label_column: str) -> dict[str, Any]:
         raise InputError(
             f"`root` {root} must be a folder that `save_to_disk` of Hugging Face `datasets` wrote: {error}"
         ) from error
-    found = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    unknown = [name for name in found if name.lower() not in SPLIT_WORDS]
+    by_name = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    unknown = [name for name in by_name if name.lower() not in SPLIT_WORDS]
     if unknown:
         raise InputError(f"the splits of {root} must be train, val and test, got {unknown[0]!r}; rename or drop it")
-    parts = {SPLIT_WORDS[name.lower()]: part for name, part in found.items()}
+    parts = {SPLIT_WORDS[name.lower()]: part for name, part in by_name.items() if len(part)}
+    if not parts:
+        raise InputError(f"`root` {root} must hold rows with images, and has none")
     for name, part in parts.items():
         for column in (image_column, label_column):
             if column not in part.column_names:

@@ -1,59 +1,66 @@
 """Icons-LT, the embedded long-tailed dataset: drawings of everyday concepts by many designers.
 
-A concept is a class; as some concepts are drawn by nearly every designer and others by a few, the tail is natural.
-Images are 32 x 32 RGB on white with 16 levels a channel. 10 test and 3 validation images a class; the rest train. By
-the perceptual hash of `tools/build_icons.py`, which builds it, no test image has a near-duplicate in the rest or in the
-corpus that mini-clip was pre-trained on. By the wider measure of `imbalance-vlm data verify`, 514 test drawings (7 %)
-have one, mostly filled or two-tone variants of a design; and 27 validation drawings, but no test ones, are equal to
-training drawings of a synonymous class (plane, airplane).
+A concept is a class; some concepts are drawn by nearly every designer and others by a few, so the tail is natural.
+Images are 32 x 32 RGB on white with 16 levels per channel; 10 images per class are for testing, 3 for validation and
+the rest for training. By the perceptual hash of `tools/build_icons.py`, which builds the dataset, no test image has a
+near-duplicate in another split or in the corpus that mini-clip was pre-trained on. By the wider measure of
+`imbalance-vlm data verify`, 514 test drawings (7 %) have one, mostly filled or two-tone variants of a design; and 27
+validation drawings, but no test drawings, are equal to training drawings of a synonymous class (plane, airplane).
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
+from imbalance_vlm.data.reader import Listing
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "icons_lt"
 TEMPLATES = ("{}", "an icon of {}", "a {} icon", "a {} symbol", "a drawing of {}")
 SIZE = 32
 
 
-def icons_lt() -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class IconsLTReader:
     """Icons-LT with its splits "train", "val" and "test"; classes are in alphabetical order."""
-    index = json.loads((ASSETS / "classes.json").read_text(encoding="utf-8"))
-    pixels = _drawings(index["grey"], index["colour"])
-    splits = {
-        split: Split(
-            ArrayImages(pixels[np.array(index["places"][split])], prefix=f"icons_lt/{split}/"),
-            np.repeat(np.arange(len(index["names"])), index["counts"][split]),
+
+    def list(self) -> Listing:
+        index = json.loads((ASSETS / "classes.json").read_text(encoding="utf-8"))
+        pixels = _drawings(index["grey"], index["colour"])
+        splits = {
+            split: Split(
+                ArrayImages(pixels[np.array(index["places"][split])], prefix=f"icons_lt/{split}/"),
+                np.repeat(np.arange(len(index["names"])), index["counts"][split]),
+            )
+            for split in ("train", "val", "test")
+        }
+        return Listing(
+            name="icons_lt", class_names=tuple(index["names"]), splits=splits, templates=TEMPLATES, flips=False
         )
-        for split in ("train", "val", "test")
-    }
-    return Dataset("icons_lt", tuple(index["names"]), splits, templates=TEMPLATES, flips=False)
 
+    def read(self) -> Dataset:
+        """The dataset."""
+        return self.list().dataset()
 
-def identity() -> str:
-    """Identity of the shipped files, without unpacking them."""
-    return "".join(f"{path.name} {zlib.crc32(path.read_bytes())};" for path in sorted(ASSETS.glob("*.*")))
-
-
-icons_lt.identity = identity  # type: ignore[attr-defined]
+    def identity(self) -> str:
+        """Checksums of the shipped files, which are not unpacked."""
+        return "".join(f"{path.name} {zlib.crc32(path.read_bytes())};" for path in sorted(ASSETS.glob("*.*")))
 
 
 def corpus_hashes() -> NDArray[np.uint64]:
-    """(M, 2) perceptual hashes of the pre-training corpus, to check that it shares no drawing with the test set."""
+    """(M, 2) perceptual hashes of the pre-training corpus, to check that no test drawing is in it."""
     planes = np.frombuffer(zlib.decompress((ASSETS / "corpus.bin").read_bytes()), np.uint8).reshape(16, -1)
     return np.ascontiguousarray(planes.T).view("<u8").astype(np.uint64)
 
 
 def _drawings(grey: int, colour: int) -> NDArray[np.uint8]:
-    """(N, 32, 32, 3): the grey drawings, then the coloured ones."""
+    """(N, 32, 32, 3) pixels of the grey drawings, then of the coloured ones."""
     pixels = np.empty((grey + colour, SIZE, SIZE, 3), np.uint8)
     pixels[:grey] = _levels("grey.bin").reshape(grey, SIZE, SIZE, 1)
     pixels[grey:] = _levels("colour.bin").reshape(colour, SIZE, SIZE, 3)

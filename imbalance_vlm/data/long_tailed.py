@@ -4,8 +4,8 @@ root/train/n01440764/....JPEG   root/val/n01440764/....JPEG        ImageNet-LT
 root/train/airfield/....jpg     root/val/airfield/....jpg          Places-LT
 root/train_val2018/Plantae/7291/....jpg                            iNaturalist 2018
 
-The lists lie in root, in root/lists or in `lists`. What a label means is read from the folders its images lie in,
-because lists of one benchmark number the classes differently.
+The lists lie in root, in root/lists or in `lists`. Classes are named after the folders of their images, because
+different lists of one benchmark number the classes differently.
 
 [0] Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019 (ImageNet-LT, Places-LT)
 [1] Van Horn et al., The iNaturalist Species Classification and Detection Dataset, CVPR 2018
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,18 +24,20 @@ from imbalance_vlm.data.class_names import distinct, of_wnids, spoken
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.lists import (
     FORMAT,
-    Listed,
+    LabelledPaths,
     OnError,
     check_labels,
     expanded,
+    file_splits,
     files_identity,
     find,
     folders_identity,
     list_folders,
+    read_existing,
     read_list,
-    splits_of,
     text_of,
 )
+from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
 
 OLTR = "the ImageNet-LT release of Liu et al., Large-Scale Long-Tailed Recognition in an Open World (OLTR)"
@@ -44,7 +47,9 @@ DECOUPLING = (
     "(made from the train2018 and val2018 annotations of the iNaturalist 2018 competition)"
 )
 INAT = "the iNaturalist 2018 competition (categories.json, with the scientific names)"
-Naming = Literal["scientific", "common", "taxonomic"]
+SpeciesNames = Literal["scientific", "common", "taxonomic"]
+Naming = Callable[[Sequence[str]], tuple[str, ...]]
+"""Class names from the folders that the images of each label lie in."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,24 @@ class Benchmark:
     origin: str
 
     def files(self, root: Path, lists: Path | None) -> dict[str, Path]:
+        """The list file of each split."""
         folders = list_folders(root, lists, self.folder, self.folder.lower())
-        what = f"{FORMAT}, such as `{self.example}`"
-        return {split: find(name, folders, what, self.origin) for split, name in self.lists.items()}
+        content = f"{FORMAT}, such as `{self.example}`"
+        return {split: find(name, folders, content, self.origin) for split, name in self.lists.items()}
 
-    def identity(self, root: Path, lists: Path | None, *others: Path | None) -> str:
-        root = expanded(root)
+    def listing(self, name: str, root: Path, lists: Path | None, naming: Naming) -> Listing:
+        """The listing, with classes named by `naming` from the folders that the images of each label lie in."""
+        files = self.files(root, lists)
+        lines = {split: read_list(file) for split, file in files.items()}
+        by_file = {files[split]: lines[split] for split in files}
+        class_names = naming(class_folders(by_file, check_labels(by_file)))
+        return Listing(name=name, class_names=class_names, splits=file_splits(root, lines))
+
+    def identity(self, root: Path, lists: Path | None, *more: Path | None) -> str:
+        """Hash of the lists and of `more` small files, and of the folders that the images lie in."""
         files = self.files(root, lists)
         paths = [path for file in files.values() for path in read_list(file).paths]
-        return files_identity([*files.values(), *filter(None, others)]) + folders_identity(root, paths)
+        return files_identity([*files.values(), *more]) + folders_identity(root, paths)
 
 
 IMAGENET_LT = Benchmark(
@@ -88,90 +102,111 @@ INAT2018 = Benchmark(
 )
 
 
-def imagenet_lt(
-    *, root: Path, lists: Path | None = None, class_names: Path | None = None, on_error: OnError = "raise"
-) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class ImageNetLTReader:
     """ImageNet-LT: 1000 classes, 1280 to 5 training images; its test set is the validation set of ImageNet.
 
     Args:
         root: the folder of ImageNet, with train/<wnid>/ and val/<wnid>/.
-        lists: the folder of ImageNet_LT_{train,val,test}.txt; null looks in root and root/lists.
-        class_names: a file with `<wnid> <name>` a line, in place of the names that CLIP was tested with.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and counts it.
+        lists: the folder of ImageNet_LT_{train,val,test}.txt; null searches in root and root/lists.
+        class_names: a file with one `<wnid> <name>` per line, instead of the names that CLIP was tested with.
+        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
     """
 
-    def named(wnids: Sequence[str]) -> tuple[str, ...]:
-        return of_wnids(wnids, expanded(class_names) if class_names else None)
+    root: Path
+    lists: Path | None = None
+    class_names: Path | None = None
+    on_error: OnError = "raise"
 
-    return _from_lists("imagenet_lt", IMAGENET_LT, root, lists, on_error, named)
+    def list(self) -> Listing:
+        naming = partial(of_wnids, file=self.class_names)
+        return IMAGENET_LT.listing("imagenet_lt", expanded(self.root), self.lists, naming)
+
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for lists that are missing or wrong, and for missing images."""
+        return read_existing(self.list(), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the lists, the class names and the image folders."""
+        return IMAGENET_LT.identity(expanded(self.root), self.lists, self.class_names)
 
 
-def _imagenet_lt_identity(
-    *, root: Path, lists: Path | None = None, class_names: Path | None = None, **_: object
-) -> str:
-    return IMAGENET_LT.identity(root, lists, expanded(class_names) if class_names else None)
-
-
-def places_lt(*, root: Path, lists: Path | None = None, on_error: OnError = "raise") -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class PlacesLTReader:
     """Places-LT: 365 kinds of places, 4980 to 5 training images.
 
     Args:
         root: the folder of Places365, with train/<place>/ and val/<place>/.
-        lists: the folder of Places_LT_{train,val,test}.txt; null looks in root and root/lists.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and counts it.
+        lists: the folder of Places_LT_{train,val,test}.txt; null searches in root and root/lists.
+        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
     """
 
-    def named(folders: Sequence[str]) -> tuple[str, ...]:
-        return distinct([spoken(folder.replace("-", " ")) for folder in folders], folders)
+    root: Path
+    lists: Path | None = None
+    on_error: OnError = "raise"
 
-    return _from_lists("places_lt", PLACES_LT, root, lists, on_error, named)
+    def list(self) -> Listing:
+        return PLACES_LT.listing("places_lt", expanded(self.root), self.lists, place_names)
+
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for lists that are missing or wrong, and for missing images."""
+        return read_existing(self.list(), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the lists and the image folders."""
+        return PLACES_LT.identity(expanded(self.root), self.lists)
 
 
-def _places_lt_identity(*, root: Path, lists: Path | None = None, **_: object) -> str:
-    return PLACES_LT.identity(root, lists)
-
-
-def inat2018(
-    *, root: Path, lists: Path | None = None, names: Naming = "scientific", on_error: OnError = "raise"
-) -> Dataset:
-    """iNaturalist 2018: 8142 species, 1000 to 2 training images, 3 to test each (the competition's validation set).
+@dataclass(frozen=True, kw_only=True)
+class INat2018Reader:
+    """iNaturalist 2018: 8142 species, 1000 to 2 training images, 3 test images each (the official validation set).
 
     Args:
         root: the folder that holds train_val2018/.
-        lists: the folder of iNaturalist18_{train,val}.txt and categories.json; null looks in root and root/lists.
+        lists: the folder of iNaturalist18_{train,val}.txt and categories.json; null searches in root and root/lists.
         names: what a species is called: by its "scientific" name, by its "common" one (where categories.json has a
             `common_name`, else the scientific one), or "taxonomic", its scientific name and family: "a photo of a
             Bubo bubo, a species of Strigidae."
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and counts it.
+        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
     """
 
-    def named(identifiers: Sequence[str]) -> tuple[str, ...]:
-        return species_names(categories(expanded(root), lists), identifiers, names)
+    root: Path
+    lists: Path | None = None
+    names: SpeciesNames = "scientific"
+    on_error: OnError = "raise"
 
-    return _from_lists("inat2018", INAT2018, root, lists, on_error, named)
+    def list(self) -> Listing:
+        root = expanded(self.root)
+        naming = partial(species_names, categories(root, self.lists), names=self.names)
+        return INAT2018.listing("inat2018", root, self.lists, naming)
+
+    def read(self) -> Dataset:
+        """The dataset; raises InputError for lists that are missing or wrong, and for missing images."""
+        return read_existing(self.list(), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the lists, the taxa and the image folders."""
+        root = expanded(self.root)
+        return INAT2018.identity(root, self.lists, categories(root, self.lists))
 
 
-def _inat2018_identity(*, root: Path, lists: Path | None = None, **_: object) -> str:
-    return INAT2018.identity(root, lists, categories(expanded(root), lists))
-
-
-imagenet_lt.identity = _imagenet_lt_identity  # type: ignore[attr-defined]
-places_lt.identity = _places_lt_identity  # type: ignore[attr-defined]
-inat2018.identity = _inat2018_identity  # type: ignore[attr-defined]
+def place_names(folders: Sequence[str]) -> tuple[str, ...]:
+    """(C,) names of places by their folders."""
+    return distinct([spoken(folder.replace("-", " ")) for folder in folders], folders)
 
 
 def categories(root: Path, lists: Path | None) -> Path:
     """The file with iNaturalist's taxa."""
     folders = list_folders(root, lists, INAT2018.folder, INAT2018.folder.lower())
-    what = "a list of taxa in JSON, each with id, name, genus, family, order, class, phylum and kingdom"
-    return find(["categories.json", "iNaturalist18_categories.json"], folders, what, INAT)
+    content = "a list of taxa in JSON, each with id, name, genus, family, order, class, phylum and kingdom"
+    return find(["categories.json", "iNaturalist18_categories.json"], folders, content, INAT)
 
 
-def species_names(file: Path, identifiers: Sequence[str], names: Naming) -> tuple[str, ...]:
+def species_names(file: Path, identifiers: Sequence[str], names: SpeciesNames) -> tuple[str, ...]:
     """(C,) names of the taxa with these ids.
 
     Raises:
-        InputError: the file is no list of taxa, or lacks one of the ids or what the names are made of.
+        InputError: the file is no list of taxa, or lacks one of the ids, its name or its family.
     """
     try:
         taxa = {str(taxon["id"]): taxon for taxon in json.loads(text_of(file))}
@@ -182,44 +217,27 @@ def species_names(file: Path, identifiers: Sequence[str], names: Naming) -> tupl
             f"`names` common needs a `common_name` for the taxa of {file}, and none has one (nor has the "
             "public file); add them, or set `names` to scientific or taxonomic"
         )
-    made = []
+    class_names = []
     for identifier in identifiers:
         taxon = taxa.get(identifier, {})
         name, family = taxon.get("name", ""), taxon.get("family", "")
         if not name or (names == "taxonomic" and not family):
-            lacking = "family" if name else "name" if taxon else "taxon"
+            missing = "family" if name else "name" if taxon else "taxon"
             raise InputError(
-                f"{file} must hold every taxon of the lists with its name and family, got no {lacking} for id "
+                f"{file} must hold every taxon of the lists with its name and family, got no {missing} for id "
                 f"{identifier!r}; the folder of an image is named by that id, as in train_val2018/Plantae/7291/...jpg"
             )
         if names == "taxonomic":
             name = f"{name}, a species of {family}"
         elif names == "common":
             name = taxon.get("common_name") or name
-        made.append(name)
-    scientific = {key: f"{name} ({taxa[key]['name']})" for key, name in zip(identifiers, made, strict=True)}
-    return distinct(made, identifiers, scientific if names == "common" else None)
+        class_names.append(name)
+    scientific = {key: f"{name} ({taxa[key]['name']})" for key, name in zip(identifiers, class_names, strict=True)}
+    return distinct(class_names, identifiers, scientific if names == "common" else None)
 
 
-def _from_lists(
-    name: str,
-    benchmark: Benchmark,
-    root: Path,
-    lists: Path | None,
-    on_error: OnError,
-    named: Callable[[Sequence[str]], tuple[str, ...]],
-) -> Dataset:
-    root = expanded(root)
-    files = benchmark.files(root, lists)
-    listed = {split: read_list(file) for split, file in files.items()}
-    by_file = {files[split]: lines for split, lines in listed.items()}
-    class_names = named(class_folders(by_file, check_labels(by_file)))
-    splits, skipped = splits_of(root, listed, on_error)
-    return Dataset(name, class_names, splits, skipped=skipped)
-
-
-def class_folders(lists: Mapping[Path, Listed], num_classes: int) -> list[str]:
-    """(C,) the folder that the images of each label lie in.
+def class_folders(lists: Mapping[Path, LabelledPaths], num_classes: int) -> list[str]:
+    """(C,) the folder in which the images of each label lie.
 
     Raises:
         InputError: images of one label in different folders, or of one folder under different labels: these lists do
@@ -227,8 +245,8 @@ def class_folders(lists: Mapping[Path, Listed], num_classes: int) -> list[str]:
     """
     folders: dict[int, str] = {}
     labels: dict[str, int] = {}
-    for file, listed in lists.items():
-        for path, label in zip(listed.paths, listed.labels.tolist(), strict=True):
+    for file, lines in lists.items():
+        for path, label in zip(lines.paths, lines.labels.tolist(), strict=True):
             folder = path.rpartition("/")[0].rpartition("/")[2]
             if folders.setdefault(label, folder) != folder or labels.setdefault(folder, label) != label:
                 before = (

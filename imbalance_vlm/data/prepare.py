@@ -1,18 +1,18 @@
-"""Datasets by name, with the settings that all of them share."""
+"""Makes datasets: a reader by its recipe name, and the protocol steps that every dataset accepts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Count, Natural, Part
-from imbalance_vlm.components.settings import settings_of
+from imbalance_vlm.components.registry import Section
+from imbalance_vlm.components.settings import checked_settings, settings_of
 from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.reader import Listing, Reader
 from imbalance_vlm.data.subsets import base_novel, few_shot, with_decay
 from imbalance_vlm.data.tails import Factor, Order, Shift, Tail, with_shifted_test, with_tail
 from imbalance_vlm.errors import InputError
@@ -20,7 +20,89 @@ from imbalance_vlm.errors import InputError
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 
 
-def prepare(
+# -- datasets by name ------------------------------------------------------------------------------------------------
+def create_dataset(name: str, **settings: Any) -> Dataset:
+    """A dataset by its recipe name.
+
+    Args:
+        name: an entry of the catalogue's datasets.
+        **settings: of its reader, and those of `apply_protocol`.
+
+    Raises:
+        InputError: an unknown name or setting, missing files, unreadable images, a single class.
+    """
+    catalogue.load_plugins()
+    known = catalogue.DATASETS.get(name).settings() | settings_of(apply_protocol)
+    section = {"name": name, **checked_settings(f"dataset '{name}'", known, settings)}
+    return _protocol_of(section, make_reader(section).read())
+
+
+def make_reader(section: Section) -> Reader:
+    """The reader of a recipe's data section; its protocol settings are ignored.
+
+    Raises:
+        InputError: an unknown dataset, or a component that is no reader.
+    """
+    catalogue.load_plugins()
+    reader_section = {key: value for key, value in section.items() if key not in settings_of(apply_protocol)}
+    reader: Reader = catalogue.DATASETS.make(reader_section, {"name": lambda named: named["name"]})
+    lacking = [f"{method}()" for method in ("list", "read", "identity") if not callable(getattr(reader, method, None))]
+    if lacking:
+        raise InputError(
+            f"the reader of dataset '{section['name']}' must have the methods list(), read() and identity(), but "
+            f"{type(reader).__name__} lacks {' and '.join(lacking)}; without them a run would not notice changed files"
+        )
+    return reader
+
+
+def list_dataset(section: Section, *, whole: bool = False) -> tuple[Listing, Dataset]:
+    """A dataset as its source lists it, and the listing itself: no image is opened or checked for existence.
+
+    A reader's `read` refuses a dataset that lacks images or holds images that cannot be decoded, which is right for
+    training but not for a report on everything that is wrong with it.
+
+    Args:
+        section: a recipe's data section.
+        whole: whether images that the source does not divide stay together: "train" and "test" are then both all of
+            them. Otherwise test images are drawn as for training.
+
+    Raises:
+        InputError: a source that cannot be listed, or a single class.
+    """
+    listing = make_reader(section).list()
+    divided = listing
+    if whole and listing.undivided:
+        images = listing.splits["train"]
+        divided = replace(listing, splits={"train": images, "test": images}, undivided=None)
+    return listing, _protocol_of(section, divided.dataset())
+
+
+def dataset_identity(section: Section) -> str:
+    """Hash of everything that decides a recipe's data: the settings, and the files as the reader identifies them.
+
+    No image is opened, but the files may be listed, which takes time for large folders: share the result.
+    """
+    settings = sorted(((key, value) for key, value in section.items() if key != "name"), key=str)
+    content = f"{section['name']}{settings}{make_reader(section).identity()}"
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def with_draw_seed(section: Section, seed: int) -> dict[str, Any]:
+    """A recipe's data section as a run with this seed draws it: `draw_seed: null` becomes the run's seed."""
+    return dict(section) | ({"draw_seed": seed} if section["draw_seed"] is None else {})
+
+
+def _protocol_of(section: Section, dataset: Dataset) -> Dataset:
+    if dataset.num_classes < 2:
+        raise InputError(
+            f"dataset '{dataset.name}' must have at least 2 classes, got {dataset.num_classes} "
+            f"({dataset.class_names[0]!r}); is `root` the folder above the class folders?"
+        )
+    return apply_protocol(dataset, **{key: section[key] for key in settings_of(apply_protocol) if key in section})
+
+
+# -- the protocol ----------------------------------------------------------------------------------------------------
+def apply_protocol(
     dataset: Dataset,
     *,
     templates: str | list[str] = "dataset",
@@ -37,38 +119,36 @@ def prepare(
     draw_seed: Natural | None = 0,
     split_by: Literal["train", "dataset"] = "train",
 ) -> Dataset:
-    """A dataset as the recipe wants it. The steps are taken in the order of the arguments from `tail` to `test_shift`.
+    """The dataset of a recipe's protocol. Steps are taken in the order of the arguments from `tail` to `test_shift`.
 
     Args:
         dataset: as its reader gives it.
         templates: "dataset" for the dataset's own, "simple" for "a photo of a {}.", "openai" for the 80 of CLIP's
             ImageNet ensemble (from open_clip), or a list of sentences with one `{}` each.
         allow_empty: accept classes without a training image (see `LongTail`).
-        tail: thin the training images to a tail of this shape; null leaves them as they are.
+        tail: thin the training images to a tail of this shape; null keeps them all.
         tail_factor: largest class over smallest of that tail.
-        tail_largest: images of its head class; null for the largest class there is.
-        tail_order: which classes are its head: the first labels, the largest, or ones drawn.
-        shots: training images of each class, drawn over all classes; as many to validate on, but 4 at most.
-        classes: "base" for the first half of the classes, "novel" for the other, numbered anew.
-        tau: with `shots`, smallest over largest training class, decaying from `shots` in a drawn head order; novel
-            classes are left as they are.
-        test_shift: make the test classes a tail as in training ("forward"), the reverse ("backward") or all alike.
+        tail_largest: number of images of its head class; null for those of the largest class.
+        tail_order: which classes are its head: the first labels, the largest, or a random order.
+        shots: training images per class, drawn over all classes; as many for validation, but at most 4.
+        classes: "base" for the first half of the classes, "novel" for the second, relabelled from 0.
+        tau: with `shots`, smallest over largest training class, decaying from `shots` in a random order of the
+            classes; novel classes keep all their shots.
+        test_shift: thin the test images to a tail as in training ("forward"), its reverse ("backward") or equally many
+            images per class ("uniform").
         test_shift_factor: largest test class over smallest.
-        draw_seed: of everything drawn here. It does not depend on the run's seed, so that all seeds have the same
-            images; null takes the run's seed, so that their spread holds that of the draw (0 where there is no run).
-        split_by: whose counts make a class many, medium or few: those of the images that train, or those of the
-            dataset before it was thinned here.
+        draw_seed: seed of all draws here. It does not depend on the run's seed, so that all seeds have the same
+            images; null takes the run's seed, so that their spread includes that of the draw (0 outside of a run).
+        split_by: whose counts make a class many, medium or few: those of the training images, or those of the dataset
+            before it was thinned here.
 
     Raises:
-        InputError: an unknown set of templates, a sentence without exactly one `{}`, `tau` without `shots`, classes
-            cut from fewer than two, or training images asked of a set for testing alone.
+        InputError: an unknown set of templates, a sentence without exactly one `{}`, `tau` without `shots`, base or
+            novel classes of fewer than four classes, or training images asked of a dataset that is for testing only.
     """
-    del allow_empty  # read where the LongTail is made; it stands here because every dataset accepts it
     draw_seed = draw_seed or 0
     if tau < 1 and shots is None:
-        raise InputError(
-            f"`tau` {tau:g} thins a few-shot set and needs `shots`, such as 16; for others there is `tail`"
-        )
+        raise InputError(f"`tau` {tau:g} thins a few-shot dataset and needs `shots`, such as 16; for others use `tail`")
     if split_by == "dataset" and dataset.group_counts is None and not dataset.test_only:
         dataset = replace(dataset, group_counts=dataset.counts)
     if tail is not None:
@@ -81,7 +161,16 @@ def prepare(
         dataset = with_decay(dataset, shots, tau, draw_seed)
     if test_shift is not None:
         dataset = with_shifted_test(dataset, test_shift, test_shift_factor, draw_seed)
-    return dataset if templates == "dataset" else dataset.with_templates(resolve_templates(templates))
+    if templates != "dataset":
+        dataset = replace(dataset, templates=resolve_templates(templates))
+    return dataset if dataset.allow_empty == allow_empty else replace(dataset, allow_empty=allow_empty)
+
+
+def selecting_settings(section: Section) -> list[str]:
+    """The protocol settings by which a data section takes other images or classes than its source has."""
+    defaults: Mapping[str, Any] = {name: setting.default for name, setting in settings_of(apply_protocol).items()}
+    steps = ("tail", "shots", "classes", "tau", "test_shift")
+    return [step for step in steps if section.get(step, defaults[step]) != defaults[step]]
 
 
 def resolve_templates(templates: str | list[str]) -> tuple[str, ...]:
@@ -99,63 +188,3 @@ def resolve_templates(templates: str | list[str]) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     raise InputError(f"`templates` must be 'dataset', 'simple', 'openai' or a list of sentences, got {templates!r}")
-
-
-def drawn(section: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """A recipe's data section as the run of that seed draws it."""
-    return dict(section) | ({"draw_seed": seed} if section["draw_seed"] is None else {})
-
-
-def create_dataset(name: str, **settings: Any) -> Dataset:
-    """A dataset by its recipe name.
-
-    Raises:
-        InputError: unknown name, missing files, unreadable images, a single class.
-    """
-    catalogue.load_plugins()
-    own, shared = _split(settings)
-    dataset: Dataset = catalogue.DATASETS.get(name).load()(**own)
-    if dataset.num_classes < 2:
-        raise InputError(
-            f"dataset '{dataset.name}' must have at least 2 classes to tell apart, got {dataset.num_classes} "
-            f"({dataset.class_names[0]!r}); is `root` the folder above the class folders?"
-        )
-    return prepare(dataset, **shared)
-
-
-_kept: ContextVar[dict[str, str] | None] = ContextVar("_kept", default=None)
-
-
-@contextmanager
-def identities_kept() -> Iterator[None]:
-    """While this lasts, files are listed once for each data section: the hundreds of runs of a study share them."""
-    token = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
-
-
-def dataset_identity(section: Mapping[str, Any]) -> str:
-    """What a recipe's data are, without reading the images: the settings, and for files what the reader found."""
-    kept = _kept.get()
-    if kept is None:
-        return _identity(section)
-    key = f"{sorted(section.items(), key=str)}"
-    if key not in kept:
-        kept[key] = _identity(section)
-    return kept[key]
-
-
-def _identity(section: Mapping[str, Any]) -> str:
-    settings = {key: value for key, value in section.items() if key != "name"}
-    own, _ = _split(settings)
-    build = catalogue.DATASETS.get(section["name"]).load()
-    identify = getattr(build, "identity", None)
-    found = identify(**own) if identify else ""
-    return hashlib.sha256(f"{section['name']}{sorted(settings.items(), key=str)}{found}".encode()).hexdigest()
-
-
-def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    shared = {key: settings[key] for key in settings_of(prepare) if key in settings}
-    return {key: value for key, value in settings.items() if key not in shared}, shared

@@ -4,173 +4,112 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from imbalance_vlm.components.ranges import Natural, Share
-from imbalance_vlm.data.class_names import spoken
-from imbalance_vlm.data.dataset import Dataset, Split
-from imbalance_vlm.data.folder import draw_splits
-from imbalance_vlm.data.lists import Listed, OnError, expanded, files_identity, splits_of, text_of
+from imbalance_vlm.data.class_names import labels_and_names
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.lists import LabelledPaths, OnError, expanded, file_splits, files_identity, read_existing
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
 
-def table(
-    *,
-    file: Path,
-    root: Path | None = None,
-    path_column: str = "path",
-    label_column: str = "label",
-    split_column: str | None = "split",
-    class_names: Path | None = None,
-    on_error: OnError = "raise",
-    test_fraction: Share = 0.2,
-    val_fraction: Share = 0.0,
-    split_seed: Natural = 0,
-    flips: bool = True,
-) -> Dataset:
-    """A dataset from a table of images. Nothing is ever written beside it.
+@dataclass(frozen=True, kw_only=True)
+class TableReader:
+    """Images named by a table. Nothing is written beside it.
 
     Args:
-        file: the table: .csv, .tsv, .txt (as .tsv) or .parquet.
-        root: what the paths start from; null for the folder of the table.
+        file: the table: .csv, .tsv, .txt (read as .tsv) or .parquet.
+        root: the folder that the paths are relative to; null for the folder of the table.
         path_column: the column of the paths.
         label_column: the column of the classes: names, or whole numbers.
-        split_column: the column that says train, val or test. Without one of that name, or where it is null, a test
-            part is drawn, class by class.
-        class_names: a text file with one name a line: of class 0, 1, ... where the labels are numbers, or
+        split_column: the column that says train, val or test. Without a column of that name, or where it is null, a
+            test part is drawn, class by class.
+        class_names: a text file with one name per line: of class 0, 1, ... where the labels are numbers, or
             `label<TAB>name` where they are words.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and counts it.
-        test_fraction: share of each class set aside for testing where the table does not say; a class keeps at least
-            one training image.
-        val_fraction: likewise for validation.
-        split_seed: draws that split; it does not depend on the run's seed, so all seeds share one test set.
+        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        split: the split that is drawn where the table names none.
         flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
+    """
+
+    file: Path
+    root: Path | None = None
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str | None = "split"
+    class_names: Path | None = None
+    on_error: OnError = "raise"
+    split: DrawnSplit = DEFAULT_SPLIT
+    flips: bool = True
+
+    @classmethod
+    def settings_for(cls, path: Path) -> dict[str, Any] | None:
+        """A file with the suffix of a table."""
+        return {"file": str(path)} if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES else None
+
+    def list(self) -> Listing:
+        file = expanded(self.file)
+        rows = _read(file, self.path_column, self.label_column, self.split_column)
+        paths = _filled(file, rows, self.path_column)
+        words = _filled(file, rows, self.label_column)
+        _refuse_repeated(file, paths)
+        labels, names = labels_and_names(words, self.class_names, f"{file}, column {self.label_column!r}")
+        if self.split_column in rows.columns:
+            split_of = np.array(_splits(file, _filled(file, rows, self.split_column)))
+        else:
+            split_of = np.full(len(paths), "train")
+        lists = {}
+        for split in dict.fromkeys(("train", *split_of.tolist())):
+            chosen = np.flatnonzero(split_of == split)
+            if len(chosen):
+                lists[split] = LabelledPaths(tuple(paths[row] for row in chosen), labels[chosen])
+        splits = file_splits(self._root, lists)
+        return Listing(
+            name=file.stem, class_names=names, splits=splits, flips=self.flips, undivided=self.split.needed(splits)
+        )
+
+    def read(self) -> Dataset:
+        """The dataset.
+
+        Raises:
+            InputError: a file or column that does not exist, a row without path or label, an image in two rows, a split
+                of another name, missing images.
+        """
+        return read_existing(self.list(), self.on_error)
+
+    def identity(self) -> str:
+        """Hash of the content of the table and the names, and of the sizes and modification times of the images."""
+        file = expanded(self.file)
+        digest = hashlib.sha256(files_identity([file, self.class_names]).encode())
+        for path in _filled(file, _read(file, self.path_column), self.path_column):
+            try:
+                status = (self._root / path).stat()
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            except OSError:
+                digest.update(f"{path}\0missing\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def _root(self) -> Path:
+        return expanded(self.root) if self.root else expanded(self.file).parent
+
+
+def _read(
+    file: Path, path_column: str, label_column: str | None = None, split_column: str | None = None
+) -> pd.DataFrame:
+    """The table with every value as text: a class may be called "NA", "007" or "None".
 
     Raises:
-        InputError: a file or column that is not there, a row without path or label, an image in two rows, a split of
-            another name, missing images.
+        InputError: no such file, another format, or a column that it lacks; the split column "split" may be absent.
     """
-    file = expanded(file)
-    base = expanded(root) if root else file.parent
-    rows = _read(file, [path_column, label_column, split_column])
-    paths = _filled(file, rows, path_column)
-    words = _filled(file, rows, label_column)
-    _once(file, paths)
-    labels, names = to_labels(words, expanded(class_names) if class_names else None, f"{file}, column {label_column!r}")
-    if split_column in rows.columns:
-        split_of = np.array(_splits(file, _filled(file, rows, split_column)))
-    else:
-        split_of = np.full(len(paths), "train")
-    listed = {}
-    for split in dict.fromkeys(("train", *split_of.tolist())):
-        chosen = np.flatnonzero(split_of == split)
-        listed[split] = Listed(tuple(paths[row] for row in chosen), labels[chosen])
-    splits, skipped = splits_of(base, listed, on_error)
-    splits = with_test(splits, test_fraction, val_fraction, split_seed, str(file))
-    return Dataset(file.stem, names, splits, flips=flips, skipped=skipped)
-
-
-def with_test(
-    splits: dict[str, Split], test_fraction: float, val_fraction: float, seed: int, source: str
-) -> dict[str, Split]:
-    """The splits, with a test part drawn from "train" where that is all there is.
-
-    Raises:
-        InputError: training or test images are missing, and there is nothing to draw them from.
-    """
-    splits = {name: split for name, split in splits.items() if len(split)}
-    if set(splits) == {"train"}:
-        splits = draw_splits(splits["train"], test_fraction, val_fraction, seed)
-    for required in ("train", "test"):
-        if required not in splits:
-            raise InputError(
-                f"{source} must have images for '{required}', and has them for {', '.join(splits) or 'nothing'}; name "
-                "the splits train, val and test, or give training images alone to have a test part drawn"
-            )
-    return splits
-
-
-def to_labels(words: Sequence[str], class_names: Path | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """(N,) labels in [0, C) and (C,) class names from what a column says.
-
-    Whole numbers are labels if a file names the classes, else names themselves; either way they sort as numbers.
-
-    Raises:
-        InputError: a class that the file of names does not have.
-    """
-    numeric = all(word.isascii() and word.isdigit() for word in words)
-    present = sorted({str(int(word)) for word in words}, key=int) if numeric else sorted(set(words))
-    if class_names is None:
-        keys, names = present, tuple(present) if numeric else tuple(map(spoken, present))
-    else:
-        given = named_classes(class_names)
-        unknown = [key for key in present if key not in given]
-        if unknown:
-            counted = f" (it names 0 to {len(given) - 1})" if numeric else did_you_mean(unknown[0], given)
-            raise InputError(
-                f"{where}: every class must be named in {class_names}, got {unknown[0]!r}{counted}; "
-                "add a line for it, or leave `class_names` out"
-            )
-        keys, names = list(given), tuple(given.values())
-    index = {key: label for label, key in enumerate(keys)}
-    return np.array([index[str(int(word)) if numeric else word] for word in words], np.int64), names
-
-
-def named_classes(file: Path) -> dict[str, str]:
-    """Class names by label: `label<TAB>name` a line, or the name alone, its label being the line's number from 0.
-
-    Raises:
-        InputError: no such file, an empty line between others, a label that comes twice.
-    """
-    if not file.is_file():
-        raise InputError(f"`class_names` must be a text file with one name a line, got {str(file)!r}: no such file")
-    lines = text_of(file).rstrip("\r\n").split("\n")
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines):
-        key, tab, name = line.strip("\r\n").partition("\t")
-        if not tab:
-            key, name = str(number), key
-        if not name.strip() or key in names:
-            wrong = f"label {key!r} comes twice" if key in names else "must hold a name"
-            raise InputError(f"{file}, line {number + 1}: {wrong}, got {line.strip()!r}")
-        names[key] = " ".join(name.split())
-    return names
-
-
-def identity(
-    *, file: Path, root: Path | None = None, path_column: str = "path", class_names: Path | None = None, **_: object
-) -> str:
-    """What the table and the names hold, and sizes and times of the files."""
-    file = expanded(file)
-    base = expanded(root) if root else file.parent
-    digest = hashlib.sha256(files_identity([file, *([expanded(class_names)] if class_names else [])]).encode())
-    for path in _filled(file, _read(file, [path_column]), path_column):
-        try:
-            status = (base / path).stat()
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{path}\0missing\n".encode())
-    return digest.hexdigest()
-
-
-table.identity = identity  # type: ignore[attr-defined]
-
-
-def _read(file: Path, columns: Sequence[str | None]) -> pd.DataFrame:
-    """The table with every value as text: a class may be called "NA", "007" or "None"."""
     import pandas as pd
 
     if not file.is_file():
@@ -197,18 +136,18 @@ def _read(file: Path, columns: Sequence[str | None]) -> pd.DataFrame:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file} cannot be read as a table: {' '.join(str(error).split())}") from error
-    for column in columns[:2]:
-        if column not in rows.columns:
-            found = [str(name) for name in rows.columns]
-            hint = did_you_mean(str(column), found)
+    columns = [str(name) for name in rows.columns]
+    for column in filter(None, (path_column, label_column)):
+        if column not in columns:
             raise InputError(
-                f"{file} must have a column {column!r}, got {', '.join(found) or 'none'}.{hint} "
+                f"{file} must have a column {column!r}, got {', '.join(columns) or 'none'}."
+                f"{did_you_mean(column, columns)} "
                 "Name the columns with `path_column`, `label_column` and `split_column`"
             )
-    if len(columns) > 2 and columns[2] not in (None, "split", *rows.columns):
-        raise InputError(f"{file} must have the `split_column` {columns[2]!r}, got {', '.join(map(str, rows.columns))}")
+    if split_column not in (None, "split", *columns):
+        raise InputError(f"{file} must have the `split_column` {split_column!r}, got {', '.join(columns)}")
     if rows.empty:
-        raise InputError(f"{file} must have a row for each image, and has none")
+        raise InputError(f"{file} must have one row per image, and has none")
     return rows
 
 
@@ -216,7 +155,7 @@ def _filled(file: Path, rows: pd.DataFrame, column: str | None) -> list[str]:
     """The column as text, without gaps."""
     values = rows[column]
     words = ["" if gap else str(value).strip() for value, gap in zip(values, values.isna(), strict=True)]
-    # A column of whole numbers with a gap somewhere comes from Parquet as 3.0.
+    # Parquet gives whole numbers as 3.0 in a column with a gap.
     words = [word.removesuffix(".0") for word in words] if values.dtype.kind == "f" else words
     if "" in words:
         raise InputError(
@@ -225,13 +164,13 @@ def _filled(file: Path, rows: pd.DataFrame, column: str | None) -> list[str]:
     return words
 
 
-def _once(file: Path, paths: Sequence[str]) -> None:
+def _refuse_repeated(file: Path, paths: Sequence[str]) -> None:
     row_of: dict[str, int] = {}
     for row, path in enumerate(paths, 1):
         if row_of.setdefault(path, row) != row:
             raise InputError(
-                f"{file}, row {row} (after the header): an image must stand in a table once, got {path!r}, which is in "
-                f"row {row_of[path]} too; drop one of them"
+                f"{file}, row {row} (after the header): an image must be in a table once, got {path!r}, which is also "
+                f"in row {row_of[path]}; drop one of them"
             )
 
 

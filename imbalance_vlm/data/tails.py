@@ -1,16 +1,16 @@
-"""Tails made of balanced sets, and test sets whose classes are not equally common.
+"""Long tails made from balanced datasets, and test sets with shifted class distributions.
 
 [0] Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019 (exponential)
 [1] Buda et al., A systematic study of the class imbalance problem in convolutional neural networks, 2018 (step)
 [2] Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition, CVPR 2021 (shifted tests)
 
-Images of the class at place r of C, from head to tail, with factor F = n_max / n_min:
+Number of images of the class at rank r of C, from head to tail, with factor F = n_max / n_min:
 
     exponential   n_r = int(n_max F^(-r / (C - 1)))
     pareto        n_r = int(n_max (r + 1)^(-ln F / ln C)), the rank-size rule of a Pareto distribution
-    step          n_r = n_max in the first half of the classes (C // 2 of them), int(n_max / F) in the other
+    step          n_r = n_max in the first half of the classes (C // 2 of them), int(n_max / F) in the second
 
-Differs from them in: a class keeps one image where the formula says none.
+Differs from them in: a class keeps one image where the formula gives none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ Shift = Literal["uniform", "forward", "backward"]
 
 
 def tail_counts(kind: Tail, num_classes: int, largest: int, factor: float) -> NDArray[np.int64]:
-    """(C,) images of each class, from head to tail.
+    """(C,) number of images of each class, from head to tail.
+
+    Args:
+        kind: the shape of the tail.
+        num_classes: C.
+        largest: number of images of the first class.
+        factor: largest class over smallest, at least 1.
 
     >>> tail_counts("exponential", 5, 16, 1 / 0.06).tolist(), tail_counts("step", 4, 100, 10).tolist()
     ([16, 7, 3, 1, 1], [100, 100, 10, 10])
@@ -56,10 +62,16 @@ def tail_counts(kind: Tail, num_classes: int, largest: int, factor: float) -> ND
     return np.array([max(int(largest * part + slack), 1) for part in parts], np.int64)
 
 
-def head_slice(labels: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Rows that stay when class c keeps `counts[c]` images: each class shuffled in turn, the first ones taken.
+def subsample_by_counts(labels: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The rows that are kept when class c has at most `counts[c]` images, class by class.
 
-    The generator is NumPy's old one, because the long-tailed CIFAR sets of all papers are draws of it with seed 0.
+    Each class in turn is shuffled and its first images are kept. The generator is NumPy's legacy one, because the
+    long-tailed CIFAR sets of all papers are its draws with seed 0.
+
+    Args:
+        labels: (N,) int64.
+        counts: (C,) number of images to keep.
+        seed: of the generator.
     """
     shuffle = np.random.RandomState(seed).shuffle
     kept = []
@@ -71,7 +83,7 @@ def head_slice(labels: NDArray[np.int64], counts: NDArray[np.int64], seed: int) 
 
 
 def head_order(counts: NDArray[np.int64], order: Order, seed: int) -> NDArray[np.int64]:
-    """(C,) classes from head to tail: in label order, by size, or as drawn."""
+    """(C,) classes from head to tail: in label order, by size, or drawn at random."""
     if order == "size":
         return np.argsort(-counts, kind="stable")
     if order == "random":
@@ -82,37 +94,41 @@ def head_order(counts: NDArray[np.int64], order: Order, seed: int) -> NDArray[np
 def with_tail(
     dataset: Dataset, kind: Tail, factor: float, largest: int | None = None, order: Order = "label", seed: int = 0
 ) -> Dataset:
-    """The dataset with its training images thinned to a tail; a class never gets more than it has.
+    """The dataset with its training images thinned to a long tail; no class gets more images than it has.
 
     Args:
         dataset: preferably balanced.
         kind: the shape of the tail.
         factor: largest class over smallest.
-        largest: images of the head class; None for the largest class there is.
-        order: which classes are the head: the first labels, the largest ones, or ones drawn by `seed`.
+        largest: number of images of the head class; None for those of the largest class.
+        order: which classes are the head: the first labels, the largest ones, or a random order drawn by `seed`.
         seed: of the draw of the images, and of the random order.
+
+    Raises:
+        InputError: the dataset is for testing only.
     """
     dataset.require_training("a tail")
     wanted = np.empty(dataset.num_classes, np.int64)
-    made = tail_counts(kind, dataset.num_classes, largest or int(dataset.counts.max()), factor)
-    wanted[head_order(dataset.counts, order, seed)] = made
-    rows = head_slice(dataset.splits["train"].labels, wanted, seed)
+    counts = tail_counts(kind, dataset.num_classes, largest or int(dataset.counts.max()), factor)
+    wanted[head_order(dataset.counts, order, seed)] = counts
+    rows = subsample_by_counts(dataset.splits["train"].labels, wanted, seed)
     return replace(dataset, splits={**dataset.splits, "train": dataset.splits["train"].take(rows)})
 
 
 def with_shifted_test(dataset: Dataset, shift: Shift, factor: float, seed: int = 0) -> Dataset:
     """The dataset with its test images thinned to another class distribution [2].
 
-    "forward" is a tail with the head where training has it, "backward" has its head where training has the tail, and
-    "uniform" has as many of each. The classes are ranked by training images (ties by label), and the head gets as many
-    images as the smallest test class has, so that the distribution is what it says.
+    "forward" has its head where training has it, "backward" where training has its tail, and "uniform" has equally many
+    images of each class. Classes are ranked by training images (ties by label), and the head gets as many images as the
+    smallest test class has, so that the distribution is exact.
     """
     test = dataset.splits["test"]
-    have = test.counts(dataset.num_classes)
-    present = np.flatnonzero(have)
+    available = test.counts(dataset.num_classes)
+    present = np.flatnonzero(available)
     ranked = present[np.argsort(-dataset.counts[present], kind="stable")]
     wanted = np.zeros(dataset.num_classes, np.int64)
-    made = tail_counts("exponential", len(ranked), int(have[present].min()), factor if shift != "uniform" else 1.0)
-    wanted[ranked] = made if shift != "backward" else made[::-1]
-    rows = np.sort(head_slice(test.labels, wanted, seed))
+    largest = int(available[present].min())
+    counts = tail_counts("exponential", len(ranked), largest, factor if shift != "uniform" else 1.0)
+    wanted[ranked] = counts if shift != "backward" else counts[::-1]
+    rows = np.sort(subsample_by_counts(test.labels, wanted, seed))
     return replace(dataset, splits={**dataset.splits, "test": test.take(rows)})

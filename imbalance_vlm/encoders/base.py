@@ -1,38 +1,47 @@
-"""What an encoder is, and the two kinds of feature space it offers."""
+"""The interface of encoders and of their specifications, and what their implementations share."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.errors import InputError
 
 KINDS = ("embedding", "class_token", "tokens")
-"""Image features: "embedding" (B, d), in the space the text features share; "class_token" (B, w), after the tower's
-final norm but before the projection; "tokens" (B, T, w), all tokens after the final norm, the class token first."""
+"""Image features: "embedding" (B, d), in the space of the text features; "class_token" (B, w), after the tower's final
+norm but before the projection; "tokens" (B, T, w), all tokens after the final norm, the class token first."""
 
 
 class Encoder(Protocol):
-    """A frozen or tuned image tower, with a text tower or without.
+    """An image tower, frozen or tuned, with a text tower or without.
 
-    `fingerprint` identifies the weights, `transform` turns an image into the (3, H, W) tensor the tower was trained
-    on, `logit_scale` multiplies cosines (1 for towers without text).
+    Attributes:
+        name, pretrained: as in the recipe.
+        pretrain_pairs: distinct image-text pairs of the pre-training, None if unknown.
+        samples_seen: image-text pairs of the pre-training, every epoch counted, None if unknown.
+        precision: "fp32", or "bf16" for autocast.
+        fingerprint: identifies the weights.
+        preprocessing: from images to the tensors that the tower was trained on.
+        final_norm: whether tokens are taken after the tower's final norm.
+        logit_scale: multiplies cosines; 1 without a text tower.
+        module: the model.
     """
 
     name: str
     pretrained: str
     pretrain_pairs: int | None
+    samples_seen: int | None
     precision: str
     fingerprint: str
-    transform: Transform
+    preprocessing: Preprocessing
     final_norm: bool
     logit_scale: float
     module: nn.Module
@@ -43,20 +52,39 @@ class Encoder(Protocol):
     def text_in(self, kind: str, text_features: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class EncoderSpec(Protocol):
+    """An encoder as a recipe describes it, before it is loaded; usually a frozen dataclass.
+
+    The constructor takes the model's `name` as its positional parameter; its keyword-only parameters are the settings
+    of the recipe's `encoder` section.
+    """
+
+    def identity(self) -> str:
+        """A text that changes whenever the weights change. A run's identity depends on it, so it must be cheap."""
+
+    def build(self) -> Encoder:
+        """Load the encoder."""
+
+
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder with their names."""
+    """SHA-256 of a file, or of all files in a folder with their names."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
             status = file.stat()
-            digest.update(file.name.encode() + b"\0" + _content(file, status.st_size, status.st_mtime_ns))
+            digest.update(file.name.encode() + b"\0" + _content_digest(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
 
 
-@cache
-def _content(file: Path, size: int, changed: int) -> bytes:
-    """SHA-256 of a file as it is at this size and time: a study asks again for every run."""
+@lru_cache(maxsize=256)
+def _content_digest(file: Path, size: int, modified_ns: int) -> bytes:
+    """SHA-256 of a file's content.
+
+    Path, size and modification time identify the content of a file everywhere in this package (images and their copies
+    too), so this is a function of its arguments, and a study hashes gigabytes of weights once and not for every run.
+    """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
@@ -71,11 +99,11 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def check_base(path: Path, trained_on: str, fingerprint: str) -> None:
-    """Refuse weights that were trained on other weights than those of the encoder that is to use them.
+    """Refuse weights that were trained on a different encoder from the one that is to use them.
 
     Args:
-        path: the file, for the error.
-        trained_on: the fingerprint that the file gives.
+        path: the weights file, for the error.
+        trained_on: the fingerprint recorded in the file.
         fingerprint: the encoder's.
 
     Raises:
@@ -84,16 +112,16 @@ def check_base(path: Path, trained_on: str, fingerprint: str) -> None:
     if trained_on != fingerprint:
         raise InputError(
             f"{path} was trained on another base model: it belongs to the encoder with fingerprint {trained_on}, and "
-            f"the encoder's is {fingerprint}; put back the weights of the encoder that it was trained on, or train on "
-            "these: run the recipe again"
+            f"the encoder's is {fingerprint}; restore the weights of that encoder, or train on these by running the "
+            "recipe again"
         )
 
 
 @contextmanager
-def fixed_start() -> Iterator[None]:
-    """Random weights are the same in every run, and making a model leaves torch's global generator where it was.
+def fixed_seed() -> Iterator[None]:
+    """Random weights are the same in every run, and torch's global generator is left as it was.
 
-    The runs of a study share an encoder, so nothing that follows may depend on which of them made it.
+    The runs of a study share an encoder, so no later draw may depend on which of them loaded it.
     """
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(0)  # not torch.manual_seed, which moves the GPUs' generators too
@@ -104,5 +132,5 @@ def fixed_start() -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """bf16 autocast when the recipe asks for it, else nothing."""
+    """bf16 autocast if `precision` is "bf16", else a context that does nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

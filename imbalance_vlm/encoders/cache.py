@@ -5,7 +5,7 @@ view, kind of feature). It holds `features.bin`, rows in C order, and `meta.json
 `features.partial`; a killed run goes on behind the last whole chunk, and the finished file is moved into place in one
 step. Reading maps the file, so a set larger than memory costs no more than the rows in use.
 
-Beside the features lie smaller copies of images (`imbalance_vlm.data.resized`), which are listed and pruned here.
+Beside the features lie smaller copies of images (`imbalance_vlm.data.resized_cache`), which are listed and pruned here.
 """
 
 from __future__ import annotations

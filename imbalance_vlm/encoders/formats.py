@@ -16,7 +16,6 @@ the buffers of position numbers, and OpenAI's three sizes.
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import read_json
 
 Format = Literal["open_clip", "openai", "hf_clip", "hf_siglip", "big_vision"]
 
@@ -162,23 +162,6 @@ def weights_file(path: Path) -> Path:
         return others[0]
     what = f"{len(others)} files ({others[0].name}, ...); name one of them" if others else "none"
     raise InputError(f"a model's folder must hold weights, such as {FILES[0]} or model.safetensors; {path} has {what}")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no file.
-
-    Raises:
-        InputError: a file that holds something else.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} must hold JSON, and does not: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file} must hold a JSON object, got {type(found).__name__}")
-    return found
 
 
 def detect(state: Mapping[str, Tensor]) -> Format:

@@ -1,40 +1,29 @@
 """Any open_clip model as an encoder: by name and tag, by a local weights file or folder, or from a local directory.
 
-Local weights may be in any format that `imbalance_vlm.encoders.formats` knows. What was trained with QuickGELU gets
-QuickGELU under either name of its architecture: the weights alone would not show that it is missing.
+Local weights may be in any format that `imbalance_vlm.encoders.formats` knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.data.loading import Transform
-from imbalance_vlm.encoders.architectures import configuration, fill, has_transformers, quiet, text_config
-from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_start, weights_fingerprint
-from imbalance_vlm.encoders.formats import Weights, read_json, read_weights
-from imbalance_vlm.encoders.hub import download_command, require_repository
+from imbalance_vlm.data.preprocessing import Preprocessing
+from imbalance_vlm.encoders.architectures import fill, has_transformers, quiet, text_config
+from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_seed, weights_fingerprint
+from imbalance_vlm.encoders.formats import read_weights
+from imbalance_vlm.encoders.locations import CONFIG, Location, locate, require_download
+from imbalance_vlm.encoders.overrides import overrides_for
+from imbalance_vlm.encoders.preprocessing import from_open_clip
+from imbalance_vlm.encoders.pretraining import pretrain_pairs, samples_seen
 from imbalance_vlm.encoders.timm import as_tokens
-from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.progress import note
-
-MINI_CLIP = Path(__file__).resolve().parents[1] / "assets" / "mini_clip"
-
-PRETRAIN_PAIRS: dict[str, int] = {
-    "openai": 400_000_000,
-    "laion400m": 407_000_000,
-    "laion2b": 2_300_000_000,
-    "datacomp_s": 1_400_000,
-    "datacomp_m": 14_000_000,
-    "datacomp_l": 140_000_000,
-    "datacomp_xl": 1_400_000_000,
-}
-"""Image-text pairs behind open_clip's tags, by their beginning (paper figures: the filtered pool for DataComp)."""
+from imbalance_vlm.encoders.tokenizers import load_tokenizer
+from imbalance_vlm.errors import InputError
 
 
 class OpenClipEncoder(nn.Module):
@@ -42,18 +31,18 @@ class OpenClipEncoder(nn.Module):
 
     Args:
         model: an open_clip model with an image and a text tower.
-        transform: the model's evaluation preprocessing.
+        preprocessing: the model's evaluation preprocessing.
         tokenizer: the model's tokenizer.
-        name, pretrained, pretrain_pairs: what the result tables show.
+        name, pretrained, pretrain_pairs, samples_seen: shown in result tables.
         fingerprint: identifies the weights.
         precision: "fp32", or "bf16" for autocast.
-        final_norm: whether tokens have passed the image tower's final norm.
+        final_norm: whether the tokens are taken after the image tower's final norm.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        transform: Transform,
+        preprocessing: Preprocessing,
         tokenizer: Any,
         name: str,
         pretrained: str,
@@ -61,17 +50,20 @@ class OpenClipEncoder(nn.Module):
         fingerprint: str,
         precision: str = "fp32",
         final_norm: bool = True,
+        samples_seen: int | None = None,
     ) -> None:
         super().__init__()
         self.module = model.eval()
-        self.transform = transform
+        self.preprocessing = preprocessing
         self.tokenizer = tokenizer
         self.name = name
         self.pretrained = pretrained
         self.pretrain_pairs = pretrain_pairs
+        self.samples_seen = samples_seen
         self.fingerprint = fingerprint
         self.precision = precision
         self.final_norm = final_norm
+        self._widths: dict[str, int] = {}
 
     @property
     def device(self) -> torch.device:
@@ -83,21 +75,24 @@ class OpenClipEncoder(nn.Module):
 
     def width(self, kind: str) -> int:
         """Width of the image features of this kind."""
-        if not hasattr(self, "_widths"):
-            self._widths: dict[str, int] = {}
         if kind not in self._widths:
-            size = self.module.visual.image_size  # type: ignore[union-attr]
-            height, width = size if isinstance(size, (tuple, list)) else (size, size)
+            pixels = torch.zeros(1, 3, *self.preprocessing.size, device=self.device)
             with torch.no_grad():
-                probe = self.image_features(torch.zeros(1, 3, height, width, device=self.device), kind)
-            self._widths[kind] = probe.shape[-1]
+                self._widths[kind] = self.image_features(pixels, kind).shape[-1]
         return self._widths[kind]
 
     def image_features(self, pixels: Tensor, kind: str) -> Tensor:
-        """Features of preprocessed images, (B, 3, H, W) -> (B, d), (B, w) or (B, T, w); see KINDS. Not normalised.
+        """Features of preprocessed images, not normalised.
+
+        Args:
+            pixels: (B, 3, H, W).
+            kind: see `imbalance_vlm.encoders.base.KINDS`.
+
+        Returns:
+            (B, d), (B, w) or (B, T, w), float32.
 
         Raises:
-            InputError: tokens asked of a tower that has none.
+            InputError: a kind of features that the image tower does not have.
         """
         with autocast(self.device, self.precision):
             if kind == "embedding":
@@ -117,21 +112,21 @@ class OpenClipEncoder(nn.Module):
             )
         if final_norm and getattr(visual, "attn_pool", None) is not None:
             raise InputError(
-                f"features 'tokens' need a final norm on the tokens, encoder '{self.name}' norms what its attention "
-                "makes of them; set encoder.final_norm to false, or use features 'embedding'"
+                f"features 'tokens' need a final norm on the tokens, encoder '{self.name}' applies its norm after "
+                "pooling them by attention; set encoder.final_norm to false, or use features 'embedding'"
             )
-        found = visual.forward_intermediates(
+        layers = visual.forward_intermediates(
             pixels,
             indices=1,
-            normalize_intermediates=final_norm,  # without it the tokens are on another scale altogether
+            normalize_intermediates=final_norm,  # without the norm the tokens have a very different scale
             intermediates_only=True,
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        return torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1)
+        return torch.cat([layers["image_intermediates_prefix"][-1], layers["image_intermediates"][-1]], dim=1)
 
     def _trunk_tokens(self, trunk: Any, pixels: Tensor, final_norm: bool) -> Tensor:
-        """All tokens of a tower that comes from timm, the class token, or the mean in its place, first."""
+        """All tokens of a tower from timm, the class token first, or the mean of the tokens where there is none."""
         if not final_norm:
             raise InputError(
                 f"encoder.final_norm must be true for encoder '{self.name}', whose image tower comes from timm and "
@@ -149,11 +144,17 @@ class OpenClipEncoder(nn.Module):
         return self._tokens(pixels)[:, 0]
 
     def text_features(self, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 512) -> Tensor:
-        """(C, d) unit text features of the class names, each the renormalised mean over the templates' unit features.
+        """Unit text features of class names, each the renormalised mean over the templates' unit features.
 
-        An underscore in a name is read as a space, as in prompts.
+        Source: prompt ensembling in embedding space, Radford et al., ICML 2021, section 3.1.4.
 
-        Source: the prompt ensembling in embedding space of Radford et al., ICML 2021, section 3.1.4.
+        Args:
+            class_names: one per class; an underscore is read as a space, as in prompts.
+            templates: sentences with one `{}` for the name.
+            batch_size: sentences that are encoded at once.
+
+        Returns:
+            (C, d).
         """
         total = torch.zeros((), device=self.device)
         for template in templates:
@@ -169,8 +170,11 @@ class OpenClipEncoder(nn.Module):
     def text_in(self, kind: str, text_features: Tensor) -> Tensor:
         """Unit text features in the space of the image features of `kind`.
 
-        Before the projection P (w, d) of the image tower, cos(f P, t) is led by f . (P t): the directions P t stand for
-        the classes there (Shi et al., ICML 2024).
+        For features f before the image tower's projection P (w, d), the product (f P) . t is f . (P t), so P t is the
+        direction of a class with text feature t there (Shi et al., ICML 2024).
+
+        Raises:
+            InputError: an image tower without a linear projection.
         """
         if kind == "embedding":
             return text_features
@@ -180,143 +184,92 @@ class OpenClipEncoder(nn.Module):
         return F.normalize(text_features @ projection.detach().float().t(), dim=-1)
 
 
-def open_clip_encoder(
-    model: str,
-    *,
-    pretrained: str | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    features: Literal["embedding", "class_token"] = "embedding",
-    final_norm: bool = True,
-) -> OpenClipEncoder:
-    """An open_clip model.
+@dataclass(frozen=True)
+class OpenClipSpec:
+    """An open_clip model that is not loaded yet.
 
     Args:
-        model: an open_clip architecture ("ViT-B-16"), "mini-clip", "local-dir:PATH" or "hf-hub:ORG/NAME".
+        name: an open_clip architecture ("ViT-B-16"), "mini-clip", "local-dir:PATH" or "hf-hub:ORG/NAME".
         pretrained: a tag of that architecture, a local weights file or a folder with one (in open_clip's, OpenAI's or
             Hugging Face's format), or "random" for untrained weights.
         precision: "fp32", or "bf16" for autocast.
         features: which image features heads on pooled features read; see `imbalance_vlm.encoders.base.KINDS`.
-        final_norm: whether the tokens that a decoder reads have passed the image tower's final norm.
-
-    Raises:
-        InputError: an unknown model or tag, a missing file, weights of another architecture, or weights that would
-            have to be fetched and cannot be.
-    """
-    import open_clip
-
-    source, local = _source(model, pretrained)
-    _check_text_tower(model)
-    weights = read_weights(local) if local.exists() and pretrained != "random" else None
-    if weights is None and pretrained != "random":
-        _check_reachable(model, pretrained)
-    quick_gelu, preprocess = _as_trained(model, pretrained, weights)
-    by_open_clip = weights is None or weights.format == "big_vision"
-    try:
-        with fixed_start(), quiet():
-            net, _, transform = open_clip.create_model_and_transforms(
-                source,
-                pretrained=pretrained if by_open_clip and pretrained != "random" else None,
-                load_weights=by_open_clip and pretrained != "random",
-                pretrained_text=False,
-                force_quick_gelu=quick_gelu,
-                weights_only=True,
-                **preprocess,
-            )
-    except Exception as error:  # a configuration that is none raises one of a dozen types
-        why = " ".join(str(error).split())[:300]
-        raise InputError(f"encoder '{model}' with `pretrained` {pretrained!r} could not be made: {why}") from error
-    if weights and not by_open_clip:
-        fill(net, weights, model, str(pretrained or local))
-    return OpenClipEncoder(
-        net,
-        transform,
-        _tokenizer(model, source, local),
-        name=model,
-        pretrained=pretrained or source,
-        pretrain_pairs=_config(local).get("pretrain_pairs") or (None if local.exists() else _known_pairs(pretrained)),
-        fingerprint=encoder_fingerprint(model, pretrained) or weights_fingerprint(net),
-        precision=precision,
-        final_norm=final_norm,
-    )
-
-
-def encoder_fingerprint(model: str, pretrained: str | None) -> str:
-    """Identity of the weights without loading them; "" when only the weights themselves can tell."""
-    if pretrained == "random":
-        return ""
-    source, local = _source(model, pretrained)
-    if local.exists():  # the same tensors are another model with another activation
-        return file_fingerprint(local) + ("" if source.startswith("local-dir:") else f":{source}")
-    return f"open_clip:{source}:{pretrained}"
-
-
-class NoTokenizer:
-    """Stands where a tokenizer would that this machine lacks: the image tower works without one.
-
-    Args:
-        reason: what is missing, and the remedy.
+        final_norm: whether the tokens that a decoder reads are taken after the image tower's final norm.
     """
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    name: str
+    _: KW_ONLY
+    pretrained: str | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    features: Literal["embedding", "class_token"] = "embedding"
+    final_norm: bool = True
 
-    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
-        raise InputError(self.reason)
+    def identity(self) -> str:
+        """Identifies the weights without loading them.
 
+        Raises:
+            InputError: an unknown model or tag, or a missing file.
+        """
+        location = locate(self.name, self.pretrained)
+        if self.pretrained == "random":  # the seed is fixed
+            return f"random:{location.source}" + (file_fingerprint(location.path / CONFIG) if location.path else "")
+        return _fingerprint(location, self.pretrained)
 
-def _source(model: str, pretrained: str | None) -> tuple[str, Path]:
-    """open_clip's name for the model, and the local file or folder behind it (a path that does not exist if none).
+    def build(self) -> OpenClipEncoder:
+        """The model with its weights.
 
-    Raises:
-        InputError: an unknown model, tag or file, with what exists.
-    """
-    if model == "mini-clip":
-        tags = sorted(path.name for path in MINI_CLIP.iterdir() if path.is_dir())
-        if pretrained not in tags:
+        Raises:
+            InputError: an unknown model or tag, a missing file, weights of another architecture, or weights that would
+                have to be downloaded and cannot be.
+        """
+        import open_clip
+
+        location, random = locate(self.name, self.pretrained), self.pretrained == "random"
+        _check_text_tower(self.name)
+        weights = read_weights(location.path) if location.path and not random else None
+        if weights is None and not random:
+            require_download(self.name, self.pretrained)
+        overrides = overrides_for(self.name, self.pretrained, location, weights)
+        open_clip_loads = not random and (weights is None or weights.format == "big_vision")
+        try:
+            with fixed_seed(), quiet():
+                model = open_clip.create_model(
+                    location.source,
+                    pretrained=self.pretrained if open_clip_loads else None,
+                    load_weights=open_clip_loads,
+                    pretrained_text=False,
+                    force_quick_gelu=overrides.quick_gelu,
+                    force_preprocess_cfg=overrides.preprocess,
+                    weights_only=True,
+                )
+            preprocessing = from_open_clip(model.visual.preprocess_cfg)
+        except Exception as error:  # an invalid configuration raises one of a dozen types
+            reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"`pretrained` of 'mini-clip' must be one of {', '.join(tags)}, got {pretrained!r}."
-                f"{did_you_mean(str(pretrained), tags)}"
-            )
-        return f"local-dir:{MINI_CLIP / pretrained}", MINI_CLIP / pretrained
-    if model.startswith("local-dir:"):
-        folder = Path(model.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise InputError(f"encoder '{model}' must be a folder with open_clip_config.json, and there is none")
-        if pretrained not in (None, "random"):
-            raise InputError(
-                f"`pretrained` must be left out with encoder '{model}', whose folder holds the weights, "
-                f"got {pretrained!r}"
-            )
-        return model, folder
-    if model.startswith("hf-hub:"):
-        return model, Path("/nonexistent")
-    return _known_model(model, pretrained)
-
-
-def _known_model(model: str, pretrained: str | None) -> tuple[str, Path]:
-    import open_clip
-
-    names = open_clip.list_models()
-    if model.replace("/", "-") not in names:
-        hint = did_you_mean(model, [*names, "mini-clip"])
-        raise InputError(
-            f"unknown encoder {model!r}.{hint} It must be 'mini-clip', an open_clip model (open_clip.list_models() "
-            "lists them), 'local-dir:PATH', 'hf-hub:ORG/NAME' or 'timm:MODEL'"
+                f"encoder '{self.name}' with `pretrained` {self.pretrained!r} could not be made: {reason}"
+            ) from error
+        if weights and not open_clip_loads:
+            fill(model, weights, self.name, str(self.pretrained or location.path))
+        pairs = location.config().get("pretrain_pairs")
+        return OpenClipEncoder(
+            model,
+            preprocessing,
+            load_tokenizer(self.name, location),
+            name=self.name,
+            pretrained=self.pretrained or location.source,
+            pretrain_pairs=pairs or (None if location.path else pretrain_pairs(self.pretrained)),
+            fingerprint=weights_fingerprint(model) if random else _fingerprint(location, self.pretrained),
+            precision=self.precision,
+            final_norm=self.final_norm,
+            samples_seen=samples_seen(self.name, self.pretrained),
         )
-    tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
-    path = Path(str(pretrained)).expanduser()
-    if pretrained == "random" or (pretrained in tags):
-        return model, Path("/nonexistent")
-    if pretrained and path.exists():
-        return model, path
-    raise InputError(
-        f"`pretrained` of '{model}' must be a tag ({', '.join(tags) or 'none is known'}), a local weights file, a "
-        f"folder with one, or 'random', got {pretrained!r}.{did_you_mean(str(pretrained), tags)}"
-    )
 
 
-def _config(local: Path) -> dict[str, Any]:
-    return read_json((local if local.is_dir() else local.parent) / "open_clip_config.json")
+def _fingerprint(location: Location, pretrained: str | None) -> str:
+    if location.path is None:
+        return f"open_clip:{location.source}:{pretrained}"
+    # A file's tensors are a different model under another architecture, by its activation for example.
+    return file_fingerprint(location.path) + ("" if location.is_model_folder else f":{location.source}")
 
 
 def _check_text_tower(model: str) -> None:
@@ -326,143 +279,3 @@ def _check_text_tower(model: str) -> None:
             f"encoder '{model}' needs the package transformers for its text tower ({tower}), and it is not installed; "
             "pip install transformers, or choose an architecture with a text tower of open_clip's own"
         )
-
-
-def _check_reachable(model: str, pretrained: str | None) -> None:
-    """Refuse at once, with the command that helps, what would have to be fetched and cannot be.
-
-    Raises:
-        InputError: weights that are neither in the cache nor within reach.
-    """
-    if model.startswith("hf-hub:"):
-        repository, files = model.removeprefix("hf-hub:"), ["open_clip_config.json"]
-        place = f"encoder.name=local-dir:/path/to/{repository.rpartition('/')[2]}"
-    else:
-        repository, _, file = _tag(model, pretrained).get("hf_hub", "").rpartition("/")
-        if not repository:
-            return
-        files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        place = f"encoder.pretrained=/path/to/{repository.rpartition('/')[2]}"
-    require_repository(
-        repository,
-        files,
-        f"the weights '{pretrained or repository}' of encoder '{model}'",
-        f"Where there is a network: {download_command(repository)}. Copy the folder here and set {place}",
-    )
-
-
-def _tag(model: str, pretrained: str | None) -> dict[str, Any]:
-    """open_clip's record of a tag, {} for what is none."""
-    from open_clip import pretrained as library
-
-    found: dict[str, Any] = library.get_pretrained_cfg(model.replace("/", "-"), str(pretrained))
-    return found
-
-
-def _as_trained(model: str, pretrained: str | None, weights: Weights | None) -> tuple[bool, dict[str, Any]]:
-    """Whether QuickGELU is put in, and the preprocessing that open_clip would not find out by itself.
-
-    Raises:
-        InputError: weights whose activation cannot be known, or is another than the name says.
-    """
-    if weights is None:
-        return bool(_tag(model, pretrained).get("quick_gelu")), {}
-    if model.startswith("local-dir:") or model == "mini-clip":
-        return weights.format == "openai" or bool(weights.format == "hf_clip" and weights.quick_gelu), {}
-    config = configuration(model)
-    named = bool(config.get("quick_gelu"))
-    if named and weights.quick_gelu is False:
-        raise InputError(
-            f"`pretrained` {pretrained!r} was trained with plain GELU ({weights.format} format), '{model}' has "
-            f"QuickGELU; set encoder.name to '{model.removesuffix('-quickgelu')}'"
-        )
-    if weights.format == "hf_clip" and weights.quick_gelu is None and not named:
-        raise InputError(
-            f"`pretrained` {pretrained!r} must have its config.json beside it, which says whether it was trained with "
-            "QuickGELU, got none. Put it there, or set encoder.name to the '-quickgelu' variant of the architecture if "
-            "the model comes from OpenAI"
-        )
-    own_activation = any("act_kwargs" in config.get(tower, {}) for tower in ("vision_cfg", "text_cfg"))
-    return bool(weights.quick_gelu) and not own_activation, _images(model, weights)
-
-
-def _images(model: str, weights: Weights) -> dict[str, Any]:
-    """Mean, deviation, interpolation and resizing for a local file, as arguments of open_clip's."""
-    import open_clip
-
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    found: Mapping[str, Any] = weights.preprocess
-    if not found and weights.format not in ("openai", "hf_clip"):
-        name = model.replace("/", "-")
-        known: dict[tuple[Any, ...], list[str]] = {}
-        for tag in open_clip.list_pretrained_tags_by_model(name):
-            known.setdefault(tuple(_tag(name, tag)[key] for key in keys), []).append(tag)
-        if len(known) > 1:
-            most = max(known, key=lambda one: len(known[one]))
-            others = ", ".join(tag for one, tags in known.items() if one != most for tag in tags)
-            note(
-                f"{weights.file} does not say how its images were prepared: mean {most[0]}, std {most[1]}, "
-                f"{most[2]}, {most[3]} are used, which is wrong for {others}; put its open_clip_config.json beside it"
-            )
-            found = dict(zip(keys, most, strict=True))
-        elif known:
-            found = dict(zip(keys, next(iter(known)), strict=True))
-    return {
-        argument: found[key]
-        for key, argument in zip(
-            keys, ("image_mean", "image_std", "image_interpolation", "image_resize_mode"), strict=True
-        )
-        if key in found
-    }
-
-
-def _tokenizer(model: str, source: str, local: Path) -> Any:
-    """The model's tokenizer; one that says what it lacks where that is a library or a file."""
-    import open_clip
-
-    config = _config(local).get("model_cfg", {}).get("text_cfg", {}) if local.is_dir() else {}
-    config = config or text_config(model)
-    name = config.get("hf_tokenizer_name")
-    try:
-        if not name:
-            return open_clip.get_tokenizer(source, **_vocabulary(local))
-        with_words = f"encoder '{model}' reads words with a Hugging Face tokenizer ({name})"
-        if not has_transformers():
-            return NoTokenizer(f"{with_words}, which needs the package transformers: pip install transformers")
-        folder = local if local.is_dir() else local.parent
-        if any((folder / file).is_file() for file in _TOKENIZER_FILES):
-            settings = dict(config.get("tokenizer_kwargs", {}))
-            return open_clip.tokenizer.HFTokenizer(
-                str(folder),
-                context_length=config.get("context_length", 77),
-                tokenizer_mode=config.get("tokenizer_mode"),
-                **settings,
-            )
-        try:
-            remedy = f"Where there is a network: {download_command(name)}. Copy its files beside the weights"
-            require_repository(name, _TOKENIZER_FILES, "its files", remedy)
-        except InputError as error:
-            return NoTokenizer(f"{with_words}: {error}")
-        with quiet():
-            return open_clip.get_tokenizer(source)
-    except Exception as error:  # a damaged vocabulary raises one of a dozen types
-        return NoTokenizer(
-            f"the tokenizer of encoder '{model}' could not be made: {' '.join(str(error).split())[:300]}"
-        )
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
-
-
-def _vocabulary(local: Path) -> dict[str, str]:
-    """A vocabulary that lies in the model's folder or beside it, which open_clip would look for elsewhere."""
-    for folder in (local, local.parent):
-        found = sorted(folder.glob("bpe*.txt.gz")) if folder.is_dir() else []
-        if local.is_dir() and found:
-            return {"bpe_path": str(found[0])}
-    return {}
-
-
-def _known_pairs(pretrained: str | None) -> int | None:
-    matches = [tag for tag in PRETRAIN_PAIRS if str(pretrained).startswith(tag)]
-    return PRETRAIN_PAIRS[max(matches, key=len)] if matches else None

@@ -1,37 +1,58 @@
-"""How long a model was pre-trained, which is another thing than on how much."""
+"""How much data a model was pre-trained on, and for how long, as far as the name of its weights tells."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from imbalance_vlm.files import read_json
+
 MINI_CLIP = Path(__file__).resolve().parents[1] / "assets" / "mini_clip"
-OPENAI = 32 * 400_000_000
+"""The folder of the embedded models, one folder per tag."""
+
+PRETRAIN_PAIRS: dict[str, int] = {
+    "openai": 400_000_000,
+    "laion400m": 407_000_000,
+    "laion2b": 2_300_000_000,
+    "datacomp_s": 1_400_000,
+    "datacomp_m": 14_000_000,
+    "datacomp_l": 140_000_000,
+    "datacomp_xl": 1_400_000_000,
+}
+"""Image-text pairs by the beginning of open_clip's tags (as published; for DataComp, the pool after filtering)."""
+
+OPENAI_SAMPLES = 32 * 400_000_000
 """32 epochs over 400 million pairs (Radford et al., ICML 2021, section 2.5)."""
+
 _UNITS = {"m": 10**6, "b": 10**9}
 
 
-def samples_seen(encoder: str, pretrained: str | None) -> int | None:
-    """Image-text pairs that a model saw in all of its pre-training, every epoch counted; None where nothing says.
+def pretrain_pairs(pretrained: str | None) -> int | None:
+    """Distinct image-text pairs that the weights of a tag were trained on; None if unknown.
 
-    open_clip's tags say it themselves: in samples ("_s34b", 34 billion) or in epochs ("_e32") over their pairs.
+    >>> pretrain_pairs("datacomp_xl_s13b_b90k")
+    1400000000
+    """
+    matches = [start for start in PRETRAIN_PAIRS if str(pretrained).startswith(start)]
+    return PRETRAIN_PAIRS[max(matches, key=len)] if matches else None
+
+
+def samples_seen(encoder: str, pretrained: str | None) -> int | None:
+    """Image-text pairs seen in pre-training, every epoch counted; None if unknown.
+
+    open_clip's tags tell it in samples ("_s34b" is 34 billion) or in epochs ("_e32") over their pairs.
 
     >>> samples_seen("ViT-B-32", "datacomp_m_s128m_b4k"), samples_seen("ViT-B-16", "laion400m_e32")
     (128000000, 13024000000)
     """
     tag = str(pretrained)
     if encoder == "mini-clip":
-        file = MINI_CLIP / tag / "open_clip_config.json"
-        found = json.loads(file.read_text(encoding="utf-8")).get("samples_seen") if file.is_file() else None
-        return int(found) if found else None
+        return read_json(MINI_CLIP / tag / "open_clip_config.json").get("samples_seen")
     if tag == "openai":
-        return OPENAI
-    if said := re.search(r"_s(\d+)([mb])(_|$)", tag):
-        return int(said[1]) * _UNITS[said[2]]
-    if said := re.search(r"_e(\d+)$", tag):
-        from imbalance_vlm.encoders.open_clip import PRETRAIN_PAIRS
-
-        pairs = next((count for start, count in PRETRAIN_PAIRS.items() if tag.startswith(start)), None)
-        return int(said[1]) * pairs if pairs else None
+        return OPENAI_SAMPLES
+    if samples := re.search(r"_s(\d+)([mb])(_|$)", tag):
+        return int(samples[1]) * _UNITS[samples[2]]
+    pairs = pretrain_pairs(tag)
+    if pairs and (epochs := re.search(r"_e(\d+)$", tag)):
+        return int(epochs[1]) * pairs
     return None

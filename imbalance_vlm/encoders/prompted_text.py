@@ -259,30 +259,3 @@ class _Encode:
         x = self.tower.whole(x, ids, slots, deep) if self.whole else self.tower.continued(x, slots, deep, before)[0]
         where = (pooled - first).to(x.device)
         return self.tower.project(x[torch.arange(len(rows), device=x.device), where])  # (B, d)
-
-
-def class_subset(targets: Tensor, num_classes: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random part of the classes that holds those of a batch: an approximation of the loss over all of them.
-
-    NOT exact: the softmax lacks the classes left out, so that the loss is smaller and its gradient differs.
-
-    Args:
-        targets: (N,) labels of the batch.
-        num_classes: of which to draw.
-        size: classes in the part; more when the batch alone has more.
-        generator: a CPU generator.
-
-    Returns:
-        The sorted classes (S,), for `rows` of a `PromptedText`, and the batch's labels among them (N,).
-
-    >>> rows, labels = class_subset(torch.tensor([7, 2, 7]), 10, 4, torch.Generator().manual_seed(0))
-    >>> len(rows), rows[labels].tolist()
-    (4, [7, 2, 7])
-    """
-    there = torch.zeros(num_classes, dtype=torch.bool)
-    there[targets.cpu()] = True
-    others = (~there).nonzero().squeeze(1)
-    extra = others[torch.randperm(len(others), generator=generator)[: max(0, size - int(there.sum()))]]
-    there[extra] = True
-    rows = there.nonzero().squeeze(1).to(targets.device)
-    return rows, torch.searchsorted(rows, targets)

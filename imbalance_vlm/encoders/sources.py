@@ -1,7 +1,8 @@
-"""Where batches come from: features in memory, or images through the frozen tower. One interface for both."""
+"""Where batches come from: cached features, images, or images through the frozen tower, behind one interface."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imbalance_vlm.data.dataset import Split
-from imbalance_vlm.data.loading import Decoder, PixelLoader, Transform, TransformedImages
+from imbalance_vlm.data.loader import Decoder, PixelLoader
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
 
 EVALUATION_NUMBERS = {"cpu": 2**22, "cuda": 2**24}
-"""Numbers of images or tokens to a batch of an evaluation: 27 images of 224 pixels on the CPU, 111 on a GPU."""
+"""Most numbers in a batch of images or tokens in an evaluation: 27 images of 224 pixels on the CPU, 111 on a GPU."""
 
 
 class Source(Protocol):
@@ -29,20 +31,20 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def name(self, row: int) -> str:
-        """What an error calls the image of a row."""
+        """The name of a row's image, for errors."""
 
     def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(features (B, ...) float32, labels (B,)) on the device, for each tensor of rows."""
 
 
 class FeatureSource:
-    """Cached features: the whole set lives on the device where it fits, and a batch is an index select.
+    """Cached features: the whole set is kept on the device if it fits, and a batch is an index select.
 
     Args:
-        views: one array (N, ...) for each view; epoch e reads view e mod k.
+        views: one array (N, ...) per view; epoch e reads view e mod k.
         labels: (N,) int64.
-        device: where batches are wanted.
-        names: gives the name of the image of a row, for errors.
+        device: where batches are used.
+        names: from a row to the name of its image, for errors.
     """
 
     def __init__(
@@ -71,22 +73,60 @@ class FeatureSource:
     def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         view = self.views[epoch % len(self.views)]
         for chosen in rows:
-            there = chosen.to(self.device)
+            on_device = chosen.to(self.device)
             if isinstance(view, Tensor):
-                features = view.index_select(0, there)
+                features = view.index_select(0, on_device)
             else:
                 features = torch.from_numpy(view[chosen.numpy()]).to(self.device)
-            yield features.float(), self.labels.index_select(0, there)
+            yield features.float(), self.labels.index_select(0, on_device)
 
 
-class ImageSource:
-    """Images that go through the frozen tower at every pass: for tokens too large to keep, or to measure against.
+class PixelSource:
+    """Preprocessed images, for a head that runs the image tower itself.
 
     Args:
         split: images and labels.
-        encoder: gives the features.
+        views: transforms from images to tensors; epoch e uses view e mod k.
+        device: where batches are used.
+        decoder: see `PixelLoader`.
+    """
+
+    def __init__(self, split: Split, views: Sequence[View], device: torch.device, decoder: Decoder = "pil") -> None:
+        self.split = split
+        self.views = views
+        self.device = device
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.loader = PixelLoader(split.images, views, decoder, device=device)
+
+    @property
+    def num_views(self) -> int:
+        return len(self.views)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def name(self, row: int) -> str:
+        return self.split.images.name(row)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What a head reads of pixels (B, 3, H, W) on the device."""
+        return pixels
+
+    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        loaded = self.loader.batches([chosen.tolist() for chosen in rows], epoch % len(self.views))
+        for chosen, pixels in zip(rows, loaded, strict=True):
+            features = self.features(pixels.to(self.device, non_blocking=True))
+            yield features, self.labels.index_select(0, chosen.to(self.device))
+
+
+class ImageSource(PixelSource):
+    """Features of images that go through the frozen tower in every pass: for tokens too large to keep, for example.
+
+    Args:
+        split: images and labels.
+        encoder: computes the features.
         kind: which features; see `imbalance_vlm.encoders.base.KINDS`.
-        transforms: one for each view; epoch e uses transform e mod k.
+        views: transforms from images to tensors; epoch e uses view e mod k.
         device: where the encoder is.
         decoder: see `PixelLoader`.
     """
@@ -96,98 +136,45 @@ class ImageSource:
         split: Split,
         encoder: Encoder,
         kind: str,
-        transforms: Sequence[Transform],
+        views: Sequence[View],
         device: torch.device,
         decoder: Decoder = "pil",
     ) -> None:
-        self.split = split
+        super().__init__(split, views, device, decoder)
         self.encoder = encoder
         self.kind = kind
-        self.transforms = transforms
-        self.device = device
-        self.labels = torch.from_numpy(split.labels).to(device)
-        self.loader = PixelLoader(split.images, transforms, decoder, device=device)
 
-    @property
-    def num_views(self) -> int:
-        return len(self.transforms)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def name(self, row: int) -> str:
-        return self.split.images.name(row)
-
-    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        pixels = self.loader.batches([chosen.tolist() for chosen in rows], epoch % len(self.transforms))
-        for chosen, batch in zip(rows, pixels, strict=True):
-            with torch.no_grad():
-                features = self.encoder.image_features(batch.to(self.device, non_blocking=True), self.kind)
-            yield features, self.labels.index_select(0, chosen.to(self.device))
-
-
-class PixelSource:
-    """Preprocessed images, (B, 3, H, W), for a head that runs the image tower itself.
-
-    Args:
-        split: images and labels.
-        transforms: one for each view; epoch e uses transform e mod k.
-        device: where batches are wanted.
-        decoder: see `PixelLoader`.
-    """
-
-    def __init__(
-        self, split: Split, transforms: Sequence[Transform], device: torch.device, decoder: Decoder = "pil"
-    ) -> None:
-        self.split = split
-        self.transforms = transforms
-        self.device = device
-        self.labels = torch.from_numpy(split.labels).to(device)
-        self.loader = PixelLoader(split.images, transforms, decoder, device=device)
-
-    @property
-    def num_views(self) -> int:
-        return len(self.transforms)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def name(self, row: int) -> str:
-        return self.split.images.name(row)
-
-    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        pixels = self.loader.batches([chosen.tolist() for chosen in rows], epoch % len(self.transforms))
-        for chosen, batch in zip(rows, pixels, strict=True):
-            labels = self.labels.index_select(0, chosen.to(self.device))
-            yield batch.to(self.device, non_blocking=True), labels
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.encoder.image_features(pixels, self.kind)
 
 
 def evaluation_rows(source: Source, batch_size: int) -> tuple[Tensor, ...]:
-    """All rows of a source in order, in batches for a pass without gradients, whose size changes no number.
+    """All rows of a source in order, in batches for a pass without gradients; the batch size changes no number.
 
-    A batch holds at most as many images (or tokens) as `EVALUATION_NUMBERS` says: 1024 images of 224 pixels, read
-    ahead by some workers, would take gigabytes, and what a tower makes of them many more.
+    A batch of images or tokens has at most `EVALUATION_NUMBERS` numbers: 1024 images of 224 pixels, read ahead by
+    several workers, would take gigabytes, and the tower's activations many more.
 
     Args:
         source: features or images.
-        batch_size: rows to a batch, at most.
+        batch_size: most rows in a batch.
     """
-    probe: Tensor | None = None
-    if isinstance(source, (ImageSource, PixelSource)):
-        probe = TransformedImages(source.split.images, source.transforms[:1])[0]
+    shape: Sequence[int] = ()
+    if isinstance(source, PixelSource):
+        shape = (3, *source.views[0].size)
     elif isinstance(source, FeatureSource) and source.views[0].ndim > 2:
-        probe = torch.empty(tuple(source.views[0].shape[1:]), device="meta")  # (T, w)
-    if probe is not None:
-        most = EVALUATION_NUMBERS["cuda" if source.labels.is_cuda else "cpu"]
-        batch_size = max(1, min(batch_size, most // probe.numel()))
+        shape = source.views[0].shape[1:]  # (T, w)
+    if shape:
+        limit = EVALUATION_NUMBERS["cuda" if source.labels.is_cuda else "cpu"]
+        batch_size = max(1, min(batch_size, limit // math.prod(shape)))
     return torch.arange(len(source)).split(batch_size)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device."""
+    """Free bytes on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system says
+    except (AttributeError, ValueError, OSError):  # not every system reports it
         return 4 << 30

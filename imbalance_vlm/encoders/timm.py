@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.data.loading import Transform
-from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_start, weights_fingerprint
+from imbalance_vlm.data.preprocessing import Preprocessing
+from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_seed, weights_fingerprint
 from imbalance_vlm.encoders.formats import differences
 from imbalance_vlm.encoders.hub import download_command, require_repository
+from imbalance_vlm.encoders.preprocessing import from_timm
 from imbalance_vlm.errors import InputError, did_you_mean
 
 
 class TimmEncoder(nn.Module):
-    """A timm backbone without its classifier. It has no text tower; asking it for one is refused in words.
+    """A timm backbone without its classifier. It has no text tower: methods that need one raise an InputError.
 
     Args:
         model: a timm model made with num_classes=0.
-        transform: the model's evaluation preprocessing.
-        name, pretrained: what the result tables show.
+        preprocessing: the model's evaluation preprocessing.
+        name, pretrained: shown in result tables.
         fingerprint: identifies the weights.
         precision: "fp32", or "bf16" for autocast.
     """
 
     logit_scale = 1.0
     pretrain_pairs: int | None = None
+    samples_seen: int | None = None
     final_norm = True
 
     def __init__(
-        self, model: nn.Module, transform: Transform, name: str, pretrained: str, fingerprint: str, precision: str
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        name: str,
+        pretrained: str,
+        fingerprint: str,
+        precision: str,
     ) -> None:
         super().__init__()
         self.module = model.eval()
-        self.transform = transform
+        self.preprocessing = preprocessing
         self.name = name
         self.pretrained = pretrained
         self.fingerprint = fingerprint
@@ -52,7 +61,15 @@ class TimmEncoder(nn.Module):
         return int(self.module.num_features) if kind == "tokens" else pooled  # type: ignore[arg-type]
 
     def image_features(self, pixels: Tensor, kind: str) -> Tensor:
-        """Pooled features (B, w), or tokens (B, T, w) with the class token, or the mean in its place, first."""
+        """Features of preprocessed images.
+
+        Args:
+            pixels: (B, 3, H, W).
+            kind: "tokens", or anything else for the pooled features; see `imbalance_vlm.encoders.base.KINDS`.
+
+        Returns:
+            (B, w) or (B, T, w), float32; see `as_tokens`.
+        """
         with autocast(self.device, self.precision):
             features = self.module.forward_features(pixels)  # type: ignore[operator]
             if kind == "tokens":
@@ -73,7 +90,10 @@ class TimmEncoder(nn.Module):
 
 
 def as_tokens(trunk: Any, features: Tensor) -> Tensor:
-    """What a timm backbone's forward_features gives as (B, T, w), the class token, or the mean in its place, first."""
+    """Bring the output of a timm backbone's forward_features to (B, T, w).
+
+    The class token comes first, or the mean of the tokens where there is none.
+    """
     if features.ndim == 4:  # a feature map, (B, C, H, W), or (B, H, W, C) in hierarchical transformers
         channels_last = features.shape[-1] == trunk.num_features
         features = features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
@@ -82,66 +102,83 @@ def as_tokens(trunk: Any, features: Tensor) -> Tensor:
     return torch.cat([features.mean(1, keepdim=True), features], dim=1)
 
 
-def timm_encoder(
-    model: str,
-    *,
-    pretrained: bool | str = True,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    features: Literal["embedding", "class_token"] = "embedding",
-) -> TimmEncoder:
-    """A timm backbone.
+@dataclass(frozen=True)
+class TimmSpec:
+    """A timm backbone that is not loaded yet.
 
     Args:
-        model: "timm:NAME", NAME as timm.list_models() shows it.
+        name: "timm:NAME", NAME as timm.list_models() shows it.
         pretrained: true for timm's own weights, the path of a local checkpoint, or "random".
         precision: "fp32", or "bf16" for autocast.
         features: the pooled features, under either name (a timm backbone has no projection).
-
-    Raises:
-        InputError: an unknown model, a missing file, weights of another architecture, or weights that would have to be
-            fetched and cannot be.
     """
-    import timm
-    from timm.data import create_transform, resolve_model_data_config
 
-    name = model.removeprefix("timm:")
-    if not timm.is_model(name):
-        raise InputError(f"unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}")
-    path = checkpoint_path(pretrained)
-    if pretrained is True:
-        _check_reachable(name)
-    try:
-        with fixed_start():
-            net = timm.create_model(name, pretrained=pretrained is True, num_classes=0)
-        if path:
-            _load(net, path, name)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file raises one of a dozen types
-        raise InputError(
-            f"the weights {str(path or pretrained)!r} of 'timm:{name}' could not be had: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
-    transform = create_transform(**resolve_model_data_config(net), is_training=False)
-    return TimmEncoder(
-        net,
-        transform,
-        name=model,
-        pretrained=str(pretrained),
-        fingerprint=encoder_fingerprint(model, pretrained) or weights_fingerprint(net),
-        precision=precision,
-    )
+    name: str
+    _: KW_ONLY
+    pretrained: bool | str = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    features: Literal["embedding", "class_token"] = "embedding"
 
+    def identity(self) -> str:
+        """Identifies the weights without loading them.
 
-def encoder_fingerprint(model: str, pretrained: bool | str) -> str:
-    """Identity of the weights without loading them; "" when only the weights themselves can tell."""
-    path = checkpoint_path(pretrained)
-    if path:
-        return file_fingerprint(path)
-    return model if pretrained is True else ""
+        Raises:
+            InputError: a missing file.
+        """
+        return self._fingerprint() or f"random:{self.name}"  # the seed is fixed
+
+    def build(self) -> TimmEncoder:
+        """The backbone with its weights.
+
+        Raises:
+            InputError: an unknown model, a missing file, weights of another architecture, or weights that would have to
+                be downloaded and cannot be.
+        """
+        import timm
+        from timm.data import resolve_model_data_config
+
+        model_name = self.name.removeprefix("timm:")
+        if not timm.is_model(model_name):
+            raise InputError(f"unknown timm model {model_name!r}.{did_you_mean(model_name, timm.list_models())}")
+        checkpoint = checkpoint_path(self.pretrained)
+        if self.pretrained is True:
+            _require_download(model_name)
+        try:
+            with fixed_seed():
+                model = timm.create_model(model_name, pretrained=self.pretrained is True, num_classes=0)
+            if checkpoint:
+                _load(model, checkpoint, model_name)
+            preprocessing = from_timm(resolve_model_data_config(model))
+        except InputError:
+            raise
+        except Exception as error:  # a damaged file raises one of a dozen types
+            raise InputError(
+                f"the weights {str(checkpoint or self.pretrained)!r} of '{self.name}' could not be loaded: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
+        return TimmEncoder(
+            model,
+            preprocessing,
+            name=self.name,
+            pretrained=str(self.pretrained),
+            fingerprint=self._fingerprint() or weights_fingerprint(model),
+            precision=self.precision,
+        )
+
+    def _fingerprint(self) -> str:
+        """Identifies weights from timm or from a file; "" for random ones."""
+        checkpoint = checkpoint_path(self.pretrained)
+        if checkpoint:
+            return file_fingerprint(checkpoint)
+        return self.name if self.pretrained is True else ""
 
 
 def checkpoint_path(pretrained: bool | str) -> Path | None:
+    """The file that `pretrained` names, None for timm's own or random weights.
+
+    Raises:
+        InputError: no such file.
+    """
     if not isinstance(pretrained, str) or pretrained == "random":
         return None
     path = Path(pretrained).expanduser()
@@ -151,11 +188,12 @@ def checkpoint_path(pretrained: bool | str) -> Path | None:
     return path
 
 
-def _check_reachable(name: str) -> None:
-    """Refuse at once, with the command that helps, weights that would have to be fetched and cannot be.
+def _require_download(name: str) -> None:
+    """Refuse weights that would have to be downloaded and cannot be, before timm tries.
 
     Raises:
-        InputError: a model without weights, or weights that are neither in the cache nor within reach.
+        InputError: a model without weights, or weights neither in the cache nor within reach, with the command that
+            fetches them.
     """
     import timm
 
@@ -178,19 +216,19 @@ def _check_reachable(name: str) -> None:
 
 
 def _load(net: nn.Module, path: Path, name: str) -> None:
-    """Load a checkpoint whose classifier, if it has one, is left out."""
+    """Load a checkpoint, without its classifier."""
     from timm.models import load_state_dict
 
-    found = load_state_dict(str(path), use_ema=False, weights_only=True)
-    own = net.state_dict()
+    state = load_state_dict(str(path), use_ema=False, weights_only=True)
+    expected = net.state_dict()
     classifier = net.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     layers = [classifier] if isinstance(classifier, str) else classifier
-    parts = tuple(f"{layer.split('.')[0]}." for layer in layers)  # with the norms that some heads have
-    found = {key: value for key, value in found.items() if key in own or not key.startswith(parts)}
-    wrong = differences(own, found)
+    prefixes = tuple(f"{layer.split('.')[0]}." for layer in layers)  # some classifiers have a norm of their own
+    state = {key: value for key, value in state.items() if key in expected or not key.startswith(prefixes)}
+    wrong = differences(expected, state)
     if wrong:
         raise InputError(
             f"`pretrained` '{path}' holds weights of another architecture than '{name}': {len(wrong)} tensors do not "
-            f"fit {len(own)}, such as {wrong[0]}"
+            f"fit {len(expected)}, such as {wrong[0]}"
         )
-    net.load_state_dict(found)
+    net.load_state_dict(state)

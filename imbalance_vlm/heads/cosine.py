@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural, Positive
-from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 
 class CosineHead(Head):
-    """Cosine to one direction a class, times a scale: (B, w) -> (B, C).
+    """Cosine to one direction per class, times a scale: (B, w) -> (B, C).
 
     Args:
         width: width of the features.
         num_classes: C.
-        directions: (C, w) unit rows to start from, for the inits that have any.
+        directions: (C, w) unit rows to start from; None for a random start.
         init: "text" (the text features of the class names), "class_mean" (the classes' mean training features) or
             "random".
         scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
@@ -47,15 +47,16 @@ class CosineHead(Head):
         super().__init__()
         start = F.normalize(torch.randn(num_classes, width), dim=-1) if directions is None else directions
         self.weight = nn.Parameter(start.detach().clone())  # (C, w)
+        self.logit_scale = None if learn_scale else float(scale)
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log(), requires_grad=learn_scale)
-        self.adapter = Adapter(width, adapter) if adapter else None
+        self.adapter = FeatureAdapter(width, adapter) if adapter else None
 
     @property
     def learns_embedding(self) -> bool:
         return self.adapter is not None
 
     def embed(self, features: Tensor) -> Tensor:
-        """(B, w) unit embeddings; the adapter reads features with entries of unit variance, as everywhere."""
+        """(B, w) unit embeddings; the adapter reads features whose entries have unit variance."""
         if self.adapter is not None:
             features = self.adapter(F.normalize(features, dim=-1) * features.shape[-1] ** 0.5)
         return F.normalize(features, dim=-1)

@@ -26,15 +26,13 @@ class DecoderHead(Head):
     Args:
         width: w of the tokens.
         num_classes: C.
-        directions: (C, w) unit rows to start the last layer from, for the inits that have any.
+        directions: (C, w) unit rows to start the last layer from; None for a random start.
         init: "random", "text" (text features mapped back through the image projection) or "class_mean".
         depth: blocks.
         heads: attention heads; must divide the width.
         mlp_ratio: hidden width of the MLP over w.
         drop: dropout after attention and MLP.
     """
-
-    reads = "tokens"
 
     def __init__(
         self,
@@ -48,7 +46,7 @@ class DecoderHead(Head):
         mlp_ratio: Positive = 0.5,
         drop: Share = 0.0,
     ) -> None:
-        from timm.models.vision_transformer import Block  # a slow import, which reading a finished run can do without
+        from timm.models.vision_transformer import Block  # a slow import that listing components can do without
 
         super().__init__()
         if width % heads:

@@ -6,7 +6,7 @@
     z_e = W_e f_e + b_e,   f_e = f, or what the expert's own adapter makes of it;   z = sum_e v_e z_e,   v = 1/3
 
 Differs from [0] in: the experts share the whole tower, which is frozen, where [0] gives each its own last stage; an
-adapter each stands for that.
+adapter per expert stands for that.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural
-from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 EXPERTS = 3
 
 
 class ExpertsHead(Head):
-    """Three linear classifiers: (B, w) -> (B, 3, C) in training, their mean (B, C) out of it.
+    """Three linear classifiers: (B, w) -> (B, 3, C) in training mode, their mean (B, C) in evaluation mode.
 
     The mean is one of logits, as in [0], and so a linear classifier itself. With adapters the embedding is that of all
     three experts side by side, (B, 3 w), and each classifier reads its own third.
@@ -33,7 +33,7 @@ class ExpertsHead(Head):
     Args:
         width: width of the features.
         num_classes: C.
-        directions: (C, w) unit rows to start each W from, for the inits that have any.
+        directions: (C, w) unit rows to start each W from; None for a random start.
         init: what each W starts from: "random" (torch's default), "text" (the text features of the class names) or
             "class_mean" (the classes' mean training features); each b starts at 0.
         normalise: scale the features to unit norm times sqrt(w), so that one learning rate fits every encoder.
@@ -54,7 +54,7 @@ class ExpertsHead(Head):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(EXPERTS))
-        self.adapters = nn.ModuleList(Adapter(width, adapter) for _ in range(EXPERTS if adapter else 0))
+        self.adapters = nn.ModuleList(FeatureAdapter(width, adapter) for _ in range(EXPERTS if adapter else 0))
         self.normalise = normalise
         self.register_buffer("mixture", torch.full((EXPERTS,), 1.0 / EXPERTS))  # (3,) v
         with torch.no_grad():
@@ -74,12 +74,12 @@ class ExpertsHead(Head):
         return torch.cat([adapter(features) for adapter in self.adapters], 1) if len(self.adapters) else features
 
     def experts(self) -> tuple[Tensor, Tensor]:
-        """Weights (3, C, d) and biases (3, C) of the experts on whole embeddings; with adapters, zeros elsewhere."""
+        """Weights (3, C, d) and biases (3, C) on the whole embedding; with adapters, zero outside an expert's third."""
         weights = torch.stack([layer.weight for layer in self._layers()])  # (3, C, w)
         biases = torch.stack([layer.bias for layer in self._layers()])
         if not len(self.adapters):
             return weights, biases
-        own = torch.eye(EXPERTS, dtype=weights.dtype, device=weights.device)  # (3, 3) whose third it is
+        own = torch.eye(EXPERTS, dtype=weights.dtype, device=weights.device)  # (3, 3) selects each expert's third
         return (own[:, None, :, None] * weights[:, :, None]).flatten(2), biases  # (3, C, 3, w) -> (3, C, 3 w)
 
     def classifier(self) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +90,7 @@ class ExpertsHead(Head):
         return weight, bias.sum(0)
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        """Logits (B, 3, C) in training, their mean (B, C) out of it."""
+        """Logits (B, 3, C) in training mode, their mean (B, C) in evaluation mode."""
         if not self.training:
             return F.linear(embeddings, *self.classifier())
         of_each = embeddings.chunk(EXPERTS, dim=1) if len(self.adapters) else (embeddings,) * EXPERTS

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.settings import checked_settings, settings_of
+from imbalance_vlm.components.registry import Offers
+from imbalance_vlm.components.settings import checked_settings
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
@@ -18,47 +19,74 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.progress import note
 
 
-def create_head(name: str, width: int, num_classes: int, directions: Tensor | None = None, **settings: Any) -> Head:
+def create_head(
+    name: str,
+    width: int,
+    num_classes: int,
+    directions: Tensor | None = None,
+    *,
+    logit_scale: float = 100.0,
+    **settings: Any,
+) -> Head:
     """A head by its recipe name.
 
     Args:
         name: one of `list_heads()`.
-        width: width of the features it reads.
+        width: width w of the features it reads.
         num_classes: C.
-        directions: (C, width) unit rows to start from (text features or class means); None for a random start.
+        directions: (C, w) unit rows: what the head starts from (text features or class means), the text features of a
+            zero-shot head, or the prototypes of a head that has them. None for a random start.
+        logit_scale: exp(logit_scale) of the model, for a zero-shot head.
         settings: the head's own, as in a recipe.
+
+    Raises:
+        InputError: an unknown name or setting, or directions that are missing or have another shape.
     """
     catalogue.load_plugins()
-    build = catalogue.HEADS.get(name).load()
-    if name != "text":  # its one argument comes from the encoder, not from a recipe
-        settings = checked_settings(f"head '{name}'", settings_of(build), settings)
-    defaults = {key: setting.default for key, setting in settings_of(build).items()}
-    init = (defaults | settings).get("init", "random")
+    entry = catalogue.HEADS.get(name)
+    known = entry.settings()
+    section = {"name": name, **checked_settings(f"head '{name}'", known, settings)}
+    init = section.get("init", known["init"].default if "init" in known else "random")
     if init != "random" and directions is None:
         raise InputError(
-            f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; give "
-            "them or set init='random'"
+            f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; pass "
+            "them, or set init='random'"
         )
-    head: Head = build(width, num_classes, directions, **settings)
+
+    def required(_section: Any) -> Tensor:
+        if directions is None or directions.shape != (num_classes, width):
+            shape = None if directions is None else tuple(directions.shape)
+            raise InputError(f"head '{name}' needs `directions` of shape ({num_classes}, {width}), got {shape}")
+        return directions
+
+    offers: Offers = {
+        "width": lambda _section: width,
+        "num_classes": lambda _section: num_classes,
+        "directions": lambda _section: directions,
+        "prototypes": required,
+        "text": required,
+        "logit_scale": lambda _section: logit_scale,
+    }
+    head: Head = entry.make(section, offers)
     return head
 
 
-def reads_tokens(name: str) -> bool:
-    """Whether the head reads all image tokens or pooled features."""
-    return getattr(catalogue.HEADS.get(name).load(), "reads", "pooled") == "tokens"
-
-
-def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], text_features: Tensor) -> Tensor:
     """(C, w) unit directions of the class names in the space of the image features of `kind`."""
     if all(name.isdigit() for name in class_names):
-        note("the class names are numbers, which say little to a text tower: name the folders, or set data.class_names")
-    return encoder.text_in(kind, encoder.text_features(class_names, templates))
+        note(
+            "the class names are numbers, which mean little to a text tower; name the class folders, or set "
+            "data.class_names"
+        )
+    return encoder.text_in(kind, text_features)
 
 
 @torch.no_grad()
 def class_mean_directions(source: Source, num_classes: int, batch_size: int = 1024) -> Tensor:
-    """(C, w) unit directions of each class's mean unit feature (tokens: the class token); a class without images gets
-    the mean of all."""
+    """(C, w) unit directions of each class's mean unit feature.
+
+    Of tokens, the class token counts. A class without images gets the mean of all.
+    """
     total: Tensor | None = None
     for features, labels in source.batches(evaluation_rows(source, batch_size)):
         unit = F.normalize(features[:, 0] if features.ndim == 3 else features, dim=-1)  # (B, w)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural
-from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 
 class LinearHead(Head):
@@ -19,7 +19,7 @@ class LinearHead(Head):
     Args:
         width: width of the features.
         num_classes: C.
-        directions: (C, w) unit rows to start W from, for the inits that have any.
+        directions: (C, w) unit rows to start W from; None for a random start.
         init: what W starts from: "random" (torch's default), "text" (the text features of the class names) or
             "class_mean" (the classes' mean training features); b starts at 0.
         bias: whether there is a b.
@@ -41,7 +41,7 @@ class LinearHead(Head):
         super().__init__()
         self.layer = nn.Linear(width, num_classes, bias=bias)
         self.normalise = normalise
-        self.adapter = Adapter(width, adapter) if adapter else None
+        self.adapter = FeatureAdapter(width, adapter) if adapter else None
         if bias:
             nn.init.zeros_(self.layer.bias)
         if directions is not None:

@@ -1,4 +1,4 @@
-"""A classifier that is given: one fixed prototype a class, and features that learn to come to it.
+"""A fixed classifier: one prototype per class, and features that learn to move to it.
 
 [0] Yang, Chen, Li, Xie, Lin, Tao. Inducing Neural Collapse in Imbalanced Learning: Do We Really Need a Learnable
     Classifier at the End of Deep Neural Network? NeurIPS 2022. (fixed simplex classifier, dot-regression loss)
@@ -9,14 +9,15 @@
     z_c = s * cos(e, p_c)                    normalise
     z_c = e . p_c                            not
 
-The tail has as much room as the head, as no gradient can move a prototype.
+The tail has as much room as the head, since no gradient can move a prototype.
 
-The dot-regression loss wants z = e . p: `normalise` with scale 1, or no `normalise`. On unit embeddings it ends on the
-prototypes. The gradient at raw ones lies along the prototype, whose embedding gets longer and longer and keeps what it
-has across; three classes that end at cosine -.5 in the first way were far from it in the second.
+The dot-regression loss needs z = e . p: `normalise` with scale 1, or no `normalise`. On unit embeddings it converges to
+the prototypes. On raw embeddings its gradient points along the prototype, so that embeddings grow longer and keep what
+is orthogonal to it: three classes that reach a cosine of -.5 to one another in the first way stay far from it in the
+second.
 
-Differs from [0] in: the prototypes may be more than w + 1, of any kind of `create_prototypes`; with frozen features
-the map A is what a backbone is there; it starts as the identity.
+Differs from [0] in: there may be more than w + 1 prototypes, of any kind of `create_prototypes`; with frozen features
+the map A takes the place of the backbone; it starts as the identity.
 """
 
 from __future__ import annotations
@@ -28,33 +29,33 @@ from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count, Natural, Positive
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 PrototypeKind = Literal["auto", "simplex", "orthoplex", "optimised"]
-"""The kinds of `balancing.prototypes.create_prototypes`, which this room comes before."""
+"""The kinds of prototypes; see `imbalance_vlm.create_prototypes`."""
 
 PrototypeAssign = Literal["class_mean", "text", "none"]
 
 
 class PrototypeHead(Head):
-    """Fixed prototypes behind a trained map: (B, w) -> (B, C).
+    """Cosines or products of a trained map of the features with fixed prototypes: (B, w) -> (B, C).
 
     Args:
         width: w.
         num_classes: C.
-        directions: (C, w) unit rows, the prototype of class c in row c.
-        assign: how prototypes come to their classes: matched to the classes' mean training features ("class_mean"), to
-            the text features of their names ("text"), or in the order they happen to have ("none").
-        kind: of the prototypes, as in `create_prototypes`; the directions are made from this, `assign` and the next.
-        prototype_seed: of the rotation of the prototypes.
+        prototypes: (C, w) unit rows, the prototype of class c in row c.
+        assign: which prototype belongs to which class: matched to the classes' mean training features ("class_mean"),
+            to the text features of their names ("text"), or in arbitrary order ("none").
+        kind: kind of prototypes, as in `create_prototypes`.
+        prototype_seed: seed of their rotation.
         map: "linear" (w x w, the identity at the start) or "adapter" (a residual bottleneck).
         adapter: hidden width of that bottleneck.
         normalise: cosines times `scale`; without it, dot products with embeddings of any length.
         scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
 
     Raises:
-        InputError: no directions, or rows of another number or width.
+        InputError: prototypes of another shape.
     """
 
     prototypes: Tensor
@@ -63,7 +64,7 @@ class PrototypeHead(Head):
         self,
         width: int,
         num_classes: int,
-        directions: Tensor | None = None,
+        prototypes: Tensor,
         *,
         assign: PrototypeAssign = "class_mean",
         kind: PrototypeKind = "auto",
@@ -74,23 +75,23 @@ class PrototypeHead(Head):
         scale: Positive = 25.0,
     ) -> None:
         super().__init__()
-        if directions is None or directions.shape != (num_classes, width):
-            came = None if directions is None else tuple(directions.shape)
+        if prototypes.shape != (num_classes, width):
             raise InputError(
-                f"`directions` must be prototypes of shape ({num_classes}, {width}), got {came}; make them with "
-                f"prototypes_for({num_classes}, {width})"
+                f"`prototypes` must have shape ({num_classes}, {width}), got {tuple(prototypes.shape)}; make them with "
+                f"create_prototypes({num_classes}, {width})"
             )
-        self.register_buffer("prototypes", directions.detach().clone())  # (C, w): no parameter, so no decay either
-        self.map = Adapter(width, adapter) if map == "adapter" else _identity(width)
+        self.register_buffer("prototypes", prototypes.detach().clone())  # (C, w): no parameter, so no decay either
+        self.map = FeatureAdapter(width, adapter) if map == "adapter" else _identity(width)
         self.normalise = normalise
         self.scale = scale
+        self.logit_scale = float(scale) if normalise else None
 
     @property
     def learns_embedding(self) -> bool:
         return True
 
     def embed(self, features: Tensor) -> Tensor:
-        """(B, w), of unit norm if `normalise`; the map reads features with entries of unit variance, as everywhere."""
+        """(B, w), of unit norm if `normalise`; the map reads features whose entries have unit variance."""
         embeddings: Tensor = self.map(F.normalize(features, dim=-1) * features.shape[-1] ** 0.5)
         return F.normalize(embeddings, dim=-1) if self.normalise else embeddings
 

@@ -1,4 +1,4 @@
-"""A linear classifier guided by one direction a class. Reconstruction, not verified against the authors' code.
+"""A linear classifier guided by one direction per class. Reconstruction, not verified against the authors' code.
 
 [0] Fu, He, Ding, Cao, Wang. Uniformly Distributed Category Prototype-Guided Vision-Language Framework for Long-Tail
     Recognition. arXiv 2308.12522, 2023. (class feature prototype-guided classifier; no code is public)
@@ -6,13 +6,13 @@
     z_c = w_c . e + b_c + alpha * s * cos(e, m_c)
     m_c <- mu m_c + (1 - mu) mean of the unit embeddings of class c in the batch      for the classes it holds
 
-A learned classifier favours the head, whose samples push its rows about; a class mean is as long and as much its own
-for the tail, so that the second term holds up what the first loses.
+A learned classifier favours frequent classes, whose samples dominate its gradient; a class mean is as well defined for
+a rare class, so that the second term keeps what the first loses.
 
-The prior belongs to the first term only, as the guide has learned nothing from it. For a loss that adds to the logits
+The prior affects the first term only, since the guide is not trained with the loss. For a loss that adds to the logits
 (balanced_softmax, logit_adjustment) there is nothing to do: (w.e + b + log pi) + guide and (w.e + b + guide) + log pi
-are the same sum. A loss that does anything else with logits (vs divides them, ldam and gaussian_clouded take them for
-cosines, seesaw and lade read how large they are) treats the sum as one classifier.
+are the same sum. A loss that treats logits in another way (vs divides them, ldam and gaussian_clouded read them as
+cosines, seesaw and lade depend on their size) sees the sum as one classifier.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural, NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.adapter import Adapter
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
 
 
@@ -53,23 +53,22 @@ class PrototypeGuidedHead(Head):
     Args:
         width: w.
         num_classes: C.
-        directions: (C, w) unit rows: the class means to start from, or the prototypes. None: a class has no guide
-            before its first batch.
-        guide: what m_c is: "class_mean", a moving average of the embeddings, or "prototype", which stays as given.
-        init: what class means start from: "class_mean" (those of the training features), "text" (the text features of
-            the class names) or "random" (nothing).
-        assign: how prototypes come to their classes, as in head "prototype".
-        kind: of the prototypes, as in `create_prototypes`.
-        prototype_seed: of the rotation of the prototypes.
+        directions: (C, w) unit rows that the guide starts from. None: a class has no guide before its first batch.
+        guide: "moving", a moving average of the embeddings of each class, or "fixed", the directions as they start.
+        init: where the guide starts: "class_mean" (the classes' mean training features), "text" (the text features of
+            the class names), "prototype" (uniform prototypes) or "random" (nothing).
+        assign: which prototype belongs to which class, as in head "prototype".
+        kind: kind of prototypes, as in `create_prototypes`.
+        prototype_seed: seed of their rotation.
         alpha: strength of the guide; 0 is a linear classifier.
-        scale: s, of the cosines.
-        momentum: mu, of the class means.
+        scale: s, the scale of the cosines.
+        momentum: mu, the momentum of the moving average.
         bias: whether there is a b.
-        adapter: hidden width of a residual bottleneck before the classifier; 0 for none. Prototypes need one: frozen
-            features have nothing to do with where prototypes are.
+        adapter: hidden width of a residual bottleneck before the classifier; 0 for none. Prototypes need one, since
+            frozen features cannot move to them.
 
     Raises:
-        InputError: directions of another shape, or prototypes that nothing can move to.
+        InputError: directions of another shape, a fixed guide without directions, or prototypes without an adapter.
     """
 
     means: Tensor
@@ -80,8 +79,8 @@ class PrototypeGuidedHead(Head):
         num_classes: int,
         directions: Tensor | None = None,
         *,
-        guide: Literal["class_mean", "prototype"] = "class_mean",
-        init: Literal["class_mean", "text", "random"] = "class_mean",
+        guide: Literal["moving", "fixed"] = "moving",
+        init: Literal["class_mean", "text", "prototype", "random"] = "class_mean",
         assign: PrototypeAssign = "class_mean",
         kind: PrototypeKind = "auto",
         prototype_seed: Natural = 0,
@@ -94,19 +93,23 @@ class PrototypeGuidedHead(Head):
         super().__init__()
         if directions is not None and directions.shape != (num_classes, width):
             raise InputError(
-                f"`directions` must be one row a class, ({num_classes}, {width}), got {tuple(directions.shape)}"
+                f"`directions` must be one row per class, ({num_classes}, {width}), got {tuple(directions.shape)}"
             )
-        if guide == "prototype" and not (adapter and directions is not None):
+        if guide == "fixed" and directions is None:
             raise InputError(
-                "`guide` 'prototype' needs `directions` (the prototypes) and `adapter` >= 1, by which features come "
-                "to them; give both or use guide='class_mean'"
+                "`guide` 'fixed' needs `directions`, got none; set `init` to class_mean, text or prototype"
+            )
+        if init == "prototype" and not adapter:
+            raise InputError(
+                "`init` 'prototype' needs `adapter` >= 1, since frozen features cannot move to prototypes, got 0; set "
+                "adapter to a width such as 128, or init to class_mean"
             )
         self.layer = nn.Linear(width, num_classes, bias=bias)
         if bias:
             nn.init.zeros_(self.layer.bias)
         start = torch.zeros(num_classes, width) if directions is None else directions.detach().clone()
         self.register_buffer("means", start)  # (C, w) m
-        self.adapter = Adapter(width, adapter) if adapter else None
+        self.adapter = FeatureAdapter(width, adapter) if adapter else None
         self.guide = guide
         self.strength = alpha * scale
         self.momentum = momentum
@@ -116,7 +119,7 @@ class PrototypeGuidedHead(Head):
         return self.adapter is not None
 
     def embed(self, features: Tensor) -> Tensor:
-        """(B, w) of norm sqrt(w), behind the adapter too: then cos(e, m) = e . m / (sqrt(w) |m|) is linear in e."""
+        """(B, w) of norm sqrt(w), after the adapter too: then cos(e, m) = e . m / (sqrt(w) |m|) is linear in e."""
         length = features.shape[-1] ** 0.5
         embeddings = F.normalize(features, dim=-1) * length
         return embeddings if self.adapter is None else F.normalize(self.adapter(embeddings), dim=-1) * length
@@ -126,5 +129,5 @@ class PrototypeGuidedHead(Head):
         return self.layer.weight + self.strength * guide, self.layer.bias
 
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
-        if self.guide == "class_mean":
+        if self.guide == "moving":
             self.means.copy_(moved_means(self.means, embeddings, targets, self.momentum))

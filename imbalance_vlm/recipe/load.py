@@ -11,16 +11,18 @@ from typing import Any
 
 import yaml
 
+from imbalance_vlm.components.registry import NAMING
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.problems import Problem, RecipeError
+from imbalance_vlm.recipe.schema import RECIPE, Component, join, shared_settings
 
 COMMAND_LINE = "command line"
-MOST_VALUES = 100_000
-"""Values in a recipe file; the largest study has some hundreds."""
+MAX_VALUES = 100_000
+"""Values in a recipe file; the largest study has a few hundred."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice and reads 1e-3 as the number everybody means (YAML 1.2)."""
+    """Safe YAML that refuses a key written twice and reads 1e-3 as a number (YAML 1.2)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -49,8 +51,15 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Loaded:
-    """A merged recipe: `tree` as written, `origins` the file that each key path comes from, the command line's
-    `changes`, which also win over what a study's variants say, and the key paths that it `named`."""
+    """A merged recipe.
+
+    Args:
+        tree: the recipe as written, includes and overrides merged.
+        origins: the file that each key comes from.
+        source: the file of the recipe itself.
+        changes: the overrides of the command line, which also win over the variants of a study.
+        named: the keys of these overrides.
+    """
 
     tree: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
@@ -111,33 +120,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if content is None:
         return {}
-    if (values := _values(content, {})) > MOST_VALUES:
-        said = f"must hold at most {MOST_VALUES:,} values, got {values:,} when its aliases (*name) are written out"
-        raise RecipeError([Problem("", said, str(path))])
+    if (values := _values(content, {})) > MAX_VALUES:
+        message = f"must hold at most {MAX_VALUES:,} values, got {values:,} when its aliases (*name) are written out"
+        raise RecipeError([Problem("", message, str(path))])
     if not isinstance(content, dict):
         raise RecipeError([Problem("", f"must be a mapping of keys, got a {type(content).__name__}", str(path))])
     return content
 
 
-def _values(content: Any, known: dict[int, int]) -> int:
-    """How many values these are with every alias written out; ten short lines can mean a billion."""
+def _values(content: Any, counted: dict[int, int]) -> int:
+    """Number of values with every alias written out; ten short lines can mean a billion."""
     if not isinstance(content, (dict, list)):
         return 1
-    if id(content) not in known:
-        known[id(content)] = 1  # of one that holds itself
+    if id(content) not in counted:
+        counted[id(content)] = 1  # for content that contains itself
         parts = content.values() if isinstance(content, dict) else content
-        known[id(content)] += sum(_values(part, known) for part in parts)
-    return known[id(content)]
+        counted[id(content)] += sum(_values(part, counted) for part in parts)
+    return counted[id(content)]
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping.
 
-    A component with another `name` replaces the one below it whole: its settings would mean nothing to the other. So
-    does one that names a family's other `method`; the bare `method` keeps what both have. So does a published row with
-    its `source`: figures of two sources are no row. But another dataset keeps how the recipe cuts and draws images,
-    which every dataset understands, and the `root` if it must have one: it is the same protocol on other data.
-    A bare name stands for a component without settings.
+    A bare name stands for a component without settings. A component with another `name` replaces the one below it,
+    whose settings would mean nothing to it; only what all components of its kind share is kept (how a recipe cuts and
+    draws images is the same protocol on another dataset), and a setting that both require (the `root` of datasets).
+    Another `method` of a family replaces the settings only when it comes with the family's name. A published row with
+    its `source` replaces another row: figures of two sources must not be mixed.
     """
     merged = deepcopy(dict(base))
     for key, value in over.items():
@@ -146,26 +155,25 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             below = {"name": below}
         if isinstance(below, Mapping) and isinstance(value, str):
             value = {"name": value}
+        here = join(path, str(key))
         if isinstance(below, Mapping) and isinstance(value, Mapping):
-            differs = any(key in value and value[key] != below.get(key, value[key]) for key in ("name", "method"))
+            differs = any(choice in value and value[choice] != below.get(choice, value[choice]) for choice in NAMING)
             replaces = ("name" in value and differs) or "source" in value
-            kept = _of_any_dataset(below, str(value.get("name"))) if key == "data" else {}
-            merged[key] = deepcopy(kept | dict(value)) if replaces else merge(below, value)
+            merged[key] = deepcopy(_kept(here, below, value) | dict(value)) if replaces else merge(below, value, here)
         else:
             merged[key] = deepcopy(value)
     return merged
 
 
-def _of_any_dataset(section: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What of a data section holds for the dataset `name` too."""
-    from imbalance_vlm.components import catalogue
-    from imbalance_vlm.components.settings import settings_of
-    from imbalance_vlm.data.prepare import prepare
-
-    own = catalogue.DATASETS.get(name).settings() if name in catalogue.DATASETS else {}
-    root = {"root"} if "root" in own and own["root"].required else set()  # a table's own folder is its root
-    shared = {*settings_of(prepare), *root}
-    return {key: value for key, value in section.items() if key in shared}
+def _kept(key: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a component's settings stays when another component of its kind replaces it."""
+    node = RECIPE.children.get(key)
+    if not isinstance(node, Component) or not node.shared:
+        return {}
+    name = str(over.get("name"))
+    own = node.registry.get(name).settings(over) if name in node.registry else {}
+    required = {name for name, setting in own.items() if setting.required}
+    return {key: value for key, value in below.items() if key in {*shared_settings(node.shared), *required}}
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
@@ -208,8 +216,8 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
         if not target.is_file():
             target = recipes_folder() / f"{item.removesuffix('.yaml')}.yaml"
         if not target.is_file():
-            said = f"no file {item!r} beside the recipe, and no packaged recipe of that name"
-            raise RecipeError([Problem("include", said, str(path))])
+            message = f"no file {item!r} beside the recipe, and no packaged recipe of that name"
+            raise RecipeError([Problem("include", message, str(path))])
         below = _load_file(target, (*chain, resolved))
         below.tree.pop("name", None)  # a name belongs to one file
         merged = merge(merged, below.tree)
@@ -234,8 +242,7 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
 
     Args:
         recipe: a file, the name of a packaged recipe, or the mapping itself.
-        overrides: "key.path=value" strings, or a mapping whose keys may be dotted. They count as one change, whatever
-            their order.
+        overrides: "key.path=value" strings, or a mapping whose keys may be dotted. Their order does not matter.
     """
     if isinstance(overrides, str):
         overrides = [overrides]
@@ -253,14 +260,14 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
     loaded.named = tuple(key for key, _ in pairs)
     before = set(_leaves(loaded.tree))
     loaded.tree = merge(loaded.tree, loaded.changes)
-    new = set(_leaves(loaded.tree)) - before  # with the sections that an override opens
+    new = set(_leaves(loaded.tree)) - before  # with the sections that an override creates
     below = {leaf for key, value in pairs for leaf in _leaves(value, key)}
     loaded.origins.update(dict.fromkeys({*loaded.named, *below, *new}, COMMAND_LINE))
     return loaded
 
 
 def _change(key: str, value: Any) -> dict[str, Any]:
-    """One override as a tree; the axes of a grid are named by key paths, whose dots stay."""
+    """One override as a tree; the axes of a grid are keys with dots, which stay."""
     axis = key.removeprefix("grid.axes.")
     return {"grid": {"axes": {axis: value}}} if axis != key else nested(key, value)
 

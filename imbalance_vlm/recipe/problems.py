@@ -1,4 +1,4 @@
-"""All that is wrong with a recipe, gathered and reported at once."""
+"""The problems of a recipe, collected and reported together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imbalance_vlm.errors import InputError
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is written, at which key, and what to do about it."""
+    """One problem: the key, what is wrong and how to mend it, and the file."""
 
     key: str
     message: str
@@ -25,7 +25,7 @@ class RecipeError(InputError):
     """A recipe with one or more problems; `problems` lists them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(dict.fromkeys(problems))  # a study repeats its base's mistakes: say each once
+        self.problems = list(dict.fromkeys(problems))  # the runs of a study share the mistakes of their base
         count = len(self.problems)
         heading = "1 problem in the recipe" if count == 1 else f"{count} problems in the recipe"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))

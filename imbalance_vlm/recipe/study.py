@@ -1,115 +1,96 @@
-"""Studies: one recipe, many overrides.
-
-grid:
-  variants: {name: {overrides}, ...}     named sets of overrides
-  axes: {key.path: [values], ...}        every combination of the values
-  seeds: [0, 1, 2]
-table: {columns: [...], sort: overall, baseline: VARIANT, score: h}
-                                       baseline: the row the others are tested against, in score (overall)
-                                       average: an axis, whose rows are averaged below them
-plot: {x: ..., y: [...], by: ..., log_x: true}                x: epoch plots the curves of the runs
-      {x: KEY.OF.AN.AXIS, y: [...], each: variant}             a line for each variant
-"""
+"""Studies: one recipe, many overrides, one table. `imbalance_vlm.recipe.schema.STUDY` lists their keys."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imbalance_vlm.components.ranges import Natural
-from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import did_you_mean
+from imbalance_vlm.recipe.columns import table_columns
 from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
 from imbalance_vlm.recipe.problems import Problem, RecipeError
-from imbalance_vlm.recipe.schema import check
-from imbalance_vlm.results.columns import COLUMNS
+from imbalance_vlm.recipe.resolve import check_section, resolve
+from imbalance_vlm.recipe.schema import STUDY
 
-STUDY_KEYS = ("grid", "table", "plot")
-_GRID: dict[str, Any] = {
-    "variants": dict[str, dict[str, Any] | None],
-    "axes": dict[str, list[Any]],
-    "seeds": list[Natural],
-}
-_TABLE: dict[str, Any] = {
-    "columns": list[str] | None,
-    "sort": str | None,
-    "baseline": str | None,
-    "score": str | None,
-    "average": str | None,
-}
-_PLOT: dict[str, Any] = {
-    "x": str,
-    "y": list[str],
-    "by": str | None,
-    "each": str | None,
-    "log_x": bool,
-    "lines": bool,
-    "title": str,
-    "x_label": str,
-    "y_label": str,
-}
+EPOCH = "epoch"
+"""The `plot.x` that plots the curves of the runs."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe asks for: its name, the complete recipes to run in order, and how to show the results."""
+    """What a recipe asks for.
+
+    Args:
+        name: of the recipe or study.
+        recipes: the complete recipes to run, in order.
+        study: the checked sections `grid`, `table` and `plot` of a study, empty for a recipe.
+    """
 
     name: str
     recipes: list[dict[str, Any]]
-    is_study: bool = False
-    axes: tuple[str, ...] = ()
-    table: Mapping[str, Any] = field(default_factory=dict)
-    plot: Mapping[str, Any] | None = None
+    study: Mapping[str, Any]
+
+    @property
+    def is_study(self) -> bool:
+        return bool(self.study)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The keys that the grid of a study varies."""
+        return tuple((self.study.get("grid") or {}).get("axes") or ())
+
+    @property
+    def table(self) -> Mapping[str, Any]:
+        return self.study.get("table") or {}
+
+    @property
+    def plot(self) -> Mapping[str, Any] | None:
+        return self.study.get("plot")
+
+    def label(self, recipe: Mapping[str, Any]) -> str:
+        """What a row of the study's table is called."""
+        return str(recipe["name"]).removeprefix(f"{self.name}/")
+
+    def coordinates(self) -> dict[str, dict[str, Any]]:
+        """Where each row of a study lies in its grid: {label: {"variant": ..., axis: value, ...}}."""
+        places = {}
+        for recipe in self.recipes:
+            label = self.label(recipe)
+            variant = label.split("/")[: -len(self.axes) or None]
+            places[label] = {"variant": "/".join(variant), **{axis: value_at(recipe, axis) for axis in self.axes}}
+        return places
 
 
 def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
     """Load, expand and check a recipe or a study.
 
     Raises:
-        RecipeError: every problem of every run it would make, at once, before any of them starts.
+        RecipeError: every problem of every run, at once, before any of them starts.
     """
     loaded = load(recipe, overrides)
-    study = {key: loaded.tree.pop(key) for key in STUDY_KEYS if key in loaded.tree}
-    is_study = "grid" in study
-    problems = _study_problems(study, loaded)
-    if problems and is_study:  # a broken grid cannot be expanded
-        raise RecipeError(problems)
-    recipes = []
-    for run in _expand(loaded, study["grid"]) if is_study else [loaded]:
-        try:
-            recipes.append(check(run))
-        except RecipeError as error:
-            problems += error.problems
-    baseline = (study.get("table") or {}).get("baseline")
-    labels = list(dict.fromkeys(one["name"].removeprefix(f"{_name(loaded)}/") for one in recipes))
-    if baseline and not problems and baseline not in labels:
-        said = f"must be a row of the study, got {baseline!r}.{did_you_mean(baseline, labels)}"
-        problems.append(Problem("table.baseline", said, loaded.origin("table.baseline")))
-    axes = tuple((study.get("grid") or {}).get("axes") or ())
-    average = (study.get("table") or {}).get("average")
-    if average and average not in axes:
-        said = f"must be an axis of the study, got {average!r}.{did_you_mean(average, axes)}"
-        problems.append(Problem("table.average", said, loaded.origin("table.average")))
+    sections = {key: loaded.tree.pop(key) for key in STUDY if key in loaded.tree}
+    if "grid" not in sections:
+        recipes, problems = _resolved([loaded])
+        problems += [Problem(key, "needs a `grid`: only a study has it", loaded.origin(key)) for key in sections]
+        study: dict[str, Any] = {}
+    else:
+        study, problems = _checked_study(sections, loaded)
+        if problems:  # a broken grid cannot be expanded
+            raise RecipeError(problems)
+        recipes, problems = _resolved(_expand(loaded, study["grid"]))
+    wanted = Plan(_name(loaded), recipes, study)
+    if not problems and wanted.is_study:  # rows and columns follow from the runs
+        problems = _unknown_columns(wanted, loaded) + _unknown_rows(wanted, loaded)
     if problems:
         raise RecipeError(problems)
-    return Plan(_name(loaded), recipes, is_study, axes, study.get("table") or {}, study.get("plot"))
+    return wanted
 
 
-def coordinates(wanted: Plan) -> dict[str, dict[str, Any]]:
-    """Where each row of a study stands in its grid: {row: {"variant": ..., axis: value, ...}}."""
-    found = {}
-    for recipe in wanted.recipes:
-        label = str(recipe["name"]).removeprefix(f"{wanted.name}/")
-        values = {axis: _at(recipe, axis) for axis in wanted.axes}
-        variant = label.split("/")[: -len(wanted.axes) or None]
-        found[label] = {"variant": "/".join(variant), **values}
-    return found
-
-
-def _at(tree: Any, key: str) -> Any:
+def value_at(tree: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings; None where there is none."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
@@ -119,96 +100,104 @@ def _name(loaded: Loaded) -> str:
     return str(loaded.tree.get("name", "unnamed"))
 
 
-def _study_problems(study: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
-    problems = _overridden_grid(study.get("grid"), loaded)
-    shapes = {"grid": _GRID, "table": _TABLE, "plot": _PLOT}
-    if "grid" not in study:
-        return [Problem(key, "only a study, a recipe with `grid`, has one", loaded.origin(key)) for key in study]
-    grid = study["grid"]
-    columns = (*COLUMNS, *_transfers(_at(loaded.tree, "evaluation.transfer")))
-    places = ["variant", *((grid.get("axes") or {}) if isinstance(grid, Mapping) else ())]
-    for section, value in study.items():
-        known = shapes[section]
-        if not isinstance(value, Mapping):
-            problems.append(Problem(section, f"must be a mapping of keys, got {value!r}", loaded.origin(section)))
-            continue
-        for key, item in value.items():
-            where = f"{section}.{key}"
-            if key not in known:
-                said = f"unknown key.{did_you_mean(key, known)} Allowed: {', '.join(known)}"
-                problems.append(Problem(where, said, loaded.origin(where)))
-            elif wrong := mistake(known[key], item):
-                problems.append(Problem(where, wrong, loaded.origin(where)))
-            elif not item and section == "grid":
-                problems.append(Problem(where, "must not be empty", loaded.origin(where)))
-            elif key == "axes":
-                empty = [f"{where}.{axis}" for axis, values in item.items() if not values]
-                problems += [Problem(axis, "must not be empty", loaded.origin(where)) for axis in empty]
-            elif key == "seeds" and len(set(item)) < len(item):
-                problems.append(Problem(where, f"must differ from one another, got {item}", loaded.origin(where)))
-        if section == "plot":
-            problems += [Problem(f"plot.{key}", "missing; give a value") for key in ("x", "y") if key not in value]
-        problems += [
-            Problem(f"{section}.{key}", _unknown_column(column, columns), loaded.origin(f"{section}.{key}"))
-            for key in ("columns", "sort", "score", "x", "y", "by", "each")
-            for column in _words(value.get(key))
-            if section != "grid" and column not in columns and (section, key, column) != ("plot", "x", "epoch")
-            if not (section == "plot" and key in ("x", "by", "each") and column in places)
-        ]
-    return problems
+def _resolved(runs: Iterator[Loaded] | list[Loaded]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    recipes, problems = [], []
+    for run in runs:
+        try:
+            recipes.append(resolve(run))
+        except RecipeError as error:
+            problems += error.problems
+    return recipes, problems
 
 
-def _words(value: Any) -> list[str]:
-    items = value if isinstance(value, list) else [value]
-    return [item for item in items if isinstance(item, str)]
+# -- checks ----------------------------------------------------------------------------------------------------------
+def _checked_study(sections: Mapping[str, Any], loaded: Loaded) -> tuple[dict[str, Any], list[Problem]]:
+    """The sections of a study with their defaults, and what is wrong with them."""
+    problems: list[Problem] = []
+
+    def report(key: str, message: str) -> None:
+        problems.append(Problem(key, message, loaded.origin(key)))
+
+    study = {key: check_section(STUDY[key], value, key, report) for key, value in sections.items()}
+    if problems:
+        return study, problems
+    for key, value in study["grid"].items():
+        if key in (sections["grid"] or {}) and not value:
+            report(f"grid.{key}", "must not be empty")
+    for axis, values in (study["grid"]["axes"] or {}).items():
+        if not values:
+            report(f"grid.axes.{axis}", "must not be empty")
+    seeds = study["grid"]["seeds"] or []
+    if len(set(seeds)) < len(seeds):
+        report("grid.seeds", f"must differ from one another, got {seeds}")
+    return study, problems + _overridden(study["grid"], loaded)
 
 
-def _unknown_column(column: str, columns: Sequence[str]) -> str:
-    return f"unknown table column {column!r}.{did_you_mean(column, columns)} Available: {', '.join(columns)}"
-
-
-def _transfers(sections: Any) -> list[str]:
-    """The columns of the datasets that a recipe transfers to."""
-    named = [one.get("name") if isinstance(one, Mapping) else one for one in sections or ()]
-    return [f"transfer_{name}" for name in named]
-
-
-def _overridden_grid(grid: Any, loaded: Loaded) -> list[Problem]:
+def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     """The command line cannot fix what the grid varies: one of the two would be ignored."""
-    if not isinstance(grid, Mapping):
-        return []
-    varied = {str(axis): f"grid.axes.{axis}" for axis in grid.get("axes") or {}}
-    if grid.get("seeds"):
+    varied = {str(axis): f"grid.axes.{axis}" for axis in grid["axes"] or {}}
+    if grid["seeds"]:
         varied["seed"] = "grid.seeds"
     return [
-        Problem(key, f"the study varies it; set {varied[key]} to a list of one value instead", loaded.origin(key))
+        Problem(key, f"is varied by the study; set {varied[key]} to a list of one value instead", loaded.origin(key))
         for key in loaded.named
         if key in varied
     ]
 
 
+def _unknown_columns(wanted: Plan, loaded: Loaded) -> list[Problem]:
+    """Names of table columns that no run can have."""
+    columns = table_columns(recipe["evaluation"] for recipe in wanted.recipes)
+    places = {"variant", *wanted.axes}
+    allowed = {
+        **{key: set(columns) for key in ("table.columns", "table.sort", "table.score", "plot.y")},
+        **{key: {*columns, *places} for key in ("plot.by", "plot.each")},
+        "plot.x": {*columns, *places, EPOCH},
+    }
+    problems = []
+    for key, names in allowed.items():
+        value = value_at(wanted.study, key)
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and name not in names:
+                message = f"unknown table column {name!r}.{did_you_mean(name, columns)} Available: {', '.join(columns)}"
+                problems.append(Problem(key, message, loaded.origin(key)))
+    return problems
+
+
+def _unknown_rows(wanted: Plan, loaded: Loaded) -> list[Problem]:
+    """A baseline that is no row of the study, or an average over something that is no axis."""
+    problems = []
+    labels = list(dict.fromkeys(map(wanted.label, wanted.recipes)))
+    for key, what, options in (("baseline", "a row", labels), ("average", "an axis", list(wanted.axes))):
+        name = wanted.table.get(key)
+        if name and name not in options:
+            message = f"must be {what} of the study, got {name!r}.{did_you_mean(name, options)}"
+            problems.append(Problem(f"table.{key}", message, loaded.origin(f"table.{key}")))
+    return problems
+
+
+# -- expansion -------------------------------------------------------------------------------------------------------
 def _expand(loaded: Loaded, grid: Mapping[str, Any]) -> Iterator[Loaded]:
     """Variants, then axes, then seeds; a run is named after the choices that made it."""
-    variants = grid.get("variants") or {"": {}}
-    axes = grid.get("axes") or {}
-    seeds = grid.get("seeds") or [loaded.tree.get("seed", 0)]
-    for (variant, overrides), values in itertools.product(variants.items(), itertools.product(*axes.values())):
+    axes = grid["axes"] or {}
+    source = loaded.origin("grid")
+    for (variant, overrides), values in itertools.product(
+        (grid["variants"] or {"": {}}).items(), itertools.product(*axes.values())
+    ):
         chosen = dict(zip(axes, values, strict=True))
-        tree = merge(loaded.tree, undotted(overrides or {}))
+        changes = undotted(overrides or {})
+        tree = merge(loaded.tree, changes)
         for change in (loaded.changes, *(nested(key, value) for key, value in chosen.items())):
-            tree = merge(tree, {key: value for key, value in change.items() if key not in STUDY_KEYS})
-        label = "/".join([variant, *(_label(value) for value in values)]).strip("/")
+            tree = merge(tree, {key: value for key, value in change.items() if key not in STUDY})
+        label = "/".join([variant, *map(_label, values)]).strip("/")
         tree["name"] = f"{_name(loaded)}/{label}" if label else _name(loaded)
-        origins = dict(loaded.origins)
-        source = loaded.origin("grid")
-        for key in (*undotted(overrides or {}), *chosen):
-            origins[key] = f"{source} (grid, {label})"
-        for seed in seeds:
+        origins = loaded.origins | dict.fromkeys((*changes, *chosen), f"{source} (grid, {label})")
+        for seed in grid["seeds"] or [loaded.tree.get("seed", 0)]:
             yield replace(loaded, tree=tree | {"seed": seed}, origins=origins)
 
 
 def _label(value: Any) -> str:
     if isinstance(value, Mapping):
-        words = [str(v) if k == "name" else f"{k}={v}" for k, v in value.items()]
+        words = [str(item) if key == "name" else f"{key}={item}" for key, item in value.items()]
         return "-".join(words).replace("/", "-")
     return str(value).replace("/", "-")

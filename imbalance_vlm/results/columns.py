@@ -1,42 +1,37 @@
-"""The columns of the result tables, in order."""
+"""The columns of a table that are not scores: what was run, how often, its cost, and what a study adds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from imbalance_vlm.evaluation.base import Column
+
 IDENTITY = ("recipe", "dataset", "encoder", "pretrained", "pretrain_pairs", "tuning", "head", "balancing")
-MAIN = ("overall", "many", "medium", "few")
-MEANS = ("class_mean", "macro_f1", "harmonic_mean", "geometric_mean", "worst_class")
-CALIBRATION = ("ece", "nll", "ece_many", "nll_many", "ece_medium", "nll_medium", "ece_few", "nll_few")
-SCORES = (*MAIN, *MEANS, *CALIBRATION)
-GEOMETRY = (
-    "nc1",
-    "equinorm_image",
-    "equiangularity_image",
-    "max_angle_image",
-    "self_duality",
-    "nc4",
-    "equinorm_text",
-    "equiangularity_text",
-    "max_angle_text",
-    "effective_rank_text",
-    "equiangularity_text_image",
-    "max_angle_text_image",
-    "self_duality_text_image",
-    "modality_gap",
-)
-"""Only in the rows of recipes with `evaluation.geometry`."""
-COST = ("trainable_parameters", "encode_seconds", "train_seconds", "peak_memory_mb", "images_per_second")
-SPREADS = tuple(f"{score}_std" for score in (*MAIN, "base", "novel", "h"))
-NOVEL = ("base", "novel", "h", "joint", "joint_base", "joint_novel", "novel_class_mean", "transfer")
-"""Only in the rows of recipes with `evaluation.novel` or `evaluation.transfer`."""
-AVERAGES = ("mean_of_h",)
-"""Only with `table.average`, in the rows of averages."""
-BEST = ("best_epoch", "best_base", "best_novel", "best_h")
-"""Only with `evaluation.curve`; chosen on test images, so a bound and no result."""
-COMPARISON = ("difference", "p_value")
-"""Of a study with a `table.baseline`."""
 SAMPLES = "samples_seen"
-"""Of pre-training, every epoch counted; beside `pretrain_pairs`, where an encoder's tag says it."""
-_OF_RUNS = (*SCORES, *SPREADS, *COMPARISON, *NOVEL, *AVERAGES, *BEST, *GEOMETRY, "chosen", *COST)
-COLUMNS = (*IDENTITY, SAMPLES, "seeds", "n", *_OF_RUNS)
-SMALL_IS_GOOD = (*CALIBRATION, "p_value", *(name for name in GEOMETRY if "rank" not in name), *COST[:-1])
-"""What a sort from best to worst begins with the smallest of."""
+"""Image-text pairs of the encoder's pre-training, every epoch counted; only where it is known of any row."""
+COST = (
+    Column("trainable_parameters", smaller_is_better=True, thousands=True),
+    Column("encode_seconds", smaller_is_better=True),
+    Column("train_seconds", smaller_is_better=True),
+    Column("peak_memory_mb", smaller_is_better=True),
+    Column("images_per_second"),
+)
+COMPARISON = (Column("difference", sign=True), Column("p_value", digits=3, smaller_is_better=True))
+"""Only in a study with `table.baseline`."""
+AVERAGES = (Column("mean_of_h"),)
+"""Only in a study with `table.average`, in the rows of averages."""
+_COUNTS = tuple(Column(name, thousands=True) for name in ("pretrain_pairs", SAMPLES, "n"))
+
+
+def table_columns(scores: Iterable[Column]) -> dict[str, Column]:
+    """Every column that a table of runs with these scores may have, by name.
+
+    Args:
+        scores: the columns of the runs' evaluators.
+    """
+    scores = tuple(scores)
+    place = IDENTITY.index("pretrain_pairs") + 1
+    identity = map(Column, (*IDENTITY[:place], SAMPLES, *IDENTITY[place:], "seeds", "n"))
+    deviations = (Column(f"{column.name}_std", digits=column.digits) for column in scores if column.deviation)
+    columns = (*identity, *scores, *deviations, *COMPARISON, *AVERAGES, Column("chosen"), *COST)
+    return {column.name: column for column in columns} | {column.name: column for column in _COUNTS}

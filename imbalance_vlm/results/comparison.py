@@ -8,26 +8,26 @@ import numpy as np
 import pandas as pd
 
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.results.result import RunResult
-from imbalance_vlm.results.tables import rows
+from imbalance_vlm.results.columns import COMPARISON
+from imbalance_vlm.results.tables import Result, rows
 
 
-def compare(frame: pd.DataFrame, results: Sequence[RunResult], baseline: str, score: str = "overall") -> pd.DataFrame:
+def compare(frame: pd.DataFrame, results: Sequence[Result], baseline: str, score: str = "overall") -> pd.DataFrame:
     """The table with the mean difference of each row to `baseline`, in points, and the p-value of that difference.
 
     The test is Student's paired t over the seeds that both rows have, two-sided, with Holm's correction for the number
-    of rows. It says whether another set of seeds would show the same sign; it says nothing about other test images or
+    of rows. It tells whether another set of seeds would show the same sign, and nothing about other test images or
     other datasets. NaN for the baseline itself, for fewer than two seeds in common, and for rows that do not depend on
     the seed where the baseline does not either.
 
     Args:
-        frame: one row a configuration, as `imbalance_vlm.results.tables.table` makes it.
-        results: the runs behind it.
-        baseline: the name of a recipe among them, or its end behind the study's name.
-        score: what is compared.
+        frame: one row per configuration, as `imbalance_vlm.results.tables.table` returns it.
+        results: the runs of the table.
+        baseline: the name of one of their recipes, or its end after the study's name.
+        score: the score to compare.
 
     Raises:
-        InputError: no such row.
+        InputError: a baseline that is not a row of the table.
     """
     single = rows(results)
     names = list(dict.fromkeys(single["recipe"]))
@@ -42,8 +42,8 @@ def compare(frame: pd.DataFrame, results: Sequence[RunResult], baseline: str, sc
     differences = {name: mean for name, (mean, _) in tests.items()}
     place = int(frame.columns.get_loc(score)) + (2 if f"{score}_std" in frame.columns else 1)  # type: ignore[arg-type]
     frame = frame.copy()
-    frame.insert(place, "difference", frame["recipe"].map(differences))
-    frame.insert(place + 1, "p_value", frame["recipe"].map(corrected))
+    for offset, (column, values) in enumerate(zip(COMPARISON, (differences, corrected), strict=True)):
+        frame.insert(place + offset, column.name, frame["recipe"].map(values))
     return frame
 
 
@@ -56,16 +56,16 @@ def _paired(values: pd.Series, baseline: pd.Series) -> tuple[float, float]:
     mean = float(differences.mean()) if len(differences) else float("nan")
     if len(differences) < 2:
         return mean, float("nan")
-    if np.ptp(differences) == 0:  # the same gap at every seed: certain, unless there is none
+    if np.ptp(differences) == 0:  # the same difference at every seed
         return mean, float("nan") if differences[0] == 0 else 0.0
     return mean, float(ttest_1samp(differences, 0.0).pvalue)
 
 
 def _holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Holm's step-down correction; NaN is left out of the count."""
-    known = sorted((p, name) for name, p in p_values.items() if not np.isnan(p))
+    """Holm's step-down correction; NaN does not count as a test."""
+    ascending = sorted((p, name) for name, p in p_values.items() if not np.isnan(p))
     corrected, highest = dict.fromkeys(p_values, float("nan")), 0.0
-    for rank, (p, name) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
+    for rank, (p, name) in enumerate(ascending):
+        highest = max(highest, min(1.0, p * (len(ascending) - rank)))
         corrected[name] = highest
     return corrected

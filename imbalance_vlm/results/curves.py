@@ -1,4 +1,4 @@
-"""The curves of a study's runs over the epochs, as a table: what metrics.jsonl holds, averaged over the seeds."""
+"""Scores over the epochs of a study's runs, read from metrics.jsonl and averaged over the seeds."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import pandas as pd
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.results.result import RunResult
-
-CURVE = ("base", "novel", "h")
+from imbalance_vlm.results.tables import score_columns
 
 
 def curves(results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a recipe and epoch: `recipe` (its last name), `epoch`, and base, novel, H with their `_std` over seeds.
+    """One row per recipe and epoch: `recipe` (its last name), `epoch`, and each score with its `_std` over the seeds.
 
-    Only the epochs at which a run recorded them; runs without a curve take no part.
+    It holds the epochs at which an evaluator recorded scores; runs without any are left out.
 
     Raises:
-        InputError: no run has a curve.
+        InputError: no run has scores over its epochs.
     """
-    found = []
+    names = [column.name for column in score_columns(results)]
+    rows = []
     for result in results:
         history = result.path / "metrics.jsonl"
         for line in history.read_text(encoding="utf-8").splitlines() if history.is_file() else []:
-            row = json.loads(line)
-            if "h" in row:
-                name = str(result.record["identity"]["recipe"]).rpartition("/")[2]
-                found.append({"recipe": name, "epoch": row["epoch"], **{score: row[score] for score in CURVE}})
-    if not found:
+            epoch = json.loads(line)
+            if scores := {name: epoch[name] for name in names if name in epoch}:
+                recipe = str(result.record["identity"]["recipe"]).rpartition("/")[2]
+                rows.append({"recipe": recipe, "epoch": epoch["epoch"], **scores})
+    if not rows:
         raise InputError("a plot over epochs needs runs with a curve, got none; set evaluation.curve to 1 or more")
-    grouped = pd.DataFrame(found).groupby(["recipe", "epoch"], sort=False)
+    grouped = pd.DataFrame(rows).groupby(["recipe", "epoch"], sort=False)
     return grouped.mean().join(grouped.std(ddof=1).add_suffix("_std")).reset_index()

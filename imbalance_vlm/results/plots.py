@@ -1,4 +1,4 @@
-"""Images of tables. matplotlib comes with the extra `plot` and is imported here alone."""
+"""Plots of tables. matplotlib comes with the extra `plot` and is imported only here."""
 
 from __future__ import annotations
 
@@ -26,20 +26,27 @@ def plot(
     x_label: str = "",
     y_label: str = "accuracy (%)",
 ) -> None:
-    """Columns `y` against column `x`, a panel for each value of `by`, a line for each of `each`; error bars where the
-    table has them.
+    """Plot columns `y` against column `x`, with error bars where the table has deviations.
 
-    Without `lines` the points stand alone, and the legend has the correlation over them (Pearson's r).
+    Args:
+        frame: a table.
+        path: of the image to write.
+        x, y: names of columns; each of `y` is a line.
+        by: a column, each of whose values has a panel of its own.
+        each: a column, each of whose values has lines of its own.
+        log_x: a logarithmic horizontal axis.
+        lines: join the points; without lines, the legend shows the correlation of x and y (Pearson's r).
+        title, x_label, y_label: texts; the horizontal axis is labelled with the name of its column by default.
 
     Raises:
-        InputError: matplotlib is not installed, or a column the table has not.
+        InputError: matplotlib is not installed, or a column that the table does not have.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise InputError("plots need matplotlib: pip install 'imbalance_vlm[plot]'") from error
-    for column in [x, *y, *(one for one in (by, each) if one)]:
+    for column in [x, *y, *(name for name in (by, each) if name)]:
         if column not in frame.columns:
             raise InputError(f"unknown plot column {column!r}; available: {', '.join(map(str, frame.columns))}")
     panels: Sequence[tuple[str, pd.DataFrame]] = (
@@ -49,11 +56,11 @@ def plot(
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, group) in zip(axes, panels, strict=True):
         curves = [(f"{value}: ", part) for value, part in group.groupby(each, sort=False)] if each else [("", group)]
-        for (whose, curve), column in itertools.product(curves, y):
+        for (prefix, curve), column in itertools.product(curves, y):
             ordered = curve.sort_values(x)
             deviation = f"{column}_std"
             spread = ordered[deviation] if deviation in ordered.columns else None
-            label = f"{whose}{column}" + ("" if lines else f", r = {ordered[x].corr(ordered[column]):+.2f}")
+            label = f"{prefix}{column}" + ("" if lines else f", r = {ordered[x].corr(ordered[column]):+.2f}")
             axis.errorbar(
                 ordered[x], ordered[column], yerr=spread, marker="o", ls="-" if lines else "", capsize=3, label=label
             )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _PARTS = ("config", "seed", "identity", "scores", "classes", "cost")
-"""What tables and predictions read of a result."""
+"""The parts of a result that tables and predictions read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +27,20 @@ class RunResult:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Score name to value; percent but for NLL (nats). A missing number is NaN."""
+        """Name and value of each score, in percent unless its evaluator says otherwise; NaN where it is undefined."""
         return {key: float("nan") if value is None else value for key, value in self.record["scores"].items()}
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row."""
-        from imbalance_vlm.results.tables import table
+        """The table of this run, one row."""
+        from imbalance_vlm.results.tables import table  # pandas takes a second to import
 
         return table([self])
 
 
 @dataclass(frozen=True, eq=False)
 class StudyResult:
-    """The runs of a study, in the order of its grid, and the table made of them."""
+    """The runs of a study, in the order of its grid, and their table."""
 
     path: Path
     runs: list[RunResult]
@@ -48,26 +48,30 @@ class StudyResult:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Name of each row to its scores, as means over the seeds."""
-        from imbalance_vlm.results.columns import SCORES
-        from imbalance_vlm.results.tables import table
+        """The scores of each row by its name, as means over the seeds."""
+        from imbalance_vlm.results.tables import score_columns, table
 
-        full = table(self.runs)
+        means = table(self.runs)
+        scores = [column.name for column in score_columns(self.runs) if column.name in means.columns]
         return {
-            str(name): {score: float(value) for score, value in zip(SCORES, values, strict=True)}
-            for name, values in zip(full["recipe"], full[list(SCORES)].to_numpy(), strict=True)
+            str(name): dict(zip(scores, map(float, values), strict=True))
+            for name, values in zip(means["recipe"], means[scores].to_numpy(), strict=True)
         }
 
 
 def read_result(folder: Path) -> RunResult | None:
-    """The finished run in `folder`, or None."""
+    """The finished run in `folder`, or None.
+
+    Raises:
+        InputError: a result.json that is damaged or of another schema.
+    """
     path = folder / "result.json"
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no result file: {error}; remove it, or run with --force") from error
+        raise InputError(f"{path} is not a result file: {error}; remove it, or run with --force") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{path} must be a result of schema {SCHEMA_VERSION}; run again with --force")
     missing = [key for key in _PARTS if key not in record]
@@ -80,14 +84,14 @@ def find_results(places: list[Path]) -> list[RunResult]:
     """All finished runs below the given folders, sorted by path.
 
     Raises:
-        InputError: a place that does not exist, or none with a result.
+        InputError: a place that does not exist, or no result in any of them.
     """
-    found = []
+    results = []
     for place in places:
         if not place.exists():
             raise InputError(f"no such run or folder: {place}")
         files = [place] if place.is_file() else sorted(place.rglob("result.json"))
-        found += [result for file in files if (result := read_result(file.parent))]
-    if not found:
+        results += [result for file in files if (result := read_result(file.parent))]
+    if not results:
         raise InputError(f"no result.json below {', '.join(map(str, places))}; run a recipe first")
-    return found
+    return results

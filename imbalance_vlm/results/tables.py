@@ -1,82 +1,111 @@
-"""Tables are functions of result files."""
+"""Tables as functions of result files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from imbalance_vlm.encoders.pretraining import samples_seen
 from imbalance_vlm.errors import InputError, did_you_mean, one_of
+from imbalance_vlm.evaluation.base import Column, registered_columns
 from imbalance_vlm.files import write_atomically
-from imbalance_vlm.results.columns import COST, GEOMETRY, IDENTITY, MAIN, SAMPLES, SMALL_IS_GOOD
-from imbalance_vlm.results.result import RunResult
+from imbalance_vlm.results.columns import COST, IDENTITY, SAMPLES, table_columns
 
 
-def rows(results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a run: what it was, the seed, scores, cost."""
+class Result(Protocol):
+    """A run's record, as `imbalance_vlm.results.result.RunResult` holds it."""
+
+    @property
+    def record(self) -> Mapping[str, Any]: ...
+
+    @property
+    def scores(self) -> Mapping[str, float]: ...
+
+
+Columns = Mapping[str, Column]
+
+
+def score_columns(results: Sequence[Result]) -> tuple[Column, ...]:
+    """The scores' columns as the results hold them; those of the registered evaluators where a result holds none."""
+    columns: dict[str, Column] = {}
+    for result in results:
+        recorded = result.record.get("columns")
+        for column in registered_columns() if recorded is None else (Column(**fields) for fields in recorded):
+            columns.setdefault(column.name, column)
+    return tuple(columns.values())
+
+
+def columns_of(results: Sequence[Result]) -> Columns:
+    """Every column that a table of these results may have, by name: what formatting and sorting need."""
+    return table_columns(score_columns(results))
+
+
+def rows(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per run: what it was, the seed, scores, cost."""
     return pd.DataFrame([_row(result) for result in results])
 
 
-def _row(result: RunResult) -> dict[str, Any]:
+def _row(result: Result) -> dict[str, Any]:
     record = result.record
     identity = {key: record["identity"].get(key) for key in IDENTITY}
-    cost = {key: record["cost"].get(key) for key in COST}
+    cost = {column.name: record["cost"].get(column.name) for column in COST}
     chosen = {"chosen": dict(record.get("chosen") or {})}
     return {"config": record["config"], **identity, "seed": record["seed"], **result.scores, **chosen, **cost}
 
 
-def table(results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a configuration: the mean over its seeds, and beside each main score its sample standard deviation.
+def table(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per configuration: the means over its seeds, and beside some scores their sample standard deviation.
 
-    Runs of one configuration differ in their seed alone; two that differ in anything else are two rows, also where all
+    Runs of one configuration differ only in their seed; two that differ in anything else are two rows, even where all
     columns agree.
 
-    Columns: what it was, `seeds`, `n`, the scores as means, `<score>_std` (n - 1 in the denominator; NaN for one seed)
-    for overall, many, medium and few, then the other scores, what was chosen on validation images (only where
-    anything was) and the cost.
+    Columns: what it was, `seeds`, `n`, the scores as means, each followed by `<score>_std` (n - 1 in the denominator;
+    NaN for one seed) where its evaluator asks for that, then what was chosen on validation images (only where anything
+    was) and the cost.
     """
     single = rows(results)
     numbers = [column for column in single.columns if column not in ("config", *IDENTITY, "seed", "chosen")]
     grouped = single.groupby(["config", *IDENTITY], sort=False, dropna=False)
     mean = grouped[numbers].mean()
     if grouped.size().max() > 1:
-        spread = [score for score in (*MAIN, "base", "novel", "h") if score in mean.columns]
+        spread = [column.name for column in score_columns(results) if column.deviation and column.name in mean.columns]
         deviation = grouped[spread].std(ddof=1)
         for score in spread:
             mean.insert(int(mean.columns.get_loc(score)) + 1, f"{score}_std", deviation[score])  # type: ignore[arg-type]
     mean.insert(0, "seeds", grouped["seed"].agg(lambda seeds: ",".join(map(str, sorted(seeds)))))
     mean.insert(1, "n", grouped.size())
     if any(single["chosen"]):
-        mean.insert(mean.columns.get_loc(COST[0]), "chosen", grouped["chosen"].agg(_choices))  # type: ignore[arg-type]
-    return _with_samples(_with_published(mean.reset_index().drop(columns="config"), results))
+        mean.insert(mean.columns.get_loc(COST[0].name), "chosen", grouped["chosen"].agg(_choices))  # type: ignore[arg-type]
+    return _with_samples(_with_published(mean.reset_index().drop(columns="config"), results), results)
 
 
-def _with_samples(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with the samples seen in pre-training beside its pairs, where that is known of any row."""
-    seen = [samples_seen(*names) for names in zip(frame["encoder"], frame["pretrained"], strict=True)]
-    if any(seen):
+def _with_samples(frame: pd.DataFrame, results: Sequence[Result]) -> pd.DataFrame:
+    """The table with the samples of pre-training beside its pairs, where they are known of any row."""
+    identities = [result.record["identity"] for result in results]
+    samples = {(each["encoder"], each["pretrained"]): each[SAMPLES] for each in identities if each.get(SAMPLES)}
+    column = [samples.get(weights) for weights in zip(frame["encoder"], frame["pretrained"], strict=True)]
+    if any(column):
         place = int(frame.columns.get_loc("pretrain_pairs")) + 1  # type: ignore[arg-type]
-        frame.insert(place, SAMPLES, pd.Series(seen, index=frame.index, dtype="Int64"))
+        frame.insert(place, SAMPLES, pd.Series(column, index=frame.index, dtype="Int64"))
     return frame
 
 
 def _choices(chosen: pd.Series) -> str:
     """What the seeds chose, "tau 0.8" or "tau 0.7..0.9"."""
-    names = dict.fromkeys(name for one in chosen for name in one)
+    names = dict.fromkeys(name for choices in chosen for name in choices)
     words = []
     for name in names:
-        values = [one[name] for one in chosen if name in one]
+        values = [choices[name] for choices in chosen if name in choices]
         low, high = f"{min(values):.3g}", f"{max(values):.3g}"
         words.append(f"{name.rpartition('.')[2]} {low if low == high else f'{low}..{high}'}")
     return ", ".join(words)
 
 
-def _with_published(frame: pd.DataFrame, results: Sequence[RunResult]) -> pd.DataFrame:
-    """The table with, below the rows of each recipe that carries one, the published row, marked "(paper)"."""
+def _with_published(frame: pd.DataFrame, results: Sequence[Result]) -> pd.DataFrame:
+    """The table with, below the rows of each recipe that has one, the published row, marked "(paper)"."""
     published = {r.record["identity"]["recipe"]: r.record["paper"] for r in results if r.record.get("paper")}
     if not published:
         return frame
@@ -91,59 +120,72 @@ def _with_published(frame: pd.DataFrame, results: Sequence[RunResult]) -> pd.Dat
     return pd.DataFrame(parts, columns=frame.columns)
 
 
-_THREE_DIGITS = ("nll", "p_value", *(name for name in GEOMETRY if name != "effective_rank_text"))
-
-
-def text(value: Any, column: str = "") -> str:
-    """A cell as people read it."""
+def text(value: Any, column: Column) -> str:
+    """A cell as text, "-" for a missing value."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "-"
-    if column in ("pretrain_pairs", SAMPLES, "trainable_parameters", "n"):
+    if column.thousands:
         return f"{int(value):,}"
     if isinstance(value, (float, np.floating)):
-        if column == "difference":
-            return f"{value:+.1f}"
-        return f"{value:.3f}" if column.startswith(_THREE_DIGITS) else f"{value:.1f}"
+        return f"{value:{'+' if column.sign else ''}.{column.digits}f}"
     return str(value)
 
 
-def cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as text, with `mean ± std` in one cell where both are there."""
+def cells(frame: pd.DataFrame, columns: Columns | None = None) -> pd.DataFrame:
+    """The table as text, with `mean ± std` in one cell where both exist.
+
+    Args:
+        frame: a table.
+        columns: by name, as `columns_of` gives them; None for those of the registered evaluators.
+    """
+    columns = table_columns(registered_columns()) if columns is None else columns
     shown = {}
-    for column in frame.columns:
-        if str(column).endswith("_std") and str(column)[:-4] in frame.columns:
+    for name in map(str, frame.columns):
+        if name.endswith("_std") and name[:-4] in frame.columns:
             continue
-        values = [text(value, str(column)) for value in frame[column]]
-        if f"{column}_std" in frame.columns:
-            spread = [text(value) for value in frame[f"{column}_std"]]
+        column = columns.get(name, Column(name))
+        values = [text(value, column) for value in frame[name]]
+        if f"{name}_std" in frame.columns:
+            spread = [text(value, column) for value in frame[f"{name}_std"]]
             values = [v if s == "-" else f"{v} ± {s}" for v, s in zip(values, spread, strict=True)]
-        shown[column] = values
+        shown[name] = values
     return pd.DataFrame(shown)
 
 
-def select(frame: pd.DataFrame, columns: Sequence[str] | None, sort: str | None = None) -> pd.DataFrame:
-    """The columns asked for (with their deviations), sorted from best to worst by one of them.
+def select(
+    frame: pd.DataFrame, names: Sequence[str] | None, sort: str | None = None, columns: Columns | None = None
+) -> pd.DataFrame:
+    """The named columns (with their deviations), sorted from best to worst by one of them.
+
+    Args:
+        frame: a table.
+        names: of the columns to keep; None for all.
+        sort: the column to sort by; None keeps the order.
+        columns: by name, as `columns_of` gives them; None for those of the registered evaluators.
 
     Raises:
-        InputError: a column that the table has not.
+        InputError: a column that the table does not have.
     """
-    for column in [*(columns or []), *([sort] if sort else [])]:
-        if column not in frame.columns:
+    for name in [*(names or []), *([sort] if sort else [])]:
+        if name not in frame.columns:
             raise InputError(
-                f"unknown table column {column!r}.{did_you_mean(column, map(str, frame.columns))} "
+                f"unknown table column {name!r}.{did_you_mean(name, map(str, frame.columns))} "
                 f"Available: {', '.join(map(str, frame.columns))}"
             )
     if sort:
-        frame = frame.sort_values(sort, ascending=sort in SMALL_IS_GOOD, kind="stable")
-    if columns:
-        wanted = [name for column in columns for name in (column, f"{column}_std") if name in frame.columns]
-        frame = frame[wanted]
+        columns = table_columns(registered_columns()) if columns is None else columns
+        smallest_first = columns.get(sort, Column(sort)).smaller_is_better
+        frame = frame.sort_values(sort, ascending=smallest_first, kind="stable")
+    if names:
+        kept = [column for name in names for column in (name, f"{name}_std") if column in frame.columns]
+        frame = frame[kept]
     return frame.reset_index(drop=True)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    shown = cells(frame)
-    numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in shown.columns]
+def markdown(frame: pd.DataFrame, columns: Columns | None = None) -> str:
+    """A Markdown table; `columns` as for `cells`."""
+    shown = cells(frame, columns)
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in shown.columns]
     escaped = [[str(value).replace("|", "\\|") for value in row] for row in [list(shown.columns), *shown.to_numpy()]]
     widths = [max(len(row[i]) for row in escaped) for i in range(len(shown.columns))]
     lines = [
@@ -159,12 +201,12 @@ _LATEX = str.maketrans(
 )
 
 
-def latex(frame: pd.DataFrame) -> str:
-    """A booktabs table."""
-    shown = cells(frame)
-    alignment = "".join("r" if pd.api.types.is_numeric_dtype(frame[column]) else "l" for column in shown.columns)
+def latex(frame: pd.DataFrame, columns: Columns | None = None) -> str:
+    """A booktabs table; `columns` as for `cells`."""
+    shown = cells(frame, columns)
+    alignment = "".join("r" if pd.api.types.is_numeric_dtype(frame[name]) else "l" for name in shown.columns)
     body = [" & ".join(str(value).translate(_LATEX) for value in row) + r" \\" for row in shown.to_numpy()]
-    head = " & ".join(str(column).translate(_LATEX) for column in shown.columns) + r" \\"
+    head = " & ".join(str(name).translate(_LATEX) for name in shown.columns) + r" \\"
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{alignment}}}",
@@ -179,28 +221,28 @@ def latex(frame: pd.DataFrame) -> str:
     )
 
 
-FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {
+FORMATS: dict[str, Callable[[pd.DataFrame, Columns | None], str]] = {
     "md": markdown,
     "tex": latex,
-    "csv": lambda frame: frame.to_csv(index=False),
+    "csv": lambda frame, _columns: frame.to_csv(index=False),
 }
 _ALIASES = {"markdown": "md", "latex": "tex"}
 
 
-def format_table(frame: pd.DataFrame, style: str) -> str:
-    """The table as text in one of the styles markdown, latex, csv."""
+def format_table(frame: pd.DataFrame, style: str, columns: Columns | None = None) -> str:
+    """The table as text in one of the styles markdown, latex, csv; `columns` as for `cells`."""
     short = _ALIASES.get(style, style)
     if short == "parquet":
-        raise InputError("`format` parquet is no text: write it with --out FILE.parquet")
+        raise InputError("`format` parquet is not text: write it with --out FILE.parquet")
     if short not in FORMATS:
         raise InputError(
             f"`format` must be {one_of([*_ALIASES, *FORMATS])}, or parquet with --out FILE.parquet, got {style!r}"
         )
-    return FORMATS[short](frame)
+    return FORMATS[short](frame, columns)
 
 
-def save_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write the table; the suffix says how: .md, .tex, .csv or .parquet (which needs pyarrow)."""
+def save_table(frame: pd.DataFrame, path: Path, columns: Columns | None = None) -> None:
+    """Write the table in the format of the suffix: .md, .tex, .csv or .parquet (which needs pyarrow)."""
     suffix = path.suffix.lstrip(".")
     if suffix == "parquet":
         try:
@@ -208,5 +250,5 @@ def save_table(frame: pd.DataFrame, path: Path) -> None:
         except ImportError as error:
             raise InputError("Parquet files need pyarrow: pip install 'imbalance_vlm[parquet]'") from error
         return
-    content = format_table(frame, suffix)
+    content = format_table(frame, suffix, columns)
     write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))

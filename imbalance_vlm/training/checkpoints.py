@@ -1,4 +1,4 @@
-"""Checkpoints of a run under way, and the trained weights it leaves."""
+"""Checkpoints of unfinished trainings, and files of trained weights."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from imbalance_vlm.encoders.base import check_base
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
 from imbalance_vlm.progress import note
-from imbalance_vlm.training.devices import current, load_whole, whole
+from imbalance_vlm.training.distributed.processes import process_group
+from imbalance_vlm.training.distributed.sharding import full_state, load_module_state
 
 State = dict[str, Any]
+WEIGHTS_FILE = "head.safetensors"
+"""The trained weights in the folder of a run."""
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write a training state in one step: a kill, or a disk that is full, leaves the old file or the new one.
+    """Write a training state atomically: after a kill, or on a full disk, the file is the old one or the new one.
 
     Raises:
-        InputError: what cannot be written, and why.
+        InputError: the file cannot be written.
     """
     with _write_errors(path):
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_checkpoint(path: Path) -> State | None:
-    """The training state at `path`, or None when there is none that can be read (training then starts anew).
+    """The training state at `path`, or None where there is none that can be read (training then starts over).
 
     Only tensors and plain values are unpickled.
     """
@@ -42,24 +45,24 @@ def load_checkpoint(path: Path) -> State | None:
         return None
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file, all with one meaning
-        note(f"checkpoint {path} cannot be read ({type(error).__name__}); training starts anew")
+    except Exception as error:  # torch raises many types for a damaged file
+        note(f"checkpoint {path} cannot be read ({type(error).__name__}); training starts over")
         return None
     return state
 
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
-    """The module's state as safetensors, with `metadata` in its header.
+    """Write a module's state as safetensors, with `metadata` in its header.
 
-    The metadata are one JSON text: safetensors writes several entries in an order that changes from file to file. Of
-    several processes all must call this, and process 0 writes.
+    The metadata are written as one JSON text, since safetensors writes several entries in an order that varies. All
+    processes must call this; process 0 writes.
 
     Raises:
-        InputError: what cannot be written, and why.
+        InputError: the file cannot be written.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in whole(module.state_dict()).items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in full_state(module.state_dict()).items()}
     header = {"imbalance_vlm": json.dumps(metadata, sort_keys=True)}
-    if current().main:
+    if process_group().is_main:
         with _write_errors(path):
             write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
 
@@ -70,7 +73,7 @@ def load_weights(path: Path, module: nn.Module, base: str | None = None) -> None
     Args:
         path: the file.
         module: like the one that was saved.
-        base: fingerprint of the encoder that the module is used with; None where there is none to compare with.
+        base: fingerprint of the encoder that the module is used with; None to skip the comparison.
 
     Raises:
         InputError: no such file, weights of a module of another shape, or weights that were trained on another base
@@ -81,37 +84,41 @@ def load_weights(path: Path, module: nn.Module, base: str | None = None) -> None
     if base is not None:
         check_trained_on(path, base)
     try:
-        load_whole(module, load_file(path))
+        load_module_state(module, load_file(path))
     except RuntimeError as error:
         raise InputError(f"{path} holds weights of another head: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_trained_on(path: Path, base: str) -> None:
-    """Refuse a weight file whose header names another base model than `base`; one that names none may be any.
+    """Refuse a weight file whose header names another base model than `base`; older files name none.
 
     Raises:
         InputError: with both fingerprints.
     """
-    if not path.is_file():
-        return
+    trained_on = _metadata(path).get("base") if path.is_file() else None
+    if trained_on:
+        check_base(path, trained_on, base)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata that `save_weights` wrote into a file's header."""
     try:
         with safe_open(path, framework="pt") as file:
-            entries = json.loads((file.metadata() or {}).get("imbalance_vlm", "{}"))
+            metadata: dict[str, str] = json.loads((file.metadata() or {}).get("imbalance_vlm", "{}"))
     except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file or a damaged one: {error}") from error
-    if entries.get("base"):
-        check_base(path, entries["base"], base)
+        raise InputError(f"{path} is not a safetensors file, or it is damaged: {error}") from error
+    return metadata
 
 
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
-    """A full disk as torch and safetensors report it: with errors of their own in place of the system's."""
+    """Report a full disk, for which torch and safetensors raise their own errors in place of the system's."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())
-        of_writing = isinstance(error, SafetensorError) or "PytorchStreamWriter" in text or "unexpected pos" in text
-        if not of_writing:
+        is_write_error = isinstance(error, SafetensorError) or "PytorchStreamWriter" in text or "unexpected pos" in text
+        if not is_write_error:
             raise
         free = shutil.disk_usage(path.parent).free
         raise InputError(

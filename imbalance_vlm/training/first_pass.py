@@ -1,59 +1,73 @@
-"""A first training that a gradient transform learns from: its head behind each epoch, kept in files."""
+"""A first training that a gradient transform learns from: the trained parameters after each epoch, in files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imbalance_vlm.balancing.gradients.base import Gradient, Snapshot
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.balancing.samplers.base import Sampler
+from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
-from imbalance_vlm.training.devices import current
+from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.loop import train
+from imbalance_vlm.training.schedules import Schedule
+from imbalance_vlm.training.settings import TrainingSettings
 
 FOLDER = "first_pass"
 
+MakeTraining = Callable[[Objective], tuple[Source, Sampler, torch.optim.Optimizer, Schedule]]
+"""What a run trains an objective with."""
 
-def first_pass(objective: Objective, epochs: int, folder: Path, make: Any, settings: dict[str, Any]) -> list[Snapshot]:
-    """Train the objective, with its plain gradient, for the first `epochs` of the run's own plan; then put it back.
+
+def first_pass(
+    objective: Objective, epochs: int, folder: Path, make: MakeTraining, settings: TrainingSettings
+) -> list[Snapshot]:
+    """Train the objective with its plain gradient for the first epochs of the run's own plan, then restore it.
 
     Args:
-        objective: in the end as it was.
-        epochs: to keep.
-        folder: of the run; `folder/first_pass` takes a file for each epoch, which another run may reuse.
-        make: an objective to (source, sampler, optimizer, schedule), as the run itself has them.
+        objective: unchanged at the end.
+        epochs: number of epochs to train and to keep.
+        folder: of the run; `folder/first_pass` takes one file per epoch, which another run may reuse.
+        make: the run's own source, sampler, optimizer and schedule.
         settings: of the training loop.
 
     Returns:
-        The trained parameters by name behind each epoch.
+        The trained parameters by name, after each epoch.
+
+    Raises:
+        InputError: more epochs than the run trains for.
     """
-    if epochs > settings["epochs"]:
+    if epochs > settings.epochs:
         raise InputError(
-            f"`balancing.gradient` keeps the first {epochs} epochs of a training of {settings['epochs']}; "
+            f"`balancing.gradient` keeps the first {epochs} epochs of a training of {settings.epochs}; "
             "set training.epochs to at least as many, or keep fewer"
         )
-    place = folder / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
-    before = {key: value.detach().clone() for key, value in objective.state_dict().items()}
+    snapshots = folder / FOLDER
+    snapshots.mkdir(parents=True, exist_ok=True)
+    start = {key: value.detach().clone() for key, value in objective.state_dict().items()}
     transform, objective.gradient = objective.gradient, Gradient()
 
     def keep(epoch: int) -> dict[str, float]:
-        state = trained(objective)
-        write_atomically(place / f"epoch_{epoch:03d}.safetensors", lambda path: save_file(state, path))
+        parameters = trained_parameters(objective)
+        write_atomically(snapshots / f"epoch_{epoch:03d}.safetensors", lambda path: save_file(parameters, path))
         return {}
 
-    if current().same(len(snapshot_files(folder)) < epochs):
+    if process_group().broadcast(len(snapshot_files(folder)) < epochs):
         source, sampler, optimizer, schedule = make(objective)
-        train(objective, source, sampler, optimizer, schedule, place, keep, epochs, **settings)
-        (place / "checkpoint.pt").unlink(missing_ok=True)
+        train(objective, source, sampler, optimizer, schedule, snapshots, keep, epochs, settings=settings)
+        (snapshots / "checkpoint.pt").unlink(missing_ok=True)
     objective.gradient = transform
-    objective.load_state_dict(before)
-    kept: list[Snapshot] = current().same([load_file(path) for path in snapshot_files(folder)[:epochs]])
-    return kept
+    objective.load_state_dict(start)
+    files = snapshot_files(folder)[:epochs]
+    loaded: list[Snapshot] = process_group().broadcast([load_file(path) for path in files])
+    return loaded
 
 
 def snapshot_files(folder: Path) -> list[Path]:
@@ -61,7 +75,7 @@ def snapshot_files(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER).glob("epoch_*.safetensors"))
 
 
-def trained(objective: Objective) -> dict[str, Tensor]:
-    """The trained parameters of the head, by name, on the CPU."""
-    named = objective.head.named_parameters()
-    return {name: value.detach().cpu().clone() for name, value in named if value.requires_grad}
+def trained_parameters(objective: Objective) -> dict[str, Tensor]:
+    """Copies of the head's trained parameters on the CPU, by name."""
+    parameters = objective.head.named_parameters()
+    return {name: value.detach().cpu().clone() for name, value in parameters if value.requires_grad}

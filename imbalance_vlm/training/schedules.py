@@ -1,123 +1,111 @@
-"""timm's learning-rate schedules, stepped by update: the rate is a function of the step, so resuming needs no state."""
+"""Learning-rate schedules: the rate is a pure function of the step, so that a resumed run needs no state for it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch.optim import Optimizer
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from imbalance_vlm.components.ranges import NonNegative, Positive
+from imbalance_vlm.components.settings import SettingGroup
 
-if TYPE_CHECKING:  # timm is a slow import, which checking a recipe can do without
-    from timm.scheduler.scheduler import Scheduler
+Schedule = Callable[[int, float], float]
+"""(step, counted from 0 over the whole training; peak rate) -> rate of this step."""
 
 
-def cosine(
-    optimizer: Optimizer,
-    epochs: int,
-    steps_per_epoch: int,
-    *,
-    warmup_epochs: NonNegative = 0.0,
-    warmup_lr: NonNegative = 1e-5,
-    lr_min: NonNegative = 0.0,
-) -> Scheduler:
-    """Half a cosine from the peak to `lr_min` over all steps.
+@dataclass(frozen=True, kw_only=True)
+class WarmUp(SettingGroup):
+    """The beginning of a training, in place of the first steps of its schedule.
 
     Args:
-        optimizer: whose rate is set.
-        epochs: length of training.
-        steps_per_epoch: updates to an epoch.
-        warmup_epochs: linear warm-up before it, part of the epochs.
-        warmup_lr: where the warm-up starts.
-        lr_min: where the cosine ends.
+        warmup_epochs: length; may be a fraction of an epoch, and 0 for none.
+        warmup_lr: rate of the first step.
     """
-    from timm.scheduler import CosineLRScheduler
 
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=epochs * steps_per_epoch,
-        lr_min=lr_min,
-        warmup_t=round(warmup_epochs * steps_per_epoch),
-        warmup_lr_init=warmup_lr,
-        t_in_epochs=False,
-    )
+    warmup_epochs: NonNegative = 0.0
+    warmup_lr: NonNegative = 1e-5
+
+    def steps(self, steps_per_epoch: int) -> int:
+        return round(self.warmup_epochs * steps_per_epoch)
+
+    def linear(self, schedule: Schedule, steps_per_epoch: int) -> Schedule:
+        """The schedule after a rate that rises from `warmup_lr` towards the peak."""
+        steps = self.steps(steps_per_epoch)
+
+        def rate(step: int, peak: float) -> float:
+            if step < steps:
+                return self.warmup_lr + step * ((peak - self.warmup_lr) / steps)
+            return schedule(step, peak)
+
+        return rate
+
+    def constant(self, schedule: Schedule, steps_per_epoch: int) -> Schedule:
+        """The schedule after a constant rate of `warmup_lr`."""
+        steps = self.steps(steps_per_epoch)
+        return lambda step, peak: self.warmup_lr if step < steps else schedule(step, peak)
 
 
-def held_cosine(
-    optimizer: Optimizer,
-    epochs: int,
-    steps_per_epoch: int,
-    *,
-    warmup_epochs: NonNegative = 1.0,
-    warmup_lr: NonNegative = 1e-5,
-    lr_min: NonNegative = 0.0,
-) -> Scheduler:
-    """`cosine` whose warm-up stays at `warmup_lr`, as that of the prompt papers does.
+def cosine(epochs: int, steps_per_epoch: int, *, warm_up: WarmUp = WarmUp(), lr_min: NonNegative = 0.0) -> Schedule:
+    """Half a cosine from the peak to `lr_min` over all steps; the warm-up covers its beginning.
 
     Args:
-        optimizer: whose rate is set.
-        epochs: length of training.
-        steps_per_epoch: updates to an epoch.
-        warmup_epochs: how long the rate is held, part of the epochs.
-        warmup_lr: the rate that is held.
-        lr_min: where the cosine ends.
+        epochs: length of the training.
+        steps_per_epoch: steps of the optimizer per epoch.
+        warm_up: linear.
+        lr_min: rate at the end.
     """
-    made = cosine(optimizer, epochs, steps_per_epoch, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, lr_min=lr_min)
-    made.warmup_steps = [0.0 for _ in made.base_values]  # what each update adds to it
-    return made
+    return warm_up.linear(_half_cosine(epochs * steps_per_epoch, lr_min), steps_per_epoch)
+
+
+def cosine_constant_warmup(
+    epochs: int, steps_per_epoch: int, *, warm_up: WarmUp = WarmUp(warmup_epochs=1.0), lr_min: NonNegative = 0.0
+) -> Schedule:
+    """`cosine` after a warm-up at one low rate, as in the prompt papers.
+
+    Args:
+        epochs: length of the training.
+        steps_per_epoch: steps of the optimizer per epoch.
+        warm_up: constant.
+        lr_min: rate at the end.
+    """
+    return warm_up.constant(_half_cosine(epochs * steps_per_epoch, lr_min), steps_per_epoch)
 
 
 def multistep(
-    optimizer: Optimizer,
     epochs: int,
     steps_per_epoch: int,
     *,
     milestones: list[int],
     factor: Positive = 0.1,
-    warmup_epochs: NonNegative = 0.0,
-    warmup_lr: NonNegative = 1e-5,
-) -> Scheduler:
-    """The rate is multiplied by `factor` at each epoch of `milestones`.
+    warm_up: WarmUp = WarmUp(),
+) -> Schedule:
+    """The rate is multiplied by `factor` at the beginning of each epoch in `milestones`.
 
     Args:
-        optimizer: whose rate is set.
-        epochs: length of training.
-        steps_per_epoch: updates to an epoch.
-        milestones: epochs, counted from 0, at whose beginning the rate drops.
+        epochs: length of the training.
+        steps_per_epoch: steps of the optimizer per epoch.
+        milestones: epochs, counted from 0.
         factor: of each drop.
-        warmup_epochs: linear warm-up, part of the epochs.
-        warmup_lr: where the warm-up starts.
+        warm_up: linear.
     """
-    from timm.scheduler import MultiStepLRScheduler
 
-    return MultiStepLRScheduler(
-        optimizer,
-        decay_t=[epoch * steps_per_epoch + 1 for epoch in sorted(milestones)],  # timm drops one step early
-        decay_rate=factor,
-        warmup_prefix=False,
-        warmup_t=round(warmup_epochs * steps_per_epoch),
-        warmup_lr_init=warmup_lr,
-        t_in_epochs=False,
-    )
+    def rate(step: int, peak: float) -> float:
+        drops = sum(step >= epoch * steps_per_epoch for epoch in milestones)
+        return peak * factor**drops
+
+    return warm_up.linear(rate, steps_per_epoch)
 
 
-def constant(
-    optimizer: Optimizer,
-    epochs: int,
-    steps_per_epoch: int,
-    *,
-    warmup_epochs: NonNegative = 0.0,
-    warmup_lr: NonNegative = 1e-5,
-) -> Scheduler:
+def constant(epochs: int, steps_per_epoch: int, *, warm_up: WarmUp = WarmUp()) -> Schedule:
     """The rate stays at its peak.
 
     Args:
-        optimizer: whose rate is set.
-        epochs: length of training.
-        steps_per_epoch: updates to an epoch.
-        warmup_epochs: linear warm-up before it.
-        warmup_lr: where the warm-up starts.
+        epochs: length of the training.
+        steps_per_epoch: steps of the optimizer per epoch.
+        warm_up: linear.
     """
-    return multistep(
-        optimizer, epochs, steps_per_epoch, milestones=[], warmup_epochs=warmup_epochs, warmup_lr=warmup_lr
-    )
+    return warm_up.linear(lambda step, peak: peak, steps_per_epoch)
+
+
+def _half_cosine(steps: int, lr_min: float) -> Schedule:
+    return lambda step, peak: lr_min + 0.5 * (peak - lr_min) * (1 + math.cos(math.pi * step / steps))

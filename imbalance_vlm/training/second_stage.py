@@ -1,4 +1,4 @@
-"""What comes after a head's own training: the second stage and the post-hoc correction, fitted on its embeddings."""
+"""Fits what corrects a trained head: its second stage, on its embeddings, and its post-hoc correction."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.balancing.corrected import Corrected
+from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.objective import Objective
-from imbalance_vlm.balancing.second_stages.base import Stage
-from imbalance_vlm.components import catalogue
+from imbalance_vlm.balancing.second_stages.base import MakeSampler, Stage, StageTraining, batches_in_order
 from imbalance_vlm.encoders.sources import FeatureSource, Source, evaluation_rows
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
+from imbalance_vlm.training.settings import TrainingSettings
 
 WEIGHT_DECAY = 5e-4
 
 
 @torch.no_grad()
 def embedded(head: Head, source: Source, device: torch.device, batch_size: int = 1024) -> FeatureSource:
-    """What a head makes of a split, every view of it, in memory."""
+    """A head's embeddings of a split, of each view, in memory."""
     head.eval()
     rows = evaluation_rows(source, batch_size)
     views = [
@@ -37,40 +37,42 @@ def embedded(head: Head, source: Source, device: torch.device, batch_size: int =
 
 
 def correct(
-    model: Corrected,
+    model: CorrectedClassifier,
     train_source: Callable[[], Source],
     validation_source: Source | None,
     test_views: Callable[[], Source],
-    tail: LongTail,
+    long_tail: LongTail,
     seed: int,
     folder: Path,
 ) -> dict[str, float]:
-    """Fit a model's second stage and post-hoc correction, in place, and say what was chosen on the validation set.
+    """Fit a model's second stage and post-hoc correction, in place.
 
     Args:
         model: a trained head with blank corrections.
-        train_source, validation_source, test_views: the features of the splits; of the test images, two random views.
-        tail: the training counts.
+        train_source: gives the features of the training set.
+        validation_source: features of the validation set; None where there is none.
+        test_views: gives the features of the test images, two random views of each.
+        long_tail: the training counts.
         seed: of the run.
-        folder: takes the checkpoints of what is trained.
+        folder: takes the checkpoints of the second stage.
 
     Returns:
-        The chosen values, by key path below `balancing` ("second_stage.tau").
+        What was chosen on the validation set, by key path below `balancing` ("second_stage.tau").
     """
     head = model.head
     chosen: dict[str, float] = {}
     device = next(head.parameters(), head.classifier()[0]).device
     validation = None if validation_source is None else embedded(head, validation_source, device)
-    torch.manual_seed(seed)  # what follows starts the same, however training came to its end
+    torch.manual_seed(seed)  # so that the corrections do not depend on whether training was resumed
     if model.second_stage is not None:
         embeddings = embedded(head, train_source(), device)
         stage = Stage(
             head.requires_grad_(False),
             embeddings,
             validation,
-            tail,
+            long_tail,
             partial(_train_classifier, source=embeddings, seed=seed, folder=folder),
-            lambda: _views(embedded(head, test_views(), device)),
+            lambda: _two_views(embedded(head, test_views(), device)),
         )
         chosen |= {f"second_stage.{key}": value for key, value in model.second_stage.fit(stage).items()}
     model.eval()
@@ -81,15 +83,13 @@ def correct(
 
 
 @torch.no_grad()
-def _logits(model: Corrected, validation: FeatureSource) -> tuple[Tensor, Tensor]:
-    """(N, C) logits before the correction, and (N,) labels."""
-    rows = torch.arange(len(validation)).split(1024)
-    logits = torch.cat([model.logits(embeddings) for embeddings, _ in validation.batches(rows)])
-    return logits, validation.labels
+def _logits(model: CorrectedClassifier, validation: FeatureSource) -> tuple[Tensor, Tensor]:
+    """(N, C) logits before the post-hoc correction, and (N,) labels."""
+    return torch.cat([model.logits(embeddings) for embeddings, _ in batches_in_order(validation)]), validation.labels
 
 
-class _AsHead(Head):
-    """A module on embeddings in the place of a head, as the training loop wants one."""
+class _ClassifierHead(Head):
+    """A module from embeddings to logits as a head, which the training loop takes."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -106,26 +106,25 @@ class _AsHead(Head):
 def _train_classifier(
     module: nn.Module,
     criterion: Loss,
-    sampler: str,
+    make_sampler: MakeSampler,
+    training: StageTraining,
     *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
     source: Source,
     seed: int,
     folder: Path,
 ) -> None:
-    """SGD with momentum .9, weight decay 5e-4 on matrices, and a rate that falls to 0 along a cosine."""
-    objective = Objective(_AsHead(module), criterion).to(source.labels.device)
+    """Train with SGD, momentum .9, weight decay 5e-4 on matrices, and a cosine schedule that ends at 0."""
+    objective = Objective(_ClassifierHead(module), criterion).to(source.labels.device)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = sgd(parameters, lr=lr, momentum=0.9, weight_decay=WEIGHT_DECAY)
-    schedule = cosine(optimizer, epochs, steps_per_epoch(source, batch_size))
-    order = catalogue.SAMPLERS.get(sampler).load()(source.labels.cpu(), seed)
+    optimizer = sgd(parameters, lr=training.lr, momentum=0.9, weight_decay=WEIGHT_DECAY)
+    schedule = cosine(training.epochs, steps_per_epoch(source, training.batch_size))
+    sampler = make_sampler(source.labels.cpu(), seed)
+    settings = TrainingSettings(epochs=training.epochs, batch_size=training.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
-    train(objective, source, order, optimizer, schedule, folder, epochs=epochs, batch_size=batch_size)
+    train(objective, source, sampler, optimizer, schedule, folder, settings=settings)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def _views(source: FeatureSource) -> tuple[Tensor, Tensor]:
+def _two_views(source: FeatureSource) -> tuple[Tensor, Tensor]:
     first, second = (torch.as_tensor(view, device=source.device) for view in source.views)
     return first, second

@@ -1,4 +1,4 @@
-"""What every way of tuning says: what the head is, what it reads, and what of it is trained."""
+"""Interface of a tuning method: what the head of a run is, what it reads, and which of its parameters are trained."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient
-from imbalance_vlm.balancing.regularizers.base import Regularizer
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.balancing.regularizers.base import Regularizer, RunText
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.heads.base import Head
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a way of tuning may build on.
+class TuningContext:
+    """The parts of a run that a tuning builds on.
 
     Args:
         encoder: frozen, shared by the runs of a study, on its device.
         kind: the image features that the recipe's head reads; see `imbalance_vlm.encoders.base.KINDS`.
-        class_names: (C,) names.
-        novel_names: names of classes that are tested and never trained; empty without any.
-        templates: sentences with one `{}`.
-        device: of the encoder.
-        epochs: of the training.
-        seed: of the run.
+        class_names: (C,) names of the trained classes.
+        novel_names: names of classes that are tested but not trained; empty if there are none.
+        templates: sentences with one `{}` each.
+        device: device of the encoder.
+        epochs: number of epochs of the training.
+        seed: seed of the run.
         flips: whether a mirrored image still shows its class.
+        text_features: (class names, templates) to (M, d) unit text features of the untouched text tower, which the runs
+            of a study share: do not change them in place.
     """
 
     encoder: Encoder
@@ -43,52 +45,60 @@ class Task:
     epochs: int
     seed: int
     flips: bool
+    text_features: Callable[[Sequence[str], Sequence[str]], Tensor]
 
 
 class Tuning:
-    """A way of tuning; its settings are keyword-only.
+    """Base class of tunings; the settings of a subclass are keyword-only.
+
+    `head` is the place for all checks: a tuning that cannot be trained must raise there, before any training. Making a
+    tuning and its head encodes no images, and after `close` nothing of it is left on the shared encoder.
 
     Attributes:
         trains: whether there are passes over the training set.
-        reads_pixels: whether the head runs the image tower itself at each step, as it must when that is trained.
+        reads_pixels: whether the head runs the image tower itself at each step, which it must if that is trained.
     """
 
     trains = True
     reads_pixels = False
 
-    def transforms(self, task: Task) -> list[Transform]:
-        """One transform of the training images for each view; epoch e reads view e mod k."""
-        return view_transforms(task.encoder, 0, 1.0, task.flips)
+    def transforms(self, context: TuningContext) -> list[View]:
+        """Transforms of the training images, one per view; epoch e reads view e mod k."""
+        return view_transforms(context.encoder, 0, 1.0, context.flips)
 
-    def head(self, task: Task, plain: Callable[[], Head]) -> Head:
-        """The head of the run: the recipe's own, made by `plain`, or one around or in place of it."""
+    def head(self, context: TuningContext, plain: Callable[[], Head]) -> Head:
+        """The head of the run: the recipe's own, which `plain` makes, or one that wraps or replaces it."""
         return plain()
 
-    def regularizers(self, task: Task) -> list[Regularizer]:
-        """Terms that belong to the method, beside those of the recipe."""
+    def text(self, context: TuningContext, head: Head) -> RunText | None:
+        """The text side of the run for regularizers on learned text; None where no text is learned."""
+        return None
+
+    def regularizers(self, context: TuningContext) -> list[Regularizer]:
+        """Terms that belong to the method, in addition to those of the recipe; called after `head`."""
         return []
 
-    def gradient(self, task: Task) -> Gradient | None:
-        """The method's own gradient transform, where the recipe names none."""
+    def gradient(self, context: TuningContext) -> Gradient | None:
+        """The method's own gradient transform, for a recipe that names none."""
         return None
 
     def parameters(self, head: Head) -> list[nn.Parameter]:
-        """What is trained."""
+        """The trained parameters."""
         return [parameter for parameter in head.parameters() if parameter.requires_grad]
 
     def groups(self, head: Head) -> list[dict[str, Any]]:
-        """What is trained, as an optimizer takes it: groups of `params`, some with an `lr_scale` on their rate."""
+        """The trained parameters as groups for the optimizer: `params`, and `lr_scale` for a factor on their rate."""
         return [{"params": self.parameters(head)}]
 
     def base(self) -> AbstractContextManager[None]:
-        """The untouched tower for as long as this lasts, for features that are asked for once the head is made."""
+        """Within this context manager the encoder is untouched, for features that are needed after the head is made."""
         return nullcontext()
 
     def after_epoch(self, head: Head, epoch: int) -> None:
-        """Called behind each epoch of the run's own training, counted from 1."""
+        """Called after each epoch of the run's own training, counted from 1."""
 
     def finish(self, head: Head) -> None:
-        """Called once, behind the last step of the training and before anything reads its result."""
+        """Called once, after the last step of the training and before its result is read."""
 
     def close(self) -> None:
-        """Leave the shared encoder as it was; called when the run is over, also when it failed."""
+        """Restore the shared encoder; called when the run is over, also when it failed."""

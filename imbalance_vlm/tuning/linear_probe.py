@@ -1,25 +1,21 @@
-"""The head is trained on frozen features."""
+"""Linear probe: the head is trained on frozen features."""
 
 from __future__ import annotations
 
-from imbalance_vlm.components.ranges import Natural, Part
-from imbalance_vlm.data.loading import Transform
-from imbalance_vlm.encoders.features import view_transforms
-from imbalance_vlm.tuning.base import Task, Tuning
+from imbalance_vlm.data.preprocessing import View
+from imbalance_vlm.tuning.base import Tuning, TuningContext
+from imbalance_vlm.tuning.crops import CachedCrops
 
 
 class LinearProbe(Tuning):
-    """Trains the head alone; the towers stay as they are, so their features are computed once.
+    """Trains the head alone; both towers stay frozen, so that features are computed once.
 
     Args:
-        views: 0 trains on the model's own view of each image; k > 0 on k random crops of it (mirrored too, where the
-            dataset's classes survive that), epoch e on crop e mod k. Each view is encoded once.
-        min_scale: smallest share of the image that a crop shows, above 0 and at most 1.
+        crops: views of the training images.
     """
 
-    def __init__(self, *, views: Natural = 0, min_scale: Part = 0.5) -> None:
-        self.views = views
-        self.min_scale = min_scale
+    def __init__(self, *, crops: CachedCrops = CachedCrops(views=0, min_scale=0.5)) -> None:
+        self.crops = crops
 
-    def transforms(self, task: Task) -> list[Transform]:
-        return view_transforms(task.encoder, self.views, self.min_scale, task.flips)
+    def transforms(self, context: TuningContext) -> list[View]:
+        return self.crops.transforms(context)

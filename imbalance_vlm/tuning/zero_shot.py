@@ -1,4 +1,4 @@
-"""Nothing is trained: the class names are the classifier."""
+"""Zero-shot classification: nothing is trained, and the class names are the classifier."""
 
 from __future__ import annotations
 

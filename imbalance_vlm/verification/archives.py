@@ -1,4 +1,4 @@
-"""What a zip or tar archive holds, read without unpacking it, and what unpacking it would do."""
+"""The images in a zip or tar archive, listed without unpacking it, and the dangers of unpacking it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from imbalance_vlm.data.folder import SUFFIXES
+from imbalance_vlm.data.dataset import has_image_name
 from imbalance_vlm.data.lists import leads_out
-from imbalance_vlm.data.table import SPLIT_WORDS
+from imbalance_vlm.data.reader import SPLIT_WORDS
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import bar
-from imbalance_vlm.verification.inspecting import Inspected, Place, inspect_bytes
+from imbalance_vlm.verification.findings import Finding
+from imbalance_vlm.verification.inspection import Inspection, Location, error_text, inspect_bytes
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 RATIO = 100
-"""A member that grows by more is a bomb: images are compressed already, and text grows by ten."""
+"""A member that grows by a larger factor is a bomb: images are compressed already, and text grows by ten."""
 SMALL = 16 << 20
-"""Bytes up to which nothing is a bomb, however much it grows."""
+"""Bytes up to which nothing is a bomb, whatever its factor."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +31,39 @@ class Member:
 
     Args:
         name: its path in the archive.
-        size: its bytes.
-        stamp: changes with its content, as far as the archive's index says.
-        place: where to read it; None where it was inspected while the archive streamed by.
-        inspected: what was found then, or by its entry alone.
+        size: number of bytes.
+        stamp: a number that changes with its content, as far as the archive's index tells.
+        location: where to read it; None where it was inspected while the archive was streamed.
+        inspection: the result of that, or of its entry in the index.
     """
 
     name: str
     size: int
     stamp: int
-    place: Place | None
-    inspected: Inspected | None = None
+    location: Location | None
+    inspection: Inspection | None = None
 
 
 @dataclass
 class Archive:
-    """The images of an archive, findings as (kind, name, detail), and how many other files it has."""
+    """The images of an archive, the findings of listing it, and the number of other files."""
 
     members: list[Member] = field(default_factory=list)
-    findings: list[tuple[str, str, str]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     others: int = 0
     names: set[str] = field(default_factory=set)
 
+    def report(self, kind: str, name: str, detail: str) -> None:
+        self.findings.append(Finding(kind, path=name, detail=detail))
+
     def accept(self, name: str) -> bool:
-        """Whether this name may be unpacked; what is wrong with it is noted."""
+        """Whether a member of this name may be unpacked; problems are reported."""
         if leads_out(name):
-            self.findings.append(("path_traversal", name, "would be written outside of the folder it is unpacked in"))
+            self.report("path_traversal", name, "would be written outside of the folder it is unpacked in")
             return False
         plain = str(PurePosixPath(name))
         if plain in self.names:
-            self.findings.append(("repeated_name", name, "the later one overwrites the earlier when unpacked"))
+            self.report("repeated_name", name, "the later one overwrites the earlier when unpacked")
         self.names.add(plain)
         return True
 
@@ -70,7 +74,7 @@ def is_archive(file: Path) -> bool:
 
 def is_image(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    return has_image_name(path.name) and "__MACOSX" not in path.parts
 
 
 def read_archive(file: Path) -> Archive:
@@ -82,93 +86,93 @@ def read_archive(file: Path) -> Archive:
     try:
         return _read_zip(file) if file.name.lower().endswith(".zip") else _read_tar(file)
     except (zipfile.BadZipFile, tarfile.ReadError, OSError, NotImplementedError) as error:
-        words = " ".join(str(error).split())
-        raise InputError(f"{file} cannot be read as an archive ({words}); copy or download it anew") from error
+        raise InputError(
+            f"{file} cannot be read as an archive ({error_text(error)}); copy or download it again"
+        ) from error
 
 
 def _read_zip(file: Path) -> Archive:
-    found = Archive()
-    stamp = file.stat().st_mtime_ns
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    # Members that share compressed bytes make gigabytes out of kilobytes, whatever the ratio of each.
+    archive = Archive()
+    status = file.stat()
+    with zipfile.ZipFile(file) as opened:
+        entries = opened.infolist()
+    # Members that share compressed bytes make gigabytes out of kilobytes, whatever the factor of each.
     packed = sum(entry.compress_size for entry in entries)
-    if packed > file.stat().st_size:
-        found.findings.append(
-            ("bomb", file.name, f"its members claim {packed:,} packed bytes, the file has {file.stat().st_size:,}")
-        )
+    if packed > status.st_size:
+        archive.report("bomb", file.name, f"its members claim {packed:,} packed bytes, the file has {status.st_size:,}")
     for number, entry in enumerate(entries):
         name = entry.orig_filename
         if entry.is_dir():
-            found.accept(name.rstrip("/") + "/.")
+            archive.accept(name.rstrip("/") + "/.")
             continue
-        if not found.accept(name):
+        if not archive.accept(name):
             continue
         if stat.S_ISLNK(entry.external_attr >> 16):
-            found.findings.append(("link", name, "a symbolic link"))
-            continue
-        if entry.file_size > SMALL and entry.file_size > RATIO * max(entry.compress_size, 1):
-            said = f"{entry.compress_size:,} bytes that unpack to {entry.file_size:,}"
-            found.findings.append(("bomb", name, said))
-            continue
-        if not is_image(name):
-            found.others += 1
-            continue
-        told = Inspected("unreadable", "encrypted") if entry.flag_bits & 1 else None
-        if entry.file_size == 0:
-            told = Inspected("zero_byte")
-        place = Place(str(file), number, entry.file_size, name)
-        found.members.append(Member(name, entry.file_size, stamp ^ entry.CRC, None if told else place, told))
-    return found
+            archive.report("link", name, "a symbolic link")
+        elif entry.file_size > SMALL and entry.file_size > RATIO * max(entry.compress_size, 1):
+            archive.report("bomb", name, f"{entry.compress_size:,} bytes that unpack to {entry.file_size:,}")
+        elif not is_image(name):
+            archive.others += 1
+        else:
+            result = Inspection("unreadable", "encrypted") if entry.flag_bits & 1 else None
+            if entry.file_size == 0:
+                result = Inspection("zero_byte")
+            location = None if result else Location(str(file), number, entry.file_size, name)
+            archive.members.append(Member(name, entry.file_size, status.st_mtime_ns ^ entry.CRC, location, result))
+    return archive
 
 
 def _read_tar(file: Path) -> Archive:
-    """Images of a plain tar file are read from their places later; a compressed one streams by once."""
-    found = Archive()
-    status = file.stat()
-    streams = not file.name.lower().endswith(".tar")
+    """Images of a plain tar file are read from their positions later; a compressed one is streamed once."""
+    archive = Archive()
+    packed_size = file.stat().st_size
+    streamed = not file.name.lower().endswith(".tar")
     total = 0
     try:
         with (
-            tarfile.open(file, "r|*" if streams else "r:") as archive,
+            tarfile.open(file, "r|*" if streamed else "r:") as opened,
             bar(0, f"list {file.name}", "member") as progress,
         ):
-            for member in archive:
+            for entry in opened:
                 progress.update()
-                total += member.size
-                if streams and total > SMALL and total > RATIO * status.st_size:
-                    said = f"{status.st_size:,} bytes that unpack to {total:,} and more; the rest was not read"
-                    found.findings.append(("bomb", member.name, said))
-                    return found
-                if not found.accept(member.name.rstrip("/") + ("/." if member.isdir() else "")) or member.isdir():
-                    continue
-                if member.issym() or member.islnk():
-                    kind = "symbolic" if member.issym() else "hard"
-                    found.findings.append(("link", member.name, f"a {kind} link to {member.linkname}"))
-                elif not member.isfile():
-                    found.findings.append(("special_file", member.name, "a device or a pipe"))
-                elif not is_image(member.name):
-                    found.others += 1
-                elif streams:
-                    stream = archive.extractfile(member)
-                    told = inspect_bytes(stream.read() if stream else b"")
-                    found.members.append(Member(member.name, member.size, 0, None, told))
-                else:
-                    empty = Inspected("zero_byte") if member.size == 0 else None
-                    place = Place(str(file), member.offset_data, member.size)
-                    one = Member(member.name, member.size, status.st_mtime_ns, None if empty else place, empty)
-                    found.members.append(one)
+                total += entry.size
+                if streamed and total > SMALL and total > RATIO * packed_size:
+                    detail = f"{packed_size:,} bytes that unpack to {total:,} and more; the rest was not read"
+                    archive.report("bomb", entry.name, detail)
+                    return archive
+                _add_tar_entry(archive, file, opened if streamed else None, entry)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if not found.names:
+        if not archive.names:
             raise
-        words = " ".join(str(error).split()) or type(error).__name__
-        last = f"{len(found.names):,} members were read"
-        found.findings.append(("damaged_archive", file.name, f"{words}; {last}, what follows is lost"))
-    return found
+        detail = f"{error_text(error)}; {len(archive.names):,} members were read, what follows is lost"
+        archive.report("damaged_archive", file.name, detail)
+    return archive
+
+
+def _add_tar_entry(archive: Archive, file: Path, stream: tarfile.TarFile | None, entry: tarfile.TarInfo) -> None:
+    """Add one entry of a tar file; `stream` is the open file where an image must be read now."""
+    if not archive.accept(entry.name.rstrip("/") + ("/." if entry.isdir() else "")) or entry.isdir():
+        return
+    if entry.issym() or entry.islnk():
+        kind = "symbolic" if entry.issym() else "hard"
+        archive.report("link", entry.name, f"a {kind} link to {entry.linkname}")
+    elif not entry.isfile():
+        archive.report("special_file", entry.name, "a device or a pipe")
+    elif not is_image(entry.name):
+        archive.others += 1
+    elif stream is not None:
+        content = stream.extractfile(entry)
+        archive.members.append(
+            Member(entry.name, entry.size, 0, None, inspect_bytes(content.read() if content else b""))
+        )
+    else:
+        empty = Inspection("zero_byte") if entry.size == 0 else None
+        location = None if empty else Location(str(file), entry.offset_data, entry.size)
+        archive.members.append(Member(entry.name, entry.size, file.stat().st_mtime_ns, location, empty))
 
 
 def structure(names: list[str]) -> list[tuple[str, str]]:
-    """(split or "", class folder or "") of each path, by the rules of the image folder; a folder around all is passed.
+    """(split or "", class folder or "") of each path, by the rules of `FolderReader`; a folder around all is skipped.
 
     >>> structure(["cats/train/lynx/1.jpg", "cats/test/lynx/2.jpg"])
     [('train', 'lynx'), ('test', 'lynx')]

@@ -1,9 +1,8 @@
-"""What `data verify` and `data show` look at: the data of a recipe, a folder, a table or an archive, as one list."""
+"""The images that `data verify` and `data show` work on: those of a recipe, a folder, a table or an archive."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,22 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_vlm.data.as_listed import as_listed
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.class_names import spoken
-from imbalance_vlm.data.dataset import Dataset, FileImages, Images
-from imbalance_vlm.data.folder import SUFFIXES
-from imbalance_vlm.data.prepare import create_dataset
+from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, Dataset, FileImages, Images
+from imbalance_vlm.data.prepare import list_dataset
+from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.table import TABLE_SUFFIXES
 from imbalance_vlm.data.webdataset import TarImages
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.load import list_recipes, load
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.verification.archives import ENDINGS, is_archive, read_archive, structure
-from imbalance_vlm.verification.inspecting import Inspected, Place
+from imbalance_vlm.verification.findings import Finding
+from imbalance_vlm.verification.inspection import Inspection, Location
 
 WHOLE = "all"
-"""The split of a path whose images nobody has divided."""
+"""The split of images that their source does not divide."""
 ORDER = ("train", WHOLE, "val", "test")
-TABLES = (".csv", ".tsv", ".txt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -35,51 +35,51 @@ class ListedImage:
     """One line of a list, one file of a folder or one member of an archive.
 
     Args:
-        name: as the dataset calls it.
+        name: its name in the dataset.
         split: "train", "val", "test", or "all".
         label: its class, -1 for none.
-        home: names the folder or archive, for what is remembered of it.
-        place: where its bytes lie; None for an image in memory.
-        size: of its bytes, -1 where the file must be asked.
-        stamp: changes with its content.
-        told: what is known without reading it.
-        memory: its split's images and its row there, where it has no place.
+        container: the folder or archive, by which inspections are cached.
+        location: where its bytes lie; None for an image in memory or read from a stream.
+        size: number of bytes, -1 where the file system must be asked.
+        stamp: a number that changes with its content.
+        inspection: the result where it is known without reading the image.
+        memory: the images of its split and its row there, for an image without location.
     """
 
     name: str
     split: str
     label: int
-    home: str = ""
-    place: Place | None = None
+    container: str = ""
+    location: Location | None = None
     size: int = -1
     stamp: int = 0
-    told: Inspected | None = None
+    inspection: Inspection | None = None
     memory: tuple[Images, int] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Images in the order of `ORDER`, and what was found while listing them.
+    """The images of a dataset in the order of `ORDER`, and the findings made while listing them.
 
     Args:
         name: of the dataset.
         source: as the user named it.
         class_names: (C,) names.
-        images: all that are listed, there or not.
-        findings: (kind, name, detail).
+        images: all that are listed, whether or not they exist.
+        findings: problems of the listing.
         notes: sentences for the report.
         roots: the user's folders, in which nothing may be written.
         group_counts: (C,) the counts that make the groups, where they are not those of "train".
         section: the recipe's data section, for a recipe.
-        recipe: the complete recipe, where there is one with an encoder.
-        dataset: as its reader makes it, images that cannot be read among them; None for an archive.
+        recipe: the complete recipe, where one with an encoder is given.
+        dataset: the dataset as listed, with images that may be unreadable; None for an archive.
     """
 
     name: str
     source: str
     class_names: tuple[str, ...]
     images: tuple[ListedImage, ...]
-    findings: tuple[tuple[str, str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     roots: tuple[Path, ...] = ()
     group_counts: NDArray[np.int64] | None = None
@@ -89,30 +89,39 @@ class Collection:
 
     @property
     def splits(self) -> list[str]:
-        there = {image.split for image in self.images}
-        return [split for split in ORDER if split in there]
+        """The splits that have images, in the order of `ORDER`."""
+        present = {image.split for image in self.images}
+        return [split for split in ORDER if split in present]
 
     @property
     def main(self) -> str:
-        """The split whose counts make the tail."""
+        """The split whose counts make the long tail."""
         return self.splits[0]
 
     def counts(self, split: str) -> NDArray[np.int64]:
-        """(C,) images of each class."""
+        """(C,) number of images of each class."""
         labels = [image.label for image in self.images if image.split == split and image.label >= 0]
         return np.bincount(np.array(labels, np.int64), minlength=len(self.class_names))
 
+    def class_name(self, image: ListedImage) -> str:
+        """The name of an image's class, "" for an image without one."""
+        return self.class_names[image.label] if image.label >= 0 else ""
+
+    def finding(self, image: ListedImage, kind: str, other: str = "", detail: str = "") -> Finding:
+        """A finding about one image."""
+        return Finding(kind, image.split, self.class_name(image), image.name, other, detail)
+
 
 def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Collection:
-    """The images of a recipe, a folder, a table or an archive; none of them is opened.
+    """List the images of a recipe, a folder, a table or an archive; none of them is opened.
 
     Args:
-        source: the name, file or mapping of a recipe, of which the `data` section counts; or the path of a folder of
-            class folders, of a table (.csv, .tsv, .txt, .parquet) or of an archive (.zip, .tar, .tar.gz, ...).
+        source: the name, file or mapping of a recipe, whose `data` section is used; or the path of a folder of images,
+            a table (.csv, .tsv, .txt, .parquet) or an archive (.zip, .tar, .tar.gz, ...).
         overrides: `key.path=value` of the recipe; for a folder or a table, settings of its reader.
 
     Raises:
-        InputError: nothing of that name, or nothing that a reader understands.
+        InputError: there is nothing of that name, or no reader for it.
     """
     if isinstance(source, Mapping):
         return _of_recipe(source, overrides, "recipe")
@@ -123,9 +132,9 @@ def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
         if overrides:
             raise InputError(f"an archive has no settings, got {overrides[0]!r}")
         return _of_archive(path, text)
-    if path.is_file() and path.suffix.lower() in TABLES:
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return _of_path(path, text, overrides)
-    if not path.exists() and (path.suffix.lower() in TABLES or is_archive(path)):
+    if not path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_archive(path)):
         raise InputError(f"{text!r}: no such file")
     yaml = path.suffix.lower() in (".yaml", ".yml")
     if not path.exists() and not yaml and os.sep in text and text.removeprefix("recipes/") not in list_recipes():
@@ -134,17 +143,17 @@ def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
         )
     if path.is_file() and not yaml:
         raise InputError(
-            f"{text} must be a recipe (.yaml), a folder of class folders, a table ({', '.join(TABLES)}) or an archive "
-            f"({', '.join(ENDINGS)})"
+            f"{text} must be a recipe (.yaml), a folder of class folders, a table ({', '.join(TABLE_SUFFIXES)}) or an "
+            f"archive ({', '.join(ENDINGS)})"
         )
     return _of_recipe(text, overrides, text)
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------
 def _of_recipe(recipe: str | Mapping[str, Any], overrides: Sequence[str], source: str) -> Collection:
-    loaded = load(recipe, overrides).tree
-    alone = "data" in loaded and not {"encoder", "tuning", "head"} & set(loaded)
-    recipes = [_complete(loaded)] if alone else plan(recipe, overrides).recipes
+    tree = load(recipe, overrides).tree
+    data_only = "data" in tree and not {"encoder", "tuning", "head"} & set(tree)
+    recipes = [_completed(tree)] if data_only else plan(recipe, overrides).recipes
     sections = {str(sorted(one["data"].items(), key=str)) for one in recipes}
     if len(sections) > 1:
         raise InputError(
@@ -152,20 +161,24 @@ def _of_recipe(recipe: str | Mapping[str, Any], overrides: Sequence[str], source
             "in as data.key=value, or by naming a recipe with that section"
         )
     section = recipes[0]["data"]
-    with as_listed():
-        dataset = create_dataset(**section)
+    listing, dataset = list_dataset(section)
+    collection = _of_dataset(source, listing, dataset, section)
+    return replace(collection, section=section, recipe=None if data_only else recipes[0])
+
+
+def _of_dataset(source: str, listing: Listing, dataset: Dataset, section: Mapping[str, Any]) -> Collection:
     images = listed_images(dataset)
-    roots = _roots(section, images)
     return Collection(
         dataset.name,
         source,
         dataset.class_names,
         images,
-        findings=tuple(_empty_folders(roots[0])) if section["name"] == "folder" else (),
-        roots=roots,
+        findings=tuple(
+            Finding("empty_class", path=folder, detail="a class folder without images")
+            for folder in listing.empty_folders
+        ),
+        roots=_roots(section, images),
         group_counts=dataset.group_counts,
-        section=section,
-        recipe=None if alone else recipes[0],
         dataset=dataset,
     )
 
@@ -175,31 +188,39 @@ def _roots(section: Mapping[str, Any], images: Sequence[ListedImage]) -> tuple[P
     named = tuple(Path(str(section[key])).expanduser() for key in ("root", "lists") if section.get(key))
     if named or not section.get("file"):
         return named
-    folders = {os.path.dirname(os.path.abspath(one.place.path)) for one in images if one.place}
+    folders = {os.path.dirname(os.path.abspath(image.location.path)) for image in images if image.location}
     return (Path(os.path.commonpath(folders)),) if folders else ()
 
 
 def listed_images(dataset: Dataset) -> tuple[ListedImage, ...]:
     """The images of a dataset, split by split."""
-    found: list[ListedImage] = []
-    for split in sorted(dataset.splits, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        found += _of_images(dataset.splits[split].images, dataset.splits[split].labels.tolist(), split)
-    return tuple(found)
+    splits = sorted(dataset.splits, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return tuple(
+        image
+        for split in splits
+        for image in _images_of(dataset.splits[split].images, dataset.splits[split].labels.tolist(), split)
+    )
 
 
-def _of_images(images: Images, labels: Sequence[int], split: str) -> list[ListedImage]:
+def _images_of(images: Images, labels: Sequence[int], split: str) -> list[ListedImage]:
     if isinstance(images, FileImages):
-        home, root = str(images.root.resolve()), str(images.root)
+        container, root = str(images.root.resolve()), str(images.root)
         return [
-            ListedImage(path, split, label, home, Place(os.path.join(root, path)))
+            ListedImage(path, split, label, container, Location(os.path.join(root, path)))
             for path, label in zip(images.paths, labels, strict=True)
         ]
     if isinstance(images, TarImages):
         stamps = [shard.stat().st_mtime_ns for shard in images.shards]
-        homes = [str(shard.resolve()) for shard in images.shards]
+        containers = [str(shard.resolve()) for shard in images.shards]
         return [
             ListedImage(
-                name, split, label, homes[shard], Place(homes[shard], start, length), length, stamps[shard] ^ start
+                name,
+                split,
+                label,
+                containers[shard],
+                Location(containers[shard], start, length),
+                length,
+                stamps[shard] ^ start,
             )
             for name, label, (shard, start, length) in zip(images.names, labels, images.places.tolist(), strict=True)
         ]
@@ -208,102 +229,77 @@ def _of_images(images: Images, labels: Sequence[int], split: str) -> list[Listed
 
 # -- paths -----------------------------------------------------------------------------------------------------------
 def _of_path(path: Path, source: str, overrides: Sequence[str]) -> Collection:
-    """A folder or a table through its reader; a set that nobody has divided stays whole."""
-    kind = "table" if path.is_file() else _kind_of(path)
-    section = {"name": kind, "file" if path.is_file() else "root": str(path)}
+    """A folder or a table through its reader; images that the source does not divide stay together."""
     full = [text if text.startswith(("data.", "encoder.", "encoder=")) else f"data.{text}" for text in overrides]
-    recipe = _complete({"data": section}, full)
-    with as_listed(whole=True) as listing:
-        dataset = create_dataset(**recipe["data"])
-    images = listed_images(dataset)
-    notes: list[str] = []
-    if listing.drawn:
-        images = tuple(replace(one, split=WHOLE) for one in images if one.split == "train")
-        dataset = replace(dataset, splits={"train": dataset.splits["train"], "test": dataset.splits["train"]})
-        notes.append("nothing says which images are for testing: all are counted together, as a recipe would find them")
-    if kind == "folder" and (others := _others(path)):
-        notes.append(f"files that are no images by their names are passed over: {_shown(others)}")
-    return Collection(
-        dataset.name,
-        source,
-        dataset.class_names,
-        images,
-        findings=tuple(_empty_folders(path)) if kind == "folder" else (),
-        notes=tuple(notes),
-        roots=_roots(recipe["data"], images),
-        group_counts=None if listing.drawn else dataset.group_counts,
-        recipe=recipe if any(text.startswith("encoder") for text in full) else None,
-        dataset=dataset,
-    )
+    recipe = _completed({"data": section_for(path)}, full)
+    listing, dataset = list_dataset(recipe["data"], whole=True)
+    collection = _of_dataset(source, listing, dataset, recipe["data"])
+    notes = []
+    if listing.undivided:
+        images = tuple(replace(image, split=WHOLE) for image in collection.images if image.split == "train")
+        collection = replace(collection, images=images, group_counts=None)
+        notes.append(
+            "nothing says which images are for testing: all are counted together, but a recipe would set some aside"
+        )
+    if listing.other_files:
+        most_common = sorted(listing.other_files.items(), key=lambda item: -item[1])[:5]
+        shown = ", ".join(f"{count:,} {suffix}" for suffix, count in most_common)
+        notes.append(f"files that are no images by their names are skipped: {shown}")
+    with_encoder = any(text.startswith("encoder") for text in full)
+    return replace(collection, notes=tuple(notes), recipe=recipe if with_encoder else None)
 
 
-def _complete(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe around a data section alone, so that it is checked like any other."""
-    around = {"name": "data", "encoder": {"name": "mini-clip"}, "tuning": "zero_shot", "head": "text"}
-    return plan({**around, **tree}, list(overrides)).recipes[0]
+def section_for(path: Path) -> dict[str, Any]:
+    """The data section that reads a folder or a file, by the reader that recognises it.
+
+    Of several, the one registered last is taken: the catalogue lists the most general reader first.
+
+    Raises:
+        InputError: no reader recognises it.
+    """
+    catalogue.load_plugins()
+    for entry in reversed(list(catalogue.DATASETS)):
+        settings_for = getattr(entry.load(), "settings_for", None)
+        settings = settings_for(path) if settings_for else None
+        if settings is not None:
+            return {"name": entry.name, **settings}
+    raise InputError(f"{path} is of no form that a dataset reader recognises; name it in the data section of a recipe")
 
 
-def _kind_of(folder: Path) -> str:
-    """Which reader a folder is for."""
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        return "hf_disk"
-    shards = [*folder.glob("*.tar"), *folder.glob("train/*.tar"), *folder.glob("test/*.tar")]
-    return "webdataset" if shards else "folder"
-
-
-def _others(root: Path) -> Counter[str]:
-    """How many files of which endings a folder holds that are no images by their names."""
-    found: Counter[str] = Counter()
-    for _, _, names in os.walk(root):
-        found.update(Path(name).suffix.lower() or "none" for name in names if not _by_name(name))
-    return found
-
-
-def _by_name(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-
-
-def _shown(others: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
-
-
-def _empty_folders(root: Path) -> list[tuple[str, str, str]]:
-    """Class folders without an image, which a reader takes for no class at all."""
-    bases = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
-    if not ((root / "train").is_dir() and (root / "test").is_dir()):
-        bases = [root]
-    found = []
-    for base in bases:
-        for entry in sorted(os.scandir(base), key=lambda one: one.name):
-            if not entry.is_dir() or entry.name.startswith("."):
-                continue
-            if not any(_by_name(name) for _, _, names in os.walk(entry.path) for name in names):
-                place = Path(entry.path).relative_to(root).as_posix()
-                found.append(("empty_class", place, "a class folder without images"))
-    return found
+def _completed(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A complete recipe around a data section, so that the section is checked like any other."""
+    other_sections = {"name": "data", "encoder": {"name": "mini-clip"}, "tuning": "zero_shot", "head": "text"}
+    return plan({**other_sections, **tree}, list(overrides)).recipes[0]
 
 
 # -- archives --------------------------------------------------------------------------------------------------------
 def _of_archive(file: Path, source: str) -> Collection:
     archive = read_archive(file)
     if not archive.members:
-        told = "; ".join(f"{kind}: {name} ({said})" for kind, name, said in archive.findings[:3])
+        problems = "; ".join(f"{one.kind}: {one.path} ({one.detail})" for one in archive.findings[:3])
         raise InputError(
-            f"{source} must hold images ({', '.join(sorted(SUFFIXES))}), found none{'; ' * bool(told)}{told}"
+            f"{source} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), and holds none"
+            f"{'; ' * bool(problems)}{problems}"
         )
-    placed = structure([member.name for member in archive.members])
-    classes = sorted({folder for _, folder in placed if folder})
+    places = structure([member.name for member in archive.members])
+    classes = sorted({folder for _, folder in places if folder})
     label_of = {name: label for label, name in enumerate(classes)}
-    loose = [member.name for member, (_, folder) in zip(archive.members, placed, strict=True) if not folder]
-    home = str(file.resolve())
+    container = str(file.resolve())
     images = [
         ListedImage(
-            member.name, split or WHOLE, label_of.get(folder, -1), home, member.place, member.size, member.stamp,
-            member.inspected,
+            member.name,
+            split or WHOLE,
+            label_of.get(folder, -1),
+            container,
+            member.location,
+            member.size,
+            member.stamp,
+            member.inspection,
         )
-        for member, (split, folder) in zip(archive.members, placed, strict=True)
-    ]  # fmt: skip
-    notes = ["the archive was read in place, and not unpacked"]
+        for member, (split, folder) in zip(archive.members, places, strict=True)
+    ]
+    loose = [image.name for image in images if image.label < 0]
+    notes = ["the archive was read in place, without unpacking it"]
     if archive.others:
         notes.append(f"files in it that are no images by their names: {archive.others:,}")
     if not classes:
@@ -314,7 +310,10 @@ def _of_archive(file: Path, source: str) -> Collection:
         file.name.split(".")[0],
         source,
         tuple(spoken(name) for name in classes),
-        tuple(sorted(images, key=lambda one: ORDER.index(one.split))),
-        findings=(*archive.findings, *(("no_class", name, "lies in no class folder") for name in loose)),
+        tuple(sorted(images, key=lambda image: ORDER.index(image.split))),
+        findings=(
+            *archive.findings,
+            *(Finding("no_class", path=name, detail="lies in no class folder") for name in loose),
+        ),
         notes=tuple(notes),
     )

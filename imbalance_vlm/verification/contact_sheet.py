@@ -1,4 +1,4 @@
-"""A contact sheet of the head and the tail of a dataset."""
+"""A contact sheet of the largest and the smallest classes of a dataset."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
+from imbalance_vlm.verification.batch_inspection import load_image
 from imbalance_vlm.verification.collection import Collection, ListedImage, collect
-from imbalance_vlm.verification.verify import load_image
+from imbalance_vlm.verification.report import outside
 
 SIDE = 96
 GAP = 6
@@ -29,41 +30,40 @@ def show(
     images: int = 8,
     out: Path | None = None,
 ) -> Image.Image:
-    """Draw the largest and the smallest classes, a row each, with name and count.
+    """Draw the largest and the smallest classes, one row each, with name and count.
 
     Args:
         source: a recipe, a folder of class folders, a table or an archive; see `collect`.
         overrides: `key.path=value` strings.
-        classes: how many from each end.
-        images: how many of each class, spread evenly over its list.
+        classes: number of largest and of smallest classes.
+        images: number of images of each class, spread evenly over its list.
         out: a PNG file to write.
 
     Raises:
-        InputError: as `collect`; no class at all; `out` inside the user's data.
+        InputError: as `collect`; no classes; `out` lies in the user's data.
     """
-    from imbalance_vlm.verification.report import outside
-
     if classes < 1 or images < 1:
         raise InputError(f"`classes` and `images` must be at least 1, got {classes} and {images}")
     collection = collect(source, overrides)
     if not collection.class_names:
         raise InputError(f"{collection.source} must hold class folders to be shown by class, and has none")
-    place = outside(out, collection.roots, "out") if out is not None else None
+    path = outside(out, collection.roots, "out") if out is not None else None
     sheet = draw(collection, classes, images)
-    if place is not None:
-        write_atomically(place, lambda temporary: sheet.save(temporary, "PNG"))
+    if path is not None:
+        write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))
     return sheet
 
 
 def draw(collection: Collection, classes: int, images: int) -> Image.Image:
-    """The sheet: head classes, a line, tail classes; all of them once where there are few."""
+    """The sheet: head classes, a line, tail classes; where there are few classes, all of them without a line."""
     counts = collection.counts(collection.main)
     order = np.argsort(-counts, kind="stable").tolist()
     head, tail = (order, []) if len(order) <= 2 * classes else (order[:classes], order[-classes:])
     rows_of: dict[int, list[ListedImage]] = {label: [] for label in [*head, *tail]}
-    for one in collection.images:
-        if one.split == collection.main and one.label in rows_of:
-            rows_of[one.label].append(one)
+    main = collection.main
+    for image in collection.images:
+        if image.split == main and image.label in rows_of:
+            rows_of[image.label].append(image)
     step = SIDE + GAP
     divide = GAP if tail else 0
     size = (LABEL + images * step + GAP, (len(head) + len(tail)) * step + GAP + divide)
@@ -75,41 +75,40 @@ def draw(collection: Collection, classes: int, images: int) -> Image.Image:
         if tail and number == len(head):
             pen.line([(0, top - GAP), (size[0], top - GAP)], INK, 1)
         plural = "" if counts[label] == 1 else "s"
-        said = f"{_short(collection.class_names[label], pen, font)}\n{counts[label]:,} image{plural}"
-        pen.multiline_text((GAP, top + SIDE // 2 - FONT), said, INK, font)
-        for column, one in enumerate(_spread(rows_of[label], images)):
-            sheet.paste(thumbnail(one), (LABEL + column * step, top))
+        caption = f"{_shortened(collection.class_names[label], pen, font)}\n{counts[label]:,} image{plural}"
+        pen.multiline_text((GAP, top + SIDE // 2 - FONT), caption, INK, font)
+        for column, image in enumerate(_spread(rows_of[label], images)):
+            sheet.paste(thumbnail(image), (LABEL + column * step, top))
     return sheet
 
 
 def _spread(listed: Sequence[ListedImage], count: int) -> list[ListedImage]:
-    """At most `count` of them, evenly over the list."""
-    kept = min(count, len(listed))
-    return [listed[place * len(listed) // kept] for place in range(kept)]
+    """At most `count` of the images, evenly spread over the list."""
+    count = min(count, len(listed))
+    return [listed[number * len(listed) // count] for number in range(count)]
 
 
-def _short(name: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
+def _shortened(name: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
     """The name, cut to the width of the label."""
     while pen.textlength(name, font) > LABEL - 3 * GAP and len(name) > 1:
         name = f"{name.removesuffix('…')[:-1]}…"
     return name
 
 
-def thumbnail(one: ListedImage) -> Image.Image:
-    """(SIDE, SIDE) with the whole image in it; a box that says so where it cannot be read."""
+def thumbnail(listed: ListedImage) -> Image.Image:
+    """(SIDE, SIDE) with the complete image in it, or a box with a message where it cannot be read."""
     tile = Image.new("RGB", (SIDE, SIDE), PAPER)
     try:
-        if one.told is not None and one.told.problem:
-            raise ValueError(one.told.problem)
-        image = load_image(one)
+        if listed.inspection is not None and listed.inspection.problem:
+            raise ValueError(listed.inspection.problem)
+        image = load_image(listed)
         scale = SIDE / max(image.size)
-        fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-        shown = image.convert("RGBA").resize(fitted, smooth)
-        tile.paste(shown, ((SIDE - fitted[0]) // 2, (SIDE - fitted[1]) // 2), shown)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+        scaled = image.convert("RGBA").resize(size, resampling)
+        tile.paste(scaled, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2), scaled)
     except Exception:  # decoders raise a dozen types, all of which mean the same here
         tile.paste(BROKEN, (0, 0, SIDE, SIDE))
-        ImageDraw.Draw(tile).multiline_text(
-            (GAP, SIDE // 2 - FONT), "cannot\nbe read", INK, ImageFont.load_default(FONT)
-        )
+        font = ImageFont.load_default(FONT)
+        ImageDraw.Draw(tile).multiline_text((GAP, SIDE // 2 - FONT), "cannot\nbe read", INK, font)
     return tile

@@ -1,4 +1,4 @@
-"""Gradient transforms against loops from their equations, and against the training that they stand for."""
+"""Gradient transforms against loops from their equations, and against the training that they are equivalent to."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.gradients.prograd import ProGrad, aligned
 from imbalance_vlm.balancing.gradients.subspace import Subspace, principal_directions
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.errors import InputError
 
-NOTHING_SEEN: Any = None
+NO_OUTPUTS: Any = None
 SHAPES = {"context": (3, 4), "net.bias": (5,)}
 SIZE = 17
 
@@ -42,7 +42,7 @@ def snapshots(count: int, seed: int = 1) -> list[dict[str, Tensor]]:
 # -- SubPT -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_directions_are_those_of_the_covariance() -> None:
+def test_the_directions_are_principal_components() -> None:
     rows = np.random.default_rng(0).normal(size=(7, SIZE))
     mean = rows.sum(0) / 7
     covariance = np.zeros((SIZE, SIZE))
@@ -56,7 +56,7 @@ def test_the_directions_are_those_of_the_covariance() -> None:
 
 
 class Bowl:
-    """A quadratic that pulls every parameter towards a far point."""
+    """A quadratic with its minimum far from the start."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -80,7 +80,7 @@ def descend(gradient: Gradient, steps: int = 25, **hyper: float) -> tuple[Tensor
     for _ in range(steps):
         loss = bowl(torch.cat([parameter.flatten() for parameter in trained.values()]))
         optimizer.zero_grad()
-        gradient.backward(loss, NOTHING_SEEN)
+        gradient.backward(loss, NO_OUTPUTS)
         optimizer.step()
         gradient.after_step()
     return begin, flat(trained.values())
@@ -97,14 +97,14 @@ def outside(move: Tensor, basis: Tensor) -> float:
 
 
 @pytest.mark.parametrize("hyper", [{}, {"momentum": 0.0}, {"weight_decay": 0.0}, {"nesterov": True}])
-def test_no_momentum_or_weight_decay_leads_out_of_the_subspace(hyper: dict[str, float]) -> None:
+def test_momentum_and_weight_decay_stay_in_the_subspace(hyper: dict[str, float]) -> None:
     transform = subspace()
     begin, end = descend(transform, **hyper)
     assert float((end - begin).norm()) > 0.1
     assert outside(end - begin, transform.basis) < 1e-12
 
 
-def test_without_the_projection_of_the_step_weight_decay_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_decay_leaves_the_subspace_without_the_projection_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subspace, "after_step", Gradient.after_step)
     transform = subspace()
     begin, end = descend(transform)
@@ -112,7 +112,7 @@ def test_without_the_projection_of_the_step_weight_decay_does(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_equals_training_the_coordinates(weight_decay: float) -> None:
+def test_training_in_the_subspace_is_training_of_the_coordinates(weight_decay: float) -> None:
     """SGD with momentum on a in v = v0 + U^T a, where the weight decay is the penalty wd |v|^2 / 2."""
     transform = subspace()
     begin, end = descend(transform, weight_decay=weight_decay)
@@ -128,17 +128,17 @@ def test_equals_training_the_coordinates(weight_decay: float) -> None:
     assert float((end - plain).norm()) > 0.1
 
 
-def test_a_subspace_of_everything_is_plain_training() -> None:
+def test_the_subspace_of_all_directions_is_plain_training() -> None:
     everything = descend(subspace(rank=SIZE, keep=SIZE + 1))[1]
     torch.testing.assert_close(everything, descend(Gradient())[1], rtol=0, atol=1e-10)
 
 
-def test_a_gradient_outside_is_taken_away_also_in_float32() -> None:
+def test_the_gradient_outside_of_the_subspace_is_removed_in_float32() -> None:
     transform = subspace()
     trained = {name: nn.Parameter(value.detach().float()) for name, value in parameters().items()}
     transform.start(trained)
     goal = torch.linspace(-1, 1, SIZE)
-    transform.backward((flat_with_grad(trained.values()) * goal).sum(), NOTHING_SEEN)
+    transform.backward((flat_with_grad(trained.values()) * goal).sum(), NO_OUTPUTS)
     expected = transform.basis.t() @ (transform.basis @ goal)
     torch.testing.assert_close(flat([p.grad for p in trained.values()]), expected, rtol=0, atol=1e-6)
 
@@ -147,10 +147,10 @@ def flat_with_grad(tensors: Any) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def test_a_parameter_that_the_loss_does_not_reach_moves_with_the_others() -> None:
+def test_a_parameter_without_gradient_moves_with_the_others() -> None:
     transform, trained = subspace(), parameters()
     transform.start(trained)
-    transform.backward(trained["context"].sum(), NOTHING_SEEN)
+    transform.backward(trained["context"].sum(), NO_OUTPUTS)
     goal = torch.cat([torch.ones(12), torch.zeros(5)]).double()
     expected = transform.basis.t() @ (transform.basis @ goal)
     torch.testing.assert_close(flat([p.grad for p in trained.values()]), expected)
@@ -171,16 +171,16 @@ def test_the_first_pass_of_a_finished_run_may_be_reused(tmp_path: Path) -> None:
     assert reused.state_dict() == {}
 
 
-def test_a_first_pass_that_cannot_serve_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_unsuitable_first_pass_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`rank`.*less than `keep`, 5.*got 5"):
         Subspace(keep=5, rank=5)
     with pytest.raises(InputError, match="`reuse`.*first pass of 6 epochs.*with 0"):
-        Subspace(keep=6, rank=3, reuse=tmp_path).start(parameters())
+        Subspace(keep=6, rank=3, reuse=tmp_path)  # before any training
     folder = write_first_pass(tmp_path / "run", 6)
     with pytest.raises(InputError, match="must be of the parameters that are trained"):
         Subspace(keep=6, rank=3, reuse=folder).start({"context": nn.Parameter(torch.zeros(2))})
     still = Subspace(keep=6, rank=3)
-    still.learn(snapshots(3) * 2)  # six prompts, of which three are the others
+    still.learn(snapshots(3) * 2)  # six prompts, each of them twice
     with pytest.raises(InputError, match=r"`rank`.*at most 2.*got 3"):
         still.start(parameters())
 
@@ -190,7 +190,7 @@ def test_a_first_pass_that_cannot_serve_is_refused_in_words(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_the_conflicting_part_is_taken_away(sign: float, strength: float) -> None:
+def test_the_conflicting_part_of_a_gradient_is_removed(sign: float, strength: float) -> None:
     rng = np.random.default_rng(0)
     own, guide = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
     product = sum(own[i, j] * guide[i, j] for i in range(3) for j in range(4))
@@ -204,43 +204,42 @@ def test_the_conflicting_part_is_taken_away(sign: float, strength: float) -> Non
     assert (sign < 0 and strength > 0) == (abs(found.numpy() - own).max() > 1e-3)
 
 
-def test_a_guide_of_nothing_leaves_the_gradient() -> None:
+def test_a_zero_guide_leaves_the_gradient() -> None:
     own = torch.tensor([1.0, -2.0])
     assert aligned(own, torch.zeros(2), 1.0).tolist() == [1.0, -2.0]
 
 
-def prograd_step(scale: float | None, targets: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def prograd_step(targets: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The transform's gradient of a text-like parameter, the loss's own, and that of the divergence."""
     rng = torch.Generator().manual_seed(3)
     images = nn.functional.normalize(torch.randn(len(targets), 4, generator=rng, dtype=torch.float64), dim=-1)
     frozen = nn.functional.normalize(torch.randn(3, 4, generator=rng, dtype=torch.float64), dim=-1)
     learned = nn.Parameter(torch.randn(3, 4, generator=rng, dtype=torch.float64))
 
-    def look() -> tuple[Tensor, Seen]:
+    def forward() -> tuple[Tensor, StepOutputs]:
         text = nn.functional.normalize(learned, dim=-1)
         logits = 10.0 * images @ text.t()
         labels = torch.tensor(targets)
-        return nn.functional.cross_entropy(logits, labels), Seen(images, labels, logits, text, frozen)
+        return nn.functional.cross_entropy(logits, labels), StepOutputs(images, labels, logits, text, frozen)
 
-    transform = ProGrad(scale, strength=1.0, temperature=2.0)
+    transform = ProGrad(10.0, strength=1.0, temperature=2.0)
     transform.start({"text": learned})
-    transform.backward(*look())
+    transform.backward(*forward())
     assert learned.grad is not None
-    loss, _ = look()
+    loss, _ = forward()
     (own,) = torch.autograd.grad(loss, learned)
     zero_shot = (10.0 * images @ frozen.t()).numpy() / 2.0
     teacher = np.exp(zero_shot) / np.exp(zero_shot).sum(1, keepdims=True)
-    student = torch.log_softmax(look()[1].logits / 2.0, 1)  # [1]: T^2 times the cross-entropy to the teacher
+    student = torch.log_softmax(forward()[1].logits / 2.0, 1)  # [1]: T^2 times the cross-entropy to the teacher
     total = sum(-teacher[i, c] * student[i, c] for i in range(len(targets)) for c in range(3)) * 4 / len(targets)
     (guide,) = torch.autograd.grad(total, learned)
     return learned.grad, own, guide
 
 
-@pytest.mark.parametrize("scale", [10.0, None])
-def test_prograd_changes_the_gradient_as_the_authors_do(scale: float | None) -> None:
+def test_prograd_changes_the_gradient_as_the_authors_code_does() -> None:
     conflicts = 0
     for targets in ([0, 1, 2, 0], [1, 2, 0, 0], [2, 0, 1, 1]):
-        found, own, guide = prograd_step(scale, targets)
+        found, own, guide = prograd_step(targets)
         product = float((own * guide).sum())
         unit = guide / guide.norm()
         expected = own - (own * unit).sum() * unit if product < 0 else own
@@ -249,10 +248,22 @@ def test_prograd_changes_the_gradient_as_the_authors_do(scale: float | None) -> 
     assert 0 < conflicts < 3
 
 
-def test_prograd_needs_text_that_is_learned() -> None:
+def test_prograd_needs_learned_text() -> None:
     weight = nn.Parameter(torch.ones(2, 2))
-    transform = ProGrad()
+    transform = ProGrad(10.0)
     transform.start({"weight": weight})
     logits = torch.ones(1, 2) @ weight
     with pytest.raises(InputError, match="needs a prompt method"):
-        transform.backward(logits.sum(), Seen(torch.ones(1, 2), torch.tensor([0]), logits))
+        transform.backward(logits.sum(), StepOutputs(torch.ones(1, 2), torch.tensor([0]), logits))
+
+
+# -- interface ---------------------------------------------------------------------------------------------------------
+
+
+class Plugin(Gradient):
+    """A transform that does not mention `is_linear`."""
+
+
+def test_only_the_plain_gradient_is_linear() -> None:
+    assert Gradient().is_linear
+    assert not any(transform.is_linear for transform in (ProGrad(1.0), subspace(), Plugin()))

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm import LongTail, catalogue
+from imbalance_vlm import LongTail
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.base import Sampler
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.sources import FeatureSource
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.training.loop import steps_per_epoch, train
+from imbalance_vlm.training.schedules import constant
+from imbalance_vlm.training.settings import TrainingSettings
 
 LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
@@ -30,11 +33,10 @@ def trained(folder: Path, loss: Loss, sampler: str = "instance", stop: Any = Non
     head = LinearHead(4, 3, normalise=False)
     source = FeatureSource([FEATURES], LABELS, torch.device("cpu"))
     optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
-    plan = {"epochs": 4, "batch_size": 8} | settings
-    steps = steps_per_epoch(source, plan["batch_size"])
-    schedule = catalogue.SCHEDULES.get("constant").load()(optimizer, plan["epochs"], steps)
+    plan = TrainingSettings(**{"epochs": 4, "batch_size": 8, "checkpoint_seconds": 0.0} | settings)
+    schedule = constant(plan.epochs, steps_per_epoch(source, plan.batch_size))
     made: Sampler = catalogue.SAMPLERS.get(sampler).load()(source.labels, 0)
-    train(Objective(head, loss), source, made, optimizer, schedule, folder, checkpoint_seconds=0.0, **plan)
+    train(Objective(head, loss), source, made, optimizer, schedule, folder, settings=plan)
     return head.layer.weight.detach()
 
 

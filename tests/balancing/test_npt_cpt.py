@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.prototypes import create_prototypes
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.cpt import CPT, cluster_classes
 from imbalance_vlm.balancing.regularizers.npt import NPT, simplex_gap
 from tests.contracts import refuses
@@ -34,9 +34,9 @@ def seen(
     frozen: Tensor | None = None,
     embeddings: Tensor | None = None,
     labels: Sequence[int] = LABELS,
-) -> Seen:
+) -> StepOutputs:
     rows = drawn(len(labels), DIM) if embeddings is None else embeddings
-    return Seen(rows, torch.tensor(labels), torch.zeros(len(labels), CLASSES), text, frozen)
+    return StepOutputs(rows, torch.tensor(labels), torch.zeros(len(labels), CLASSES), text, frozen)
 
 
 def words(classes: int = CLASSES, width: int = DIM, seed: int = 1) -> Tensor:
@@ -164,7 +164,7 @@ def test_the_average_of_class_means_remembers_classes_and_is_saved() -> None:
 def test_uniformity_makes_no_matrix_of_all_pairs(products: list[int]) -> None:
     classes, width = 1500, 8
     text = words(classes, width).float().requires_grad_()
-    given = Seen(torch.randn(4, width), torch.tensor([0, 1, 2, 3]), torch.zeros(4, classes), text)
+    given = StepOutputs(torch.randn(4, width), torch.tensor([0, 1, 2, 3]), torch.zeros(4, classes), text)
     NPT(form="uniformity")(given).backward()
     assert text.grad is not None
     assert torch.isfinite(text.grad).all()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from imbalance_vlm.balancing.prototype_assignment import PrototypeAssigner, prototypes_for
 from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm import InputError
-from imbalance_vlm.balancing.prototype_assignment import PrototypeAssigner, prototypes_for
 from imbalance_vlm.balancing.prototypes import create_prototypes
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.image_text_contrast import ImageTextContrast, image_text_contrast
 from imbalance_vlm.balancing.regularizers.prototype_contrastive import PrototypeContrastive, prototype_contrast
 from tests.contracts import counting_fetches, refuses
@@ -28,9 +28,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def seen(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> Seen:
+def seen(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
     rows = drawn(len(LABELS), DIM) if embeddings is None else embeddings
-    return Seen(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
+    return StepOutputs(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
 
 
 def prototypes() -> Tensor:

@@ -1,16 +1,18 @@
-"""The text anchor against loops from its equation."""
+"""The text anchor against loops from its equation, and how it is made from the text side of a run."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.regularizers.base import Seen
-from imbalance_vlm.balancing.regularizers.text_anchor import TextAnchor
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
+from imbalance_vlm.balancing.regularizers.text_anchor import TextAnchor, external_names, text_anchor
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError
 
 
@@ -19,58 +21,117 @@ def unit_rows(count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def seen(text: Tensor | None, frozen: Tensor | None) -> Seen:
-    return Seen(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), text, frozen)
+def outputs(text: Tensor | None, frozen: Tensor | None) -> StepOutputs:
+    return StepOutputs(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), text, frozen)
 
 
-def by_hand(learned: Tensor, frozen: Tensor, distance: str) -> float:
+class ToyText:
+    """The text side of a run whose features are unit rows, and whose tower reads names of at most 12 letters."""
+
+    def __init__(self, class_names: Sequence[str], novel_names: Sequence[str] = (), seed: int = 0) -> None:
+        self.class_names = class_names
+        self.novel_names = novel_names
+        self.templates = ("a photo of a {}.", "a {}.")
+        self.seed = seed
+
+    def frozen(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        return unit_rows(len(names), seed=10 * len(names) + len(templates))
+
+    def learned(self, names: Sequence[str]) -> Callable[[], Tensor]:
+        return lambda: unit_rows(len(names), seed=1000 + len(names))
+
+    def fitting(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if len(name) <= 12]
+
+
+BASE = ("cat", "sports_car", "goldfish")
+NOVEL = ("dog", "Tench")
+
+
+def distance_in_loops(learned: Tensor, frozen: Tensor, distance: str) -> float:
     total = 0.0
     for t, w in zip(learned.tolist(), frozen.tolist(), strict=True):
-        apart = [a - b for a, b in zip(t, w, strict=True)]
-        length = math.sqrt(sum(a * a for a in t)) * math.sqrt(sum(b * b for b in w))
+        differences = [a - b for a, b in zip(t, w, strict=True)]
+        lengths = math.sqrt(sum(a * a for a in t)) * math.sqrt(sum(b * b for b in w))
         total += {
-            "cos": 1 - sum(a * b for a, b in zip(t, w, strict=True)) / length,
-            "l1": sum(map(abs, apart)),
-            "mean_l1": sum(map(abs, apart)) / 4,
-            "l2": sum(x * x for x in apart),
+            "cos": 1 - sum(a * b for a, b in zip(t, w, strict=True)) / lengths,
+            "l1": sum(map(abs, differences)),
+            "mean_l1": sum(map(abs, differences)) / 4,
+            "l2": sum(x * x for x in differences),
         }[distance]
     return total / len(learned)
 
 
-@pytest.mark.parametrize("distance", ["cos", "l1", "mean_l1", "l2"])
-def test_the_mean_distance_over_the_names(distance: Any) -> None:
-    learned, frozen, elsewhere = unit_rows(3, 0), unit_rows(3, 1), unit_rows(3, 2)
-    expected = by_hand(learned, frozen, distance)
+every_distance = pytest.mark.parametrize("distance", ["cos", "l1", "mean_l1", "l2"])
+
+
+@every_distance
+def test_the_term_is_the_mean_distance_over_the_names(distance: Any) -> None:
+    learned, frozen, other = unit_rows(3, 0), unit_rows(3, 1), unit_rows(3, 2)
+    expected = distance_in_loops(learned, frozen, distance)
     assert expected > 0.1
-    base = TextAnchor(distance=distance, weight=8.0)
-    assert float(base(seen(learned, frozen))) == pytest.approx(expected)
+    anchor = TextAnchor(distance=distance, weight=8.0)
+    assert float(anchor(outputs(learned, frozen))) == pytest.approx(expected)
+    assert float(anchor(outputs(frozen, frozen))) == pytest.approx(0, abs=1e-12)
+    assert anchor.weight == 8.0
     own_target = TextAnchor(None, frozen, distance=distance)
-    assert float(own_target(seen(learned, elsewhere))) == pytest.approx(expected)
-    others = TextAnchor(lambda: learned, frozen, names="novel", distance=distance)
-    assert float(others(seen(elsewhere, elsewhere))) == pytest.approx(expected)
-    assert float(base(seen(frozen, frozen))) == pytest.approx(0, abs=1e-12)
-    assert base.weight == 8.0
+    assert float(own_target(outputs(learned, other))) == pytest.approx(expected)
+    other_names = TextAnchor(lambda: learned, frozen, distance=distance)
+    assert float(other_names(outputs(other, other))) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("distance", ["cos", "l1", "mean_l1", "l2"])
-def test_the_gradient_is_right_also_where_nothing_has_moved(distance: Any) -> None:
+@every_distance
+def test_the_gradient_is_right_and_finite_at_the_start(distance: Any) -> None:
     frozen, anchor = unit_rows(3, 1), TextAnchor(distance=distance)
     learned = unit_rows(3, 0).requires_grad_()
-    assert torch.autograd.gradcheck(lambda text: anchor(seen(text, frozen)), learned)
+    assert torch.autograd.gradcheck(lambda text: anchor(outputs(text, frozen)), learned)
     start = frozen.clone().requires_grad_()
-    anchor(seen(start, frozen)).backward()
+    anchor(outputs(start, frozen)).backward()
     assert start.grad is not None
     assert bool(start.grad.isfinite().all())
 
 
-def test_nothing_of_it_is_in_a_checkpoint() -> None:
+def test_a_checkpoint_holds_nothing_of_it() -> None:
     assert TextAnchor(None, unit_rows(3, 0)).state_dict() == {}
 
 
-def test_what_cannot_be_anchored_is_refused_in_words() -> None:
-    with pytest.raises(InputError, match="'novel' names needs `learned` and `frozen`"):
-        TextAnchor(names="novel")
-    with pytest.raises(InputError, match="this head learns none"):
-        TextAnchor()(seen(None, unit_rows(3, 0)))
+@pytest.mark.parametrize(("target", "count"), [("template", 1), ("ensemble", 2)])
+@pytest.mark.parametrize(("names", "expected"), [("novel", NOVEL), ("external", None)])
+def test_other_names_are_anchored_by_what_the_run_offers(names: str, expected: Any, target: str, count: int) -> None:
+    text = ToyText(BASE, NOVEL)
+    section = {"name": "text_anchor", "names": names, "target": target, "distance": "l1", "external": 3}
+    anchor = catalogue.REGULARIZERS.make(section, {"text": lambda _section: text})
+    other_names = expected or external_names(text, 3)
+    wanted = distance_in_loops(text.learned(other_names)(), text.frozen(other_names, text.templates[:count]), "l1")
+    assert float(anchor(outputs(None, None))) == pytest.approx(wanted)
+
+
+def test_base_names_use_the_features_of_the_step() -> None:
+    text, learned, frozen = ToyText(BASE), unit_rows(3, 0), unit_rows(3, 1)
+    ensemble = text_anchor(text, distance="l2")
+    assert float(ensemble(outputs(learned, frozen))) == pytest.approx(distance_in_loops(learned, frozen, "l2"))
+    template = text_anchor(text, target="template", distance="l2")
+    wanted = distance_in_loops(learned, text.frozen(BASE, text.templates[:1]), "l2")
+    assert float(template(outputs(learned, frozen))) == pytest.approx(wanted)
+
+
+def test_external_names_are_new_short_enough_and_drawn_by_the_seed() -> None:
+    text = ToyText(BASE, NOVEL)
+    names = external_names(text, 100)
+    assert len(set(names)) == 100
+    assert not {"goldfish", "tench", "sports car"} & {name.lower() for name in names}
+    assert max(map(len, names)) <= 12
+    assert names == external_names(text, 100) != external_names(ToyText(BASE, NOVEL, seed=1), 100)
+
+
+def test_what_cannot_be_anchored_is_refused() -> None:
+    with pytest.raises(InputError, match="learned, and this run learns none; set tuning to a method"):
+        text_anchor(None)
+    with pytest.raises(InputError, match=r"classes that are tested but not trained, got none; set data\.classes"):
+        text_anchor(ToyText(BASE), names="novel")
+    with pytest.raises(InputError, match=r"`external`.*at most \d+, the number of ImageNet names.*got 5000"):
+        text_anchor(ToyText(BASE), names="external", external=5000)
+    with pytest.raises(InputError, match="this run learns none"):
+        TextAnchor()(outputs(None, unit_rows(3, 0)))
     with pytest.raises(InputError, match=r"`frozen` must have the shape .*\(3, 4\), got \(2, 4\)"):
-        TextAnchor(None, unit_rows(2, 0))(seen(unit_rows(3, 0), None))
+        TextAnchor(None, unit_rows(2, 0))(outputs(unit_rows(3, 0), None))

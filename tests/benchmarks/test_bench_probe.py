@@ -14,10 +14,8 @@ import torch
 from imbalance_vlm import InputError
 from imbalance_vlm.benchmarks import probe
 from imbalance_vlm.benchmarks.losses import peak_on_cpu
-from imbalance_vlm.benchmarks.probe import bench_probe, source, tailed, vectors
+from imbalance_vlm.benchmarks.probe import bench_probe, scores, source, tailed, vectors
 from imbalance_vlm.cli import main
-from imbalance_vlm.evaluation.evaluate import evaluate
-from imbalance_vlm.evaluation.metrics import Predictions, scores
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.long_tail import LongTail
 
@@ -73,20 +71,19 @@ def tail() -> LongTail:
     return LongTail(counts, tuple(map(str, range(CLASSES))))
 
 
-def test_evaluation_makes_nothing_of_classes_times_classes(tmp_path: Path) -> None:
+def test_evaluation_makes_nothing_of_classes_times_classes(tmp_path: Path, tail: LongTail) -> None:
     head = LinearHead(8, CLASSES)
     test_on = source(tmp_path, "test", np.arange(CLASSES), 8, torch.device("cpu"))
-    assert peak_on_cpu(lambda: evaluate(head, test_on, batch_size=64)) < CLASSES**2  # one byte an entry
+    assert peak_on_cpu(lambda: scores(head, test_on, tail, batch_size=64)) < CLASSES**2  # one byte an entry
 
 
-def test_scores_and_table_make_nothing_of_classes_times_classes(tail: LongTail) -> None:
-    rng = np.random.default_rng(0)
-    labels, predicted = rng.integers(0, CLASSES, (2, 2 * CLASSES))
-    predictions = Predictions(labels, predicted, rng.random(len(labels)), rng.random(len(labels)))
-    scores(predictions, tail)  # what is imported on first use is no part of it
+def test_scores_and_table_make_nothing_of_classes_times_classes(tmp_path: Path, tail: LongTail) -> None:
+    head = LinearHead(8, CLASSES)
+    test_on = source(tmp_path, "test", np.arange(CLASSES), 8, torch.device("cpu"))
+    scores(head, test_on, tail)  # what is imported on first use is no part of it
     tracemalloc.start()
     try:
-        found = scores(predictions, tail)
+        found = scores(head, test_on, tail)
         probe._table(found, dict.fromkeys(("trainable_parameters", "encode_seconds"), 0), "x")
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -1,6 +1,6 @@
-"""Miniatures of every dataset in its real layout, with real class names: a few classes, a few images each.
+"""Miniatures of every dataset in its real layout, with real class names: a few classes with a few images each.
 
-`MINIATURES[name](folder)` writes one below `folder` and gives the `data` section of a recipe for it.
+`MINIATURES[name](folder)` writes one below `folder` and returns the `data` section of a recipe for it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imbalance_vlm.data.few_shot import SETS, VARIANTS
+from imbalance_vlm.data.few_shot import FEW_SHOT, VARIANTS
 
 Section = dict[str, Any]
 
 TRAIN_COUNTS = (6, 4, 3, 2)
-"""Training images of the four classes of a long-tailed miniature; all of them have two to validate and to test on."""
+"""Training images of the four classes of a long-tailed miniature; each has two more to validate and to test on."""
 WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n03773504": "missile", "n04008634": "missile"}
 PLACES = ("airfield", "airplane_cabin", "apartment_building-outdoor", "zen_garden")
 SPECIES = (("Hermodice carunculata", "Amphinomidae"), ("Phragmatopoma californica", "Sabellariidae"),
@@ -44,7 +44,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def write_image(file: Path, shade: int = 0, size: int = 8) -> None:
-    """A small noisy image of the colour of its shade; its format follows the name, its noise the last two parts."""
+    """A small noisy image with a colour by its shade, a format by its suffix and noise by the last two path parts."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encoded(file.suffix, shade, size, zlib.crc32("/".join(file.parts[-2:]).encode())))
 
@@ -109,7 +109,7 @@ def inat2018(folder: Path) -> Section:
 
 
 def write_batch(file: Path, labels: Sequence[int], key: str) -> None:
-    """Images of CIFAR's form, 3072 bytes a row; a row begins with its number, so that a draw can be followed."""
+    """Images in CIFAR's form, 3072 bytes per row; a row begins with its number, so that a draw can be followed."""
     rng = np.random.default_rng(zlib.crc32(file.name.encode()))
     data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
     data[:, 0], data[:, 1] = np.arange(len(labels)) % 256, np.arange(len(labels)) // 256
@@ -139,8 +139,8 @@ def cifar100_lt(folder: Path) -> Section:
 
 
 def few_shot(name: str, per_class: Mapping[str, int] | None = None) -> Callable[[Path], Section]:
-    """One of the sets with a split file: four classes, 5 to train, 3 to validate and 2 to test on."""
-    described = SETS[name]
+    """A dataset with a split file: four classes, each with 5 images to train, 3 to validate and 2 to test on."""
+    described = FEW_SHOT[name]
     per_class = per_class or {"train": 5, "val": 3, "test": 2}
 
     def write(folder: Path) -> Section:
@@ -185,7 +185,7 @@ def imagenet(folder: Path) -> Section:
 
 
 def variant(name: str) -> Callable[[Path], Section]:
-    """A variant of ImageNet: two test images for each class folder, which V2 calls by its label."""
+    """A variant of ImageNet: two test images per class folder; ImageNet-V2 names the folders by labels."""
     own, images = VARIANTS[name]
     folders = ("0", "2", "10", "999") if name == "imagenet_v2" else tuple(WNIDS)
 
@@ -198,11 +198,11 @@ def variant(name: str) -> Callable[[Path], Section]:
     return write
 
 
-USERS_OWN = {"red apple": 6, "green leaf": 4, "blue car": 3, "white cup": 3}
+USER_CLASSES = {"red apple": 6, "green leaf": 4, "blue car": 3, "white cup": 3}
 
 
 def folder(folder: Path) -> Section:
-    for label, (name, count) in enumerate(USERS_OWN.items()):
+    for label, (name, count) in enumerate(USER_CLASSES.items()):
         for number in range(count):
             write_image(folder / "own" / name / f"{number}.png", label)
     return {"name": "folder", "root": str(folder / "own")}
@@ -211,7 +211,7 @@ def folder(folder: Path) -> Section:
 def table(folder: Path) -> Section:
     root = folder / "own"
     rows = []
-    for label, (name, count) in enumerate(USERS_OWN.items()):
+    for label, (name, count) in enumerate(USER_CLASSES.items()):
         for number in range(count):
             rows.append((f"images/{name} {number}.png", name))
             write_image(root / rows[-1][0], label)
@@ -223,7 +223,7 @@ def table(folder: Path) -> Section:
 def webdataset(folder: Path) -> Section:
     root = folder / "shards"
     for split, count in (("train", None), ("test", 2)):
-        samples = [(label, n) for label, each in enumerate(USERS_OWN.values()) for n in range(count or each)]
+        samples = [(label, n) for label, each in enumerate(USER_CLASSES.values()) for n in range(count or each)]
         for shard in range(2):
             members = {}
             for label, number in samples[shard::2]:
@@ -232,7 +232,7 @@ def webdataset(folder: Path) -> Section:
                 )
                 members[f"{label}_{number}.cls"] = str(label).encode()
             write_tar(root / f"own-{split}-00000{shard}.tar", members)
-    (folder / "names.txt").write_text("\n".join(USERS_OWN) + "\n", encoding="utf-8")
+    (folder / "names.txt").write_text("\n".join(USER_CLASSES) + "\n", encoding="utf-8")
     return {"name": "webdataset", "root": str(root), "class_names": str(folder / "names.txt")}
 
 
@@ -253,7 +253,7 @@ MINIATURES: dict[str, Callable[[Path], Section]] = {
     "cifar10_lt": cifar10_lt,
     "cifar100_lt": cifar100_lt,
     "imagenet": imagenet,
-    **{name: few_shot(name) for name in SETS},
+    **{name: few_shot(name) for name in FEW_SHOT},
     "fgvc_aircraft": fgvc_aircraft,
     **{name: variant(name) for name in VARIANTS},
     "folder": folder,

@@ -1,4 +1,4 @@
-"""CIFAR-LT: the draw that papers share, its published totals and groups, and pickles that are refused."""
+"""CIFAR-LT: the draw that papers share, its published totals and groups, and refused pickles."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from imbalance_vlm import InputError
-from imbalance_vlm.data.cifar_lt import cifar10_lt, cifar100_lt
 from imbalance_vlm.data.dataset import ArrayImages, Dataset
-from imbalance_vlm.data.prepare import prepare
-from imbalance_vlm.data.tails import head_slice, tail_counts
+from imbalance_vlm.data.prepare import apply_protocol, create_dataset
+from imbalance_vlm.data.tails import subsample_by_counts, tail_counts
 from imbalance_vlm.long_tail import LongTail
 from tests.data import miniatures
 
@@ -66,13 +65,13 @@ def test_the_draw_is_the_one_that_papers_share() -> None:
         np.random.shuffle(array)
         wanted += array[: counts[label]].tolist()
     np.random.set_state(state)
-    assert head_slice(labels, np.array(counts), 0).tolist() == wanted
+    assert subsample_by_counts(labels, np.array(counts), 0).tolist() == wanted
     assert wanted != [row for label in range(5) for row in np.flatnonzero(labels == label)[: counts[label]]]
     assert np.array_equal(np.random.get_state()[1], state[1]), "the global generator must not move"
 
 
-def test_images_and_labels_come_whole(root: Path) -> None:
-    data = cifar10_lt(root=root, imbalance=1)
+def test_a_balanced_dataset_has_all_images_and_labels(root: Path) -> None:
+    data = create_dataset("cifar10_lt", root=root, imbalance=1)
     assert data.class_names == miniatures.CIFAR10
     assert data.counts.tolist() == [20] * 10
     with (root / "cifar-10-batches-py" / "test_batch").open("rb") as stream:
@@ -83,20 +82,20 @@ def test_images_and_labels_come_whole(root: Path) -> None:
 
 
 def test_root_may_be_the_folder_of_the_batches(root: Path) -> None:
-    assert cifar100_lt(root=root / "cifar-100-python", imbalance=3).class_names[0] == "maple tree"
+    assert create_dataset("cifar100_lt", root=root / "cifar-100-python", imbalance=3).class_names[0] == "maple tree"
 
 
-def test_a_tail_made_of_the_whole_set_is_the_same_draw(root: Path) -> None:
-    ours = cifar10_lt(root=root, imbalance=10)
-    made = prepare(cifar10_lt(root=root, imbalance=1), tail="exponential", tail_factor=10)
+def test_a_tail_of_the_balanced_dataset_is_the_same_draw(root: Path) -> None:
+    ours = create_dataset("cifar10_lt", root=root, imbalance=10)
+    made = apply_protocol(create_dataset("cifar10_lt", root=root, imbalance=1), tail="exponential", tail_factor=10)
     assert ours.counts.tolist() == made.counts.tolist()
     assert np.array_equal(pixels(ours), pixels(made))
-    assert not np.array_equal(pixels(ours), pixels(cifar10_lt(root=root, imbalance=10, draw=1)))
+    assert not np.array_equal(pixels(ours), pixels(create_dataset("cifar10_lt", root=root, imbalance=10, draw=1)))
 
 
 def test_groups_from_another_imbalance(root: Path) -> None:
-    assert cifar10_lt(root=root, imbalance=10).group_counts is None
-    data = cifar10_lt(root=root, imbalance=10, groups_from=4)
+    assert create_dataset("cifar10_lt", root=root, imbalance=10).group_counts is None
+    data = create_dataset("cifar10_lt", root=root, imbalance=10, groups_from=4)
     assert data.group_counts is not None
     assert data.counts.tolist() == tail_counts("exponential", 10, 20, 10).tolist()
     assert data.group_counts.tolist() == tail_counts("exponential", 10, 20, 4).tolist()
@@ -105,7 +104,7 @@ def test_groups_from_another_imbalance(root: Path) -> None:
 def test_missing_files_are_named(root: Path) -> None:
     (root / "cifar-10-batches-py" / "data_batch_3").unlink()
     with pytest.raises(InputError, match=r"must hold cifar-10-batches-py/ with data_batch_1, .*University of Toronto"):
-        cifar10_lt(root=root)
+        create_dataset("cifar10_lt", root=root)
 
 
 class Malicious:
@@ -117,8 +116,8 @@ class Malicious:
 def test_other_pickles_are_refused_and_run_nothing(root: Path, tmp_path: Path, content: Any) -> None:
     file = root / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match="test_batch.*unpack the archive anew"):
-        cifar10_lt(root=root)
+    with pytest.raises(InputError, match="test_batch.*unpack the archive again"):
+        create_dataset("cifar10_lt", root=root)
     assert not list(tmp_path.rglob("owned"))
 
 
@@ -126,4 +125,4 @@ def test_a_batch_cut_short_is_refused(root: Path) -> None:
     file = root / "cifar-10-batches-py" / "data_batch_1"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="data_batch_1 cannot be read"):
-        cifar10_lt(root=root)
+        create_dataset("cifar10_lt", root=root)

@@ -9,7 +9,7 @@ import pytest
 
 from imbalance_vlm import InputError
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.data.prepare import create_dataset, prepare
+from imbalance_vlm.data.prepare import apply_protocol, create_dataset
 
 
 def images(count: int, seed: int = 0) -> ArrayImages:
@@ -39,7 +39,7 @@ def test_labels_out_of_range_are_refused_with_the_image(labels: list[int]) -> No
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 1], [[0, 1]], 0])
-def test_one_label_an_image(labels: Any) -> None:
+def test_there_is_one_label_per_image(labels: Any) -> None:
     with pytest.raises(InputError, match="one label for each of 2 images"):
         Split(images(2), labels)
 
@@ -95,14 +95,14 @@ def test_taking_rows_takes_images_and_labels_together() -> None:
 )
 def test_wrong_templates_are_refused(templates: Any, words: str) -> None:
     with pytest.raises(InputError) as error:
-        prepare(dataset(), templates=templates)
+        apply_protocol(dataset(), templates=templates)
     assert words in str(error.value)
 
 
 def test_templates_by_name_or_as_sentences() -> None:
-    assert prepare(dataset()).templates == ("a photo of a {}.",)
-    assert prepare(dataset(), templates=["a {}", "the {}"]).templates == ("a {}", "the {}")
-    ensemble = prepare(dataset(), templates="openai").templates
+    assert apply_protocol(dataset()).templates == ("a photo of a {}.",)
+    assert apply_protocol(dataset(), templates=["a {}", "the {}"]).templates == ("a {}", "the {}")
+    ensemble = apply_protocol(dataset(), templates="openai").templates
     assert len(ensemble) == 80
     assert "a bad photo of a dog." in [template.format("dog") for template in ensemble]
 
@@ -110,3 +110,12 @@ def test_templates_by_name_or_as_sentences() -> None:
 def test_an_unknown_dataset_is_refused_with_a_suggestion() -> None:
     with pytest.raises(InputError, match="unknown dataset 'folders'. Did you mean 'folder'"):
         create_dataset("folders", root="x")
+
+
+def test_allow_empty_reaches_the_long_tail() -> None:
+    data = dataset(class_names=("cat", "dog", "emu"))
+    with pytest.raises(InputError, match=r"got 0 for class 2 \('emu'\).*allow_empty"):
+        data.long_tail()
+    tail = apply_protocol(data, allow_empty=True).long_tail(many=1, few=1)
+    assert tail.counts.tolist() == [2, 1, 0]
+    assert tail.groups["few"].tolist() == [2]

@@ -1,4 +1,4 @@
-"""The eleven few-shot sets and the variants of ImageNet, in miniature; the real split files where there are some."""
+"""The eleven few-shot datasets and the variants of ImageNet, in miniature, and the real split files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from imbalance_vlm import InputError
-from imbalance_vlm.data import few_shot as reader
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.few_shot import SETS, VARIANTS, read_split_file
-from imbalance_vlm.data.lists import splits_of
+from imbalance_vlm.data.few_shot import FEW_SHOT, VARIANTS, read_split_file
+from imbalance_vlm.data.lists import file_splits, read_existing
+from imbalance_vlm.data.prepare import create_dataset
+from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.data.subsets import base_novel, few_shot, with_decay
 from tests.data import miniatures
 from tests.data.shared import LISTS, needs_lists
@@ -36,13 +37,11 @@ TEMPLATES = {
 
 
 def build(section: dict[str, Any], **more: Any) -> Dataset:
-    settings = {key: value for key, value in section.items() if key != "name"}
-    made: Dataset = getattr(reader, section["name"])(**settings | more)
-    return made
+    return create_dataset(**section | more)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_each_set_by_its_layout_and_template(name: str, tmp_path: Path) -> None:
+def test_each_dataset_has_its_layout_and_template(name: str, tmp_path: Path) -> None:
     section = miniatures.MINIATURES[name](tmp_path)
     data = build(section)
     assert data.templates == (TEMPLATES[name],)
@@ -53,7 +52,7 @@ def test_each_set_by_its_layout_and_template(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["caltech101", "stanford_cars", "fgvc_aircraft", "imagenet", "imagenet_r"])
-def test_root_may_be_the_sets_own_folder(name: str, tmp_path: Path) -> None:
+def test_root_may_be_the_folder_of_one_dataset(name: str, tmp_path: Path) -> None:
     section = miniatures.MINIATURES[name](tmp_path)
     (own,) = (folder for folder in Path(section["root"]).iterdir() if folder.is_dir())
     moved = Path(shutil.move(own, tmp_path / "anything"))
@@ -65,7 +64,7 @@ def test_names_are_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_are_for_testing_alone(name: str, tmp_path: Path) -> None:
+def test_variants_are_for_testing_only(name: str, tmp_path: Path) -> None:
     data = build(miniatures.MINIATURES[name](tmp_path))
     assert data.test_only
     assert set(data.splits) == {"test"}
@@ -74,14 +73,14 @@ def test_variants_are_for_testing_alone(name: str, tmp_path: Path) -> None:
         wanted if name != "imagenet_v2" else ("tench", "great white shark", "brambling", "toilet paper")
     )
     assert data.splits["test"].counts(4).tolist() == [2] * 4
-    with pytest.raises(InputError, match="is for testing alone"):
+    with pytest.raises(InputError, match="is for testing only"):
         few_shot(data, 1)
 
 
-def test_a_folder_that_is_no_wnid_is_refused(tmp_path: Path) -> None:
+def test_a_class_folder_that_is_no_wnid_is_refused(tmp_path: Path) -> None:
     section = miniatures.MINIATURES["imagenet_a"](tmp_path)
     miniatures.write_image(tmp_path / "few_shot/imagenet-adversarial/imagenet-a/cats/1.jpg")
-    with pytest.raises(InputError, match="must be a wnid that the 1000 ImageNet classes names.*got 'cats'"):
+    with pytest.raises(InputError, match="must be a wnid that the list of the 1000 ImageNet classes names.*got 'cats'"):
         build(section)
 
 
@@ -89,7 +88,7 @@ def test_imagenet_whose_val_is_not_sorted_is_refused(tmp_path: Path) -> None:
     section = miniatures.MINIATURES["imagenet"](tmp_path)
     val = tmp_path / "few_shot/imagenet/images/val"
     shutil.rmtree(val / "n01440764")
-    with pytest.raises(InputError, match="'n01440764' in one of them only; is val/ sorted into wnid folders"):
+    with pytest.raises(InputError, match="'n01440764' in only one of them; is val/ sorted into wnid folders"):
         build(section)
     shutil.rmtree(val)
     with pytest.raises(InputError, match="val must be a folder of class folders"):
@@ -125,12 +124,12 @@ def change(change_line: Callable[[list[Any]], Any]) -> Callable[[dict[str, Any]]
         (change(lambda line: [line[0], -1, line[2]]), "entry 3 of 'train'"),
         (change(lambda line: ["../../x.jpg", 0, line[2]]), "the path must stay below `root`"),
         (change(lambda line: [line[0], 0, "striped"]), "one class name, got 'banded' and 'striped' for label 0"),
-        (change(lambda line: [line[0], 7, "striped"]), "without holes, but 3 of them"),
+        (change(lambda line: [line[0], 7, "striped"]), "without gaps, but 3 of them"),
         (change(lambda line: ["banded/no.jpg", 0, line[2]]), "1 of 40 images is not in"),
         (change(lambda line: [line[0], 4, "banded"]), "'banded' more than once"),
     ],
 )
-def test_a_broken_split_file_is_refused_in_words(tmp_path: Path, broken: Callable[[Any], Any], words: str) -> None:
+def test_a_broken_split_file_is_refused(tmp_path: Path, broken: Callable[[Any], Any], words: str) -> None:
     section = miniatures.MINIATURES["dtd"](tmp_path)
     file = next(tmp_path.rglob("split_zhou_*.json"))
     file.write_text(json.dumps(broken(json.loads(file.read_text()))))
@@ -172,19 +171,18 @@ REAL = {
 def test_real_split_files_parse_and_cut_into_base_and_novel(name: str, tmp_path: Path) -> None:
     listed, names = read_split_file(LISTS / f"split_zhou_{name}.json")
     assert len(set(names)) == sum(REAL[name])
-    # A handful of images of every split stand for the rest; the class names and labels are the real ones.
+    # One image per class and split is enough; the class names and labels are the real ones.
     for lines in listed.values():
         first = {int(label): path for path, label in zip(reversed(lines.paths), reversed(lines.labels), strict=True)}
         for path in list(first.values()):
             image = tmp_path / path
             image.parent.mkdir(parents=True, exist_ok=True)
             image.write_bytes(b"")
-    splits, skipped = splits_of(tmp_path, listed, "skip")
-    data = Dataset(name, names, splits, skipped=skipped)
+    data = read_existing(Listing(name=name, class_names=names, splits=file_splits(tmp_path, listed)), "skip")
     base, novel = base_novel(data)
     assert (base.num_classes, novel.num_classes) == REAL[name]
     assert base.class_names + novel.class_names == names
-    assert sum(len(part) for part in splits.values()) + len(skipped) == sum(
+    assert sum(len(part) for part in data.splits.values()) + len(data.skipped) == sum(
         len(lines.paths) for lines in listed.values()
     )
 
@@ -204,6 +202,6 @@ def test_eurosat_base_at_the_steepest_decay_is_28_images() -> None:
     assert np.array_equal(base.splits["test"].labels, data.splits["test"].labels[data.splits["test"].labels < 5])
 
 
-def test_every_set_of_the_table_is_there() -> None:
-    assert {*SETS, "fgvc_aircraft", "imagenet"} == set(TEMPLATES)
+def test_there_are_eleven_datasets() -> None:
+    assert {*FEW_SHOT, "fgvc_aircraft", "imagenet"} == set(TEMPLATES)
     assert len(TEMPLATES) == 11

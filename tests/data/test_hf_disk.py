@@ -11,13 +11,18 @@ import pytest
 from PIL import Image
 
 from imbalance_vlm import InputError
-from imbalance_vlm.data.hf_disk import hf_disk
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.prepare import create_dataset
 
 needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs the package datasets")
 
 
+def read_saved(root: Path, **settings: Any) -> Dataset:
+    return create_dataset("hf_disk", root=root, **settings)
+
+
 def save(folder: Path, splits: dict[str, list[Any]], names: list[str] | None = None, alone: bool = False) -> Path:
-    with warnings.catch_warnings():  # the package warns of its own pickles
+    with warnings.catch_warnings():  # the package warns about its own pickles
         warnings.simplefilter("ignore")
         return _save(folder, splits, names, alone)
 
@@ -42,7 +47,7 @@ def _save(folder: Path, splits: dict[str, list[Any]], names: list[str] | None, a
 @needs_datasets
 def test_a_dataset_dict_with_class_labels(tmp_path: Path) -> None:
     root = save(tmp_path / "hf", {"train": [0, 0, 1], "validation": [1], "test": [0, 1]}, ["red_fox", "owl"])
-    data = hf_disk(root=root)
+    data = read_saved(root)
     assert (data.name, data.class_names, data.counts.tolist()) == ("hf", ("red fox", "owl"), [2, 1])
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 3, "val": 1, "test": 2}
     image = data.splits["train"].images[1]
@@ -52,7 +57,7 @@ def test_a_dataset_dict_with_class_labels(tmp_path: Path) -> None:
 @needs_datasets
 def test_one_dataset_is_split_by_seed(tmp_path: Path) -> None:
     root = save(tmp_path / "hf", {"train": ["fox"] * 10 + ["owl"] * 5 + ["rare"]}, alone=True)
-    first, again, other = hf_disk(root=root), hf_disk(root=root), hf_disk(root=root, split_seed=1)
+    first, again, other = read_saved(root), read_saved(root), read_saved(root, split_seed=1)
     assert first.counts.tolist() == [8, 4, 1]
     assert first.splits["test"].fingerprint == again.splits["test"].fingerprint != other.splits["test"].fingerprint
 
@@ -61,30 +66,30 @@ def test_one_dataset_is_split_by_seed(tmp_path: Path) -> None:
 def test_nothing_is_written_into_the_folder(tmp_path: Path) -> None:
     root = save(tmp_path / "hf", {"train": [0, 1], "test": [0, 1]}, ["a", "b"])
     before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
-    hf_disk(root=root).splits["train"].images[0].load()
+    read_saved(root).splits["train"].images[0].load()
     assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
 
 
 @needs_datasets
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_wrong_datasets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="that `save_to_disk` of Hugging Face `datasets` wrote"):
-        hf_disk(root=tmp_path / "other")
+        read_saved(tmp_path / "other")
     root = save(tmp_path / "hf", {"train": [0, 1], "test": [0, -1]})
     with pytest.raises(InputError, match="must have a column 'img', got image, label, note.* Did you|Name it"):
-        hf_disk(root=root, image_column="img")
+        read_saved(root, image_column="img")
     with pytest.raises(InputError, match="split 'test', row 1: a label must be a name or a whole number >= 0, got -1"):
-        hf_disk(root=root)
+        read_saved(root)
     with pytest.raises(InputError, match="got 'holdout'"):
-        hf_disk(root=save(tmp_path / "odd", {"train": [0], "holdout": [0]}))
+        read_saved(save(tmp_path / "odd", {"train": [0], "holdout": [0]}))
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        hf_disk(root=tmp_path / "nowhere")
+        read_saved(tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="the package datasets is there")
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="the package datasets is installed")
 def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pip install datasets"):
-        hf_disk(root=tmp_path)
+        read_saved(tmp_path)

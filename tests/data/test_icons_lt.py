@@ -22,7 +22,7 @@ MEGABYTES = 1_000_000
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return reader.icons_lt()
+    return reader.IconsLTReader().read()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""List files, whole and broken, and the real ones of the benchmarks."""
+"""List files, complete and broken, and the real ones of the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ import pytest
 
 from imbalance_vlm import InputError
 from imbalance_vlm.data.class_names import distinct, imagenet_names, of_wnids, read_names
-from imbalance_vlm.data.lists import Listed, check_labels, find, read_list, splits_of, there
+from imbalance_vlm.data.lists import (
+    LabelledPaths,
+    check_labels,
+    existing,
+    file_splits,
+    find,
+    read_existing,
+    read_list,
+)
 from imbalance_vlm.data.long_tailed import class_folders, species_names
+from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.long_tail import LongTail
 from tests.data.miniatures import write_image
 from tests.data.shared import LISTS, needs_lists
@@ -41,7 +50,7 @@ def test_a_wrong_line_is_quoted_with_its_number(tmp_path: Path, line: str) -> No
     with pytest.raises(InputError) as error:
         read_list(write(tmp_path, f"ok.jpg 0\n{line}\n"))
     message = str(error.value)
-    assert "list.txt, line 2: must be one `relative/path label` a line" in message
+    assert "list.txt, line 2: must be one `relative/path label` per line" in message
     assert repr(line) in message
 
 
@@ -59,16 +68,16 @@ def test_empty_and_binary_lists_are_refused(tmp_path: Path) -> None:
         read_list(tmp_path / "list.txt")
 
 
-def test_holes_in_the_labels_are_named() -> None:
-    whole = Listed(("a", "b", "c"), np.array([0, 1, 2]))
+def test_gaps_in_the_labels_are_named() -> None:
+    whole = LabelledPaths(("a", "b", "c"), np.array([0, 1, 2]))
     assert check_labels({Path("train.txt"): whole}) == 3
-    with pytest.raises(InputError, match=r"without holes, but 2 of them have no line in train.txt: 1, 2; are"):
-        check_labels({Path("train.txt"): Listed(("a", "b"), np.array([0, 3]))})
+    with pytest.raises(InputError, match=r"without gaps, but 2 of them have no line in train.txt: 1, 2; are"):
+        check_labels({Path("train.txt"): LabelledPaths(("a", "b"), np.array([0, 3]))})
     with pytest.raises(InputError, match=r"0 to 2000000000 \(the highest, in train.txt: 'b'\).*: 1, 2, 3, 4, 5 ..."):
-        check_labels({Path("train.txt"): Listed(("a", "b"), np.array([0, 2_000_000_000]))})
+        check_labels({Path("train.txt"): LabelledPaths(("a", "b"), np.array([0, 2_000_000_000]))})
 
 
-def test_a_missing_list_says_where_what_and_whence(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_list_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         find("x.txt", [tmp_path, tmp_path / "lists"], "one word a line", "the release of Someone")
     for words in ("x.txt is missing", str(tmp_path / "lists"), "one word a line", "the release of Someone", "`lists`"):
@@ -80,39 +89,41 @@ def test_missing_images_are_counted_and_the_first_five_shown(tmp_path: Path, num
     paths = tuple(f"a/{row}.png" for row in range(number * 10))
     for path in paths[number:]:
         write_image(tmp_path / path)
-    listed = {"train": Listed(paths, np.zeros(len(paths), np.int64))}
-    assert there(tmp_path, paths).tolist() == [row >= number for row in range(len(paths))]
+    lists = {name: LabelledPaths(paths, np.zeros(len(paths), np.int64)) for name in ("train", "test")}
+    listing = Listing(name="x", class_names=("a",), splits=file_splits(tmp_path, lists))
+    assert existing(tmp_path, paths).tolist() == [row >= number for row in range(len(paths))]
     with pytest.raises(InputError) as error:
-        splits_of(tmp_path, listed, "raise")
+        read_existing(listing, "raise")
     message = str(error.value)
-    assert f"{number} of {number * 10} images are not in" in message
+    assert f"{number} of {number * 20} images are not in" in message
     assert message.count("\n  - a/") == min(number, 5)
     assert "set data.on_error to skip" in message
-    splits, skipped = splits_of(tmp_path, listed, "skip")
-    assert len(splits["train"]) == number * 9
-    assert skipped == sorted(paths[:number])
+    data = read_existing(listing, "skip")
+    assert len(data.splits["train"]) == number * 9
+    assert data.skipped == sorted(paths[:number])
 
 
-def test_a_wrong_root_is_told_from_missing_images(tmp_path: Path) -> None:
+def test_a_wrong_root_is_distinguished_from_missing_images(tmp_path: Path) -> None:
     (tmp_path / "ILSVRC").mkdir()
-    listed = {"train": Listed(("train/a/1.jpg", "train/a/2.jpg"), np.array([0, 0]))}
-    for on_error in ("raise", "skip"):  # a set of which nothing is there is a mistake in any case
+    lists = {"train": LabelledPaths(("train/a/1.jpg", "train/a/2.jpg"), np.array([0, 0]))}
+    listing = Listing(name="x", class_names=("a",), splits=file_splits(tmp_path, lists))
+    for on_error in ("raise", "skip"):  # a dataset without any image is always an error
         with pytest.raises(InputError, match=r"Is `root` the folder that holds 'train'\? It holds: ILSVRC"):
-            splits_of(tmp_path, listed, on_error)  # type: ignore[arg-type]
+            read_existing(listing, on_error)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no such folder"):
-        splits_of(tmp_path / "nowhere", listed, "raise")
+        file_splits(tmp_path / "nowhere", lists)
 
 
-def test_one_folder_and_one_label_a_class() -> None:
-    one = Listed(("a/1", "a/2", "b/1"), np.array([0, 0, 1]))
+def test_a_class_has_one_folder_and_one_label() -> None:
+    one = LabelledPaths(("a/1", "a/2", "b/1"), np.array([0, 0, 1]))
     assert class_folders({Path("t.txt"): one}, 2) == ["a", "b"]
     with pytest.raises(InputError, match="`b/1 0` does not go with the other lines, where label 0 is 'a'"):
-        class_folders({Path("t.txt"): Listed(("a/1", "b/1"), np.array([0, 0]))}, 1)
+        class_folders({Path("t.txt"): LabelledPaths(("a/1", "b/1"), np.array([0, 0]))}, 1)
     with pytest.raises(InputError, match="`a/1 2` does not go with the other lines, where 'a' has label 0"):
-        class_folders({Path("t.txt"): one, Path("v.txt"): Listed(("a/1",), np.array([2]))}, 3)
+        class_folders({Path("t.txt"): one, Path("v.txt"): LabelledPaths(("a/1",), np.array([2]))}, 3)
 
 
-def test_class_names_that_differ_stay_and_equal_ones_are_told_apart() -> None:
+def test_equal_class_names_are_made_distinct() -> None:
     assert distinct(["a", "b"], ["x", "y"]) == ("a", "b")
     assert distinct(["a", "a"], ["x", "y"]) == ("a (x)", "a (y)")
 

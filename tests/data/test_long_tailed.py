@@ -9,53 +9,49 @@ from pathlib import Path
 import pytest
 
 from imbalance_vlm import InputError
-from imbalance_vlm.data.long_tailed import imagenet_lt, inat2018, places_lt
+from imbalance_vlm.data.prepare import create_dataset
 from tests.data import miniatures
 
 
-def build(reader, section):  # type: ignore[no-untyped-def]
-    return reader(**{key: value for key, value in section.items() if key != "name"})
-
-
 def test_imagenet_lt(tmp_path: Path) -> None:
-    data = build(imagenet_lt, miniatures.imagenet_lt(tmp_path))
+    data = create_dataset(**miniatures.imagenet_lt(tmp_path))
     assert data.class_names == ("tench", "goldfish", "missile", "missile (projectile)")
     assert data.counts.tolist() == [6, 4, 3, 2]
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 15, "val": 8, "test": 8}
     assert data.splits["test"].images.name(0).startswith("val/n01440764/")
 
 
-def test_imagenet_lt_by_names_of_ones_own(tmp_path: Path) -> None:
+def test_imagenet_lt_with_given_class_names(tmp_path: Path) -> None:
     section = miniatures.imagenet_lt(tmp_path)
     names = tmp_path / "classnames.txt"
     names.write_text("".join(f"{wnid} my {name} {wnid[-2:]}\n" for wnid, name in miniatures.WNIDS.items()))
-    assert build(imagenet_lt, section | {"class_names": names}).class_names[0] == "my tench 64"
+    assert create_dataset(**section | {"class_names": names}).class_names[0] == "my tench 64"
 
 
 def test_places_are_named_by_their_folders(tmp_path: Path) -> None:
-    data = build(places_lt, miniatures.places_lt(tmp_path))
+    data = create_dataset(**miniatures.places_lt(tmp_path))
     assert data.class_names == ("airfield", "airplane cabin", "apartment building outdoor", "zen garden")
 
 
 def test_species_by_scientific_and_taxonomic_names(tmp_path: Path) -> None:
     section = miniatures.inat2018(tmp_path)
-    assert build(inat2018, section).class_names[0] == "Hermodice carunculata"
-    data = build(inat2018, section | {"names": "taxonomic"})
+    assert create_dataset(**section).class_names[0] == "Hermodice carunculata"
+    data = create_dataset(**section | {"names": "taxonomic"})
     assert data.templates[0].format(data.class_names[0]) == (
         "a photo of a Hermodice carunculata, a species of Amphinomidae."
     )
 
 
-def test_species_by_common_names_where_there_are_some(tmp_path: Path) -> None:
+def test_species_by_common_names_where_they_exist(tmp_path: Path) -> None:
     section = miniatures.inat2018(tmp_path)
     with pytest.raises(InputError, match="none has one"):
-        build(inat2018, section | {"names": "common"})
+        create_dataset(**section | {"names": "common"})
     file = Path(section["lists"]) / "categories.json"
     taxa = json.loads(file.read_text())
     taxa[0]["common_name"] = taxa[1]["common_name"] = "tube worm"
     taxa[3]["common_name"] = "plume worm"
     file.write_text(json.dumps(taxa))
-    assert build(inat2018, section | {"names": "common"}).class_names == (
+    assert create_dataset(**section | {"names": "common"}).class_names == (
         "tube worm (Hermodice carunculata)",
         "tube worm (Phragmatopoma californica)",
         "Eudistylia vancouveri",
@@ -63,12 +59,12 @@ def test_species_by_common_names_where_there_are_some(tmp_path: Path) -> None:
     )
 
 
-def test_inat_labels_in_another_order_keep_their_names(tmp_path: Path) -> None:
+def test_species_keep_their_names_when_labels_are_in_another_order(tmp_path: Path) -> None:
     section = miniatures.inat2018(tmp_path)
     for file in Path(section["lists"]).glob("*.txt"):
         lines = [line.rsplit(" ", 1) for line in file.read_text().splitlines()]
         file.write_text("".join(f"{path} {3 - int(label)}\n" for path, label in lines))
-    assert build(inat2018, section).class_names == tuple(name for name, _ in reversed(miniatures.SPECIES))
+    assert create_dataset(**section).class_names == tuple(name for name, _ in reversed(miniatures.SPECIES))
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "no json", '[{"name": "x"}]', '[{"id": 0, "name": "x"}]'])
@@ -76,33 +72,28 @@ def test_wrong_categories_are_refused(tmp_path: Path, content: str) -> None:
     section = miniatures.inat2018(tmp_path)
     (Path(section["lists"]) / "categories.json").write_text(content)
     with pytest.raises(InputError, match="categories.json must hold every taxon|must be a list of taxa"):
-        build(inat2018, section)
+        create_dataset(**section)
 
 
 @pytest.mark.parametrize(
-    ("reader", "write", "missing", "origin"),
+    ("name", "missing", "origin"),
     [
-        (
-            imagenet_lt,
-            miniatures.imagenet_lt,
-            "ImageNet_LT_train.txt",
-            "Liu et al., Large-Scale Long-Tailed Recognition",
-        ),
-        (places_lt, miniatures.places_lt, "Places_LT_val.txt", "Places-LT release of Liu et al."),
-        (inat2018, miniatures.inat2018, "iNaturalist18_train.txt", "iNaturalist 2018 competition"),
-        (inat2018, miniatures.inat2018, "categories.json", "iNaturalist 2018 competition"),
+        ("imagenet_lt", "ImageNet_LT_train.txt", "Liu et al., Large-Scale Long-Tailed Recognition"),
+        ("places_lt", "Places_LT_val.txt", "Places-LT release of Liu et al."),
+        ("inat2018", "iNaturalist18_train.txt", "iNaturalist 2018 competition"),
+        ("inat2018", "categories.json", "iNaturalist 2018 competition"),
     ],
 )
-def test_a_missing_list_is_explained(tmp_path: Path, reader, write, missing: str, origin: str) -> None:  # type: ignore[no-untyped-def]
-    section = write(tmp_path)
+def test_a_missing_list_is_explained(tmp_path: Path, name: str, missing: str, origin: str) -> None:
+    section = miniatures.MINIATURES[name](tmp_path)
     next(tmp_path.rglob(missing)).unlink()
     with pytest.raises(InputError) as error:
-        build(reader, section)
+        create_dataset(**section)
     for words in (f"{missing}", "is missing", "It holds", origin):
         assert words in str(error.value)
 
 
-def test_lists_lie_in_root_in_lists_or_elsewhere(tmp_path: Path) -> None:
+def test_lists_are_found_in_root_in_lists_and_elsewhere(tmp_path: Path) -> None:
     section = miniatures.imagenet_lt(tmp_path)
     root = Path(section["root"])
     for place in (root / "lists", root / "ImageNet_LT", tmp_path / "elsewhere"):
@@ -110,14 +101,14 @@ def test_lists_lie_in_root_in_lists_or_elsewhere(tmp_path: Path) -> None:
         for file in list(tmp_path.rglob("ImageNet_LT_*.txt")):
             shutil.move(file, place / file.name)
         lists = {"lists": str(place)} if place.name == "elsewhere" else {}
-        assert build(imagenet_lt, section | lists).counts.tolist() == [6, 4, 3, 2]
+        assert create_dataset(**section | lists).counts.tolist() == [6, 4, 3, 2]
 
 
-def test_images_skipped_are_counted(tmp_path: Path) -> None:
+def test_skipped_images_are_counted(tmp_path: Path) -> None:
     section = miniatures.imagenet_lt(tmp_path)
     (Path(section["root"]) / "train/n01440764/n01440764_0.JPEG").unlink()
     with pytest.raises(InputError, match="1 of 31 images is not in"):
-        build(imagenet_lt, section)
-    data = build(imagenet_lt, section | {"on_error": "skip"})
+        create_dataset(**section)
+    data = create_dataset(**section | {"on_error": "skip"})
     assert data.counts.tolist() == [5, 4, 3, 2]
     assert data.skipped == ["train/n01440764/n01440764_0.JPEG"]

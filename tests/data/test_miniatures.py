@@ -1,41 +1,33 @@
-"""What every reader must do: open nothing before it is asked, write nothing, and give the same set each time."""
+"""The contract of readers: open nothing early, write nothing, and give the same dataset each time."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from imbalance_vlm import InputError
-from imbalance_vlm.data import cifar_lt, few_shot, folder, long_tailed, table, webdataset
-from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.settings import SettingGroup
+from imbalance_vlm.data.prepare import create_dataset, dataset_identity, list_dataset, make_reader
 from tests.data.miniatures import MINIATURES, Section
 
-MODULES = (long_tailed, cifar_lt, few_shot, table, webdataset, folder)
 IN_MEMORY = {"cifar10_lt", "cifar100_lt"}
 
 
-def reader(name: str) -> Callable[..., Dataset]:
-    return next(getattr(module, name) for module in MODULES if hasattr(module, name))
-
-
-def settings(section: Section) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key != "name"}
-
-
-def everything(root: Path) -> dict[str, tuple[int, int]]:
-    found = {}
+def files_below(root: Path) -> dict[str, tuple[int, int]]:
+    """Size and modification time of every file and folder."""
+    states = {}
     for place, folders, files in os.walk(root):
         for name in [*folders, *files]:
             status = Path(place, name).stat()
-            found[os.path.join(place, name)] = (status.st_size, status.st_mtime_ns)
-    return found
+            states[os.path.join(place, name)] = (status.st_size, status.st_mtime_ns)
+    return states
 
 
 @pytest.fixture(params=list(MINIATURES))
@@ -44,46 +36,70 @@ def section(request: pytest.FixtureRequest, tmp_path: Path) -> Section:
 
 
 def test_every_image_can_be_read_in_every_split(section: Section) -> None:
-    data = reader(section["name"])(**settings(section))
+    data = make_reader(section).read()
     for part in data.splits.values():
         assert all(part.images[row].mode == "RGB" for row in range(min(len(part), 20)))
         assert len({part.images.name(row) for row in range(len(part))}) == len(part)
 
 
-def test_no_image_is_opened_before_it_is_asked_for(section: Section, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("an image was opened")
+
+
+def test_reading_opens_no_image(section: Section, monkeypatch: pytest.MonkeyPatch) -> None:
     if section["name"] == "folder":
-        pytest.skip("a folder of one's own is read through first, to find broken images")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("an image was opened")
-
+        pytest.skip("a folder is read through once, to find broken images")
     monkeypatch.setattr(Image, "open", refuse)
-    data = reader(section["name"])(**settings(section))
-    data.splits["test"].fingerprint  # noqa: B018
+    make_reader(section).read().splits["test"].fingerprint  # noqa: B018
+
+
+def test_listing_opens_no_image_and_agrees_with_reading(section: Section, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = create_dataset(**section)
+    monkeypatch.setattr(Image, "open", refuse)
+    listing, listed = list_dataset(section)
+    assert listed.class_names == data.class_names == listing.class_names
+    assert {name: part.fingerprint for name, part in listed.splits.items()} == {
+        name: part.fingerprint for name, part in data.splits.items()
+    }
+
+
+def test_a_listing_may_leave_undivided_images_together(section: Section) -> None:
+    listing, data = list_dataset(section, whole=True)
+    if listing.undivided:
+        assert set(listing.splits) == {"train"}
+        assert data.splits["train"] is data.splits["test"]
+    assert bool(listing.undivided) == (section["name"] in ("folder", "table"))
+
+
+def test_listing_does_not_check_files_for_existence(tmp_path: Path) -> None:
+    section = MINIATURES["places_lt"](tmp_path / "data")
+    total = len(create_dataset(**section).splits["train"])
+    next((tmp_path / "data").rglob("train/*/*.jpg")).unlink()
+    with pytest.raises(InputError, match="1 of 31 images is not in"):
+        create_dataset(**section)
+    assert len(list_dataset(section)[1].splits["train"]) == total
 
 
 def test_nothing_is_written_beside_the_data(section: Section, tmp_path: Path) -> None:
-    before = everything(tmp_path / "data")
-    build = reader(section["name"])
-    build(**settings(section)).splits["test"].images[0].load()
-    build.identity(**settings(section))  # type: ignore[attr-defined]
-    assert everything(tmp_path / "data") == before
+    before = files_below(tmp_path / "data")
+    reader = make_reader(section)
+    reader.read().splits["test"].images[0].load()
+    reader.list()
+    reader.identity()
+    assert files_below(tmp_path / "data") == before
 
 
-def test_the_same_files_give_the_same_set(section: Section) -> None:
-    build = reader(section["name"])
-    first, again = build(**settings(section)), build(**settings(section))
+def test_the_same_files_give_the_same_dataset(section: Section) -> None:
+    first, again = make_reader(section).read(), make_reader(section).read()
     assert first.class_names == again.class_names
     assert first.splits.keys() == again.splits.keys()
     for name, part in first.splits.items():
         assert part.fingerprint == again.splits[name].fingerprint
-    identify = build.identity  # type: ignore[attr-defined]
-    assert identify(**settings(section)) == identify(**settings(section))
+    assert make_reader(section).identity() == make_reader(section).identity()
 
 
-def test_an_image_more_or_less_changes_the_identity(section: Section, tmp_path: Path) -> None:
-    identify = reader(section["name"]).identity  # type: ignore[attr-defined]
-    before = identify(**settings(section))
+def test_adding_or_removing_an_image_changes_the_identity(section: Section, tmp_path: Path) -> None:
+    before = make_reader(section).identity(), dataset_identity(section)
     endings = (
         (".tar", "data_batch_1", "train")
         if section["name"] in IN_MEMORY | {"webdataset"}
@@ -95,24 +111,56 @@ def test_an_image_more_or_less_changes_the_identity(section: Section, tmp_path: 
     file.write_bytes(file.read_bytes() + b"\0" * 512)
     if section["name"] not in IN_MEMORY | {"webdataset", "table", "folder"}:
         file.unlink()
-    assert identify(**settings(section)) != before
+    assert make_reader(section).identity() != before[0]
+    assert dataset_identity(section) != before[1]
 
 
-def test_sets_travel_to_loader_workers(section: Section) -> None:
-    data = reader(section["name"])(**settings(section))
-    images = pickle.loads(pickle.dumps(data.splits["test"].images))
-    assert images[0].tobytes() == data.splits["test"].images[0].tobytes()
+def test_images_travel_to_loader_workers(section: Section) -> None:
+    images = make_reader(section).read().splits["test"].images
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy[0].tobytes() == images[0].tobytes()
 
 
-def test_a_root_that_is_not_there(section: Section, tmp_path: Path) -> None:
+def test_a_missing_root_is_named(section: Section, tmp_path: Path) -> None:
     key = "file" if section["name"] == "table" else "root"
     with pytest.raises(InputError, match="nowhere"):
-        reader(section["name"])(**settings(section) | {key: str(tmp_path / "nowhere")})
+        make_reader(section | {key: str(tmp_path / "nowhere")}).read()
 
 
-def test_settings_are_keyword_only_and_explained(section: Section) -> None:
-    build = reader(section["name"])
-    documented = inspect.getdoc(build) or ""
-    for parameter in inspect.signature(build).parameters.values():
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        assert f"{parameter.name}:" in documented, f"{section['name']} does not explain `{parameter.name}`"
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue.DATASETS])
+def test_a_reader_is_a_frozen_dataclass_whose_settings_are_explained(name: str) -> None:
+    reader = catalogue.DATASETS.get(name).load()
+    assert isinstance(reader, type)
+    assert dataclasses.is_dataclass(reader)
+    assert reader.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    documented = inspect.getdoc(reader) or ""
+    for field in dataclasses.fields(reader):
+        assert field.kw_only == (field.name != "name")
+        assert f"{field.name}:" in documented, f"{name} does not explain `{field.name}`"
+        if isinstance(field.default, SettingGroup):
+            group = type(field.default)
+            for member in dataclasses.fields(group):
+                assert f"{member.name}:" in (inspect.getdoc(group) or "")
+
+
+class NoIdentity:
+    def list(self) -> None: ...
+
+    def read(self) -> None: ...
+
+
+def test_a_reader_without_identity_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue.DATASETS, "_entries", dict(catalogue.DATASETS._entries))
+    catalogue.DATASETS.add("mine", NoIdentity, "a plug-in's dataset")
+    message = r"reader of dataset 'mine' must have the methods .* NoIdentity lacks identity\(\); .* changed files"
+    with pytest.raises(InputError, match=message):
+        dataset_identity({"name": "mine"})
+    with pytest.raises(InputError, match=message):
+        create_dataset("mine")
+
+
+def test_settings_are_checked_together() -> None:
+    with pytest.raises(
+        InputError, match=r"dataset 'folder': unknown setting `rot`.*`shots` must be.*`root` is missing"
+    ):
+        create_dataset("folder", rot="x", shots=0)

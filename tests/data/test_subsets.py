@@ -1,4 +1,4 @@
-"""Shots, base and novel classes, tails and shifted tests, and their place in `prepare`."""
+"""Shots, base and novel classes, tails and shifted tests, and their place in `apply_protocol`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from imbalance_vlm import InputError
 from imbalance_vlm.components.settings import mistake, settings_of
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.data.prepare import create_dataset, dataset_identity, prepare
+from imbalance_vlm.data.prepare import apply_protocol, create_dataset, dataset_identity
 from imbalance_vlm.data.subsets import base_novel, decay_counts, few_shot, with_classes
 from imbalance_vlm.data.tails import tail_counts, with_shifted_test, with_tail
 
@@ -59,7 +59,7 @@ def test_the_shapes_of_tails(classes: int, largest: int, factor: float) -> None:
     assert not np.array_equal(tail_counts("exponential", 10, 5000, 100), tail_counts("pareto", 10, 5000, 100))
 
 
-def test_a_class_keeps_one_image_and_gets_no_more_than_it_has() -> None:
+def test_a_class_keeps_one_image_and_gains_none() -> None:
     assert tail_counts("exponential", 5, 10, 1000).min() == 1
     assert with_tail(dataset(), "step", 4, largest=50).counts.tolist() == [20, 20, 12, 12, 12]
 
@@ -74,7 +74,7 @@ def test_which_classes_are_the_head() -> None:
     assert sorted(drawn[0]) == sorted(drawn[2]) == sorted(tail_counts("exponential", 5, 20, 20).tolist())
 
 
-def test_tails_refuse_what_has_no_meaning() -> None:
+def test_meaningless_tails_are_refused() -> None:
     with pytest.raises(InputError, match="must be at least 1, got 0.5"):
         tail_counts("step", 3, 10, 0.5)
     with pytest.raises(InputError, match="largest class of at least 1"):
@@ -94,7 +94,7 @@ def test_shifted_tests_follow_or_reverse_the_training_counts() -> None:
     assert with_shifted_test(tailed, "forward", 10).counts.tolist() == tailed.counts.tolist()
 
 
-def test_shifted_tests_of_an_uneven_test_set_are_what_they_say() -> None:
+def test_shifted_tests_of_an_uneven_test_set_are_exact() -> None:
     uneven = dataset(test=np.repeat(np.arange(5), [30, 8, 20, 0, 9]))
     assert with_shifted_test(uneven, "uniform", 4).splits["test"].counts(5).tolist() == [8, 8, 8, 0, 8]
     assert with_shifted_test(uneven, "forward", 8).splits["test"].counts(5).tolist() == [8, 4, 2, 0, 1]
@@ -102,7 +102,7 @@ def test_shifted_tests_of_an_uneven_test_set_are_what_they_say() -> None:
 
 # -- shots -----------------------------------------------------------------------------------------------------------
 def test_shots_are_the_draw_that_papers_share() -> None:
-    """Written from the rule: Python's generator from the seed, the classes in the order met, train and then val."""
+    """The rule in plain steps: Python's generator from the seed, classes as they first occur, train and then val."""
     labels = np.random.default_rng(0).integers(0, 5, 120)
     data = few_shot(dataset(labels, val=labels), 8, seed=7)
     random.seed(7)
@@ -131,7 +131,7 @@ def test_validation_shots(shots: int, val: int) -> None:
 
 
 # -- classes ---------------------------------------------------------------------------------------------------------
-def test_base_and_novel_have_label_spaces_of_their_own() -> None:
+def test_base_and_novel_classes_are_labelled_from_zero() -> None:
     base, novel = base_novel(dataset(val=[0, 1, 2, 3, 4]))
     assert (base.class_names, novel.class_names) == (("class 0", "class 1", "class 2"), ("class 3", "class 4"))
     assert base.counts.tolist() == [20] * 3
@@ -142,7 +142,7 @@ def test_base_and_novel_have_label_spaces_of_their_own() -> None:
     assert novel.splits["test"].labels.tolist() == [0] * 10 + [1] * 10
 
 
-def test_groups_of_a_part_are_those_of_the_whole() -> None:
+def test_group_counts_follow_the_selected_classes() -> None:
     part = with_classes(dataset(group_counts=np.array([50, 40, 30, 20, 10])), np.array([4, 0]))
     assert part.group_counts is not None
     assert part.group_counts.tolist() == [10, 50]
@@ -150,7 +150,7 @@ def test_groups_of_a_part_are_those_of_the_whole() -> None:
 
 
 def test_classes_without_images_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 2 classes each to tell apart, dataset 'd' has 1"):
+    with pytest.raises(InputError, match="at least 2 classes each, but dataset 'd' has 1"):
         base_novel(dataset(classes=1))
     with pytest.raises(InputError, match="no image of the novel classes in 'test'"):
         base_novel(dataset(test=[0, 1, 2]))
@@ -165,32 +165,32 @@ def test_decay_counts(tau: float, wanted: list[int]) -> None:
     assert decay_counts(1, 16, tau).tolist() == [16]
 
 
-# -- in prepare ------------------------------------------------------------------------------------------------------
-def test_the_decay_thins_base_classes_in_a_drawn_order() -> None:
+# -- the protocol ------------------------------------------------------------------------------------------------------
+def test_the_decay_thins_base_classes_in_a_random_order() -> None:
     settings: dict[str, Any] = {"shots": 16, "tau": 0.25, "classes": "base"}
-    first, again, other = (prepare(dataset(classes=10), draw_seed=seed, **settings) for seed in (0, 0, 1))
+    first, again, other = (apply_protocol(dataset(classes=10), draw_seed=seed, **settings) for seed in (0, 0, 1))
     assert sorted(first.counts.tolist()) == sorted(decay_counts(5, 16, 0.25).tolist())
     assert first.counts.tolist() == again.counts.tolist() != other.counts.tolist()
-    few = prepare(dataset(classes=10), shots=16, classes="base")
+    few = apply_protocol(dataset(classes=10), shots=16, classes="base")
     assert set(numbers(first.splits["train"])) < set(numbers(few.splits["train"]))
-    novel = prepare(dataset(classes=10), shots=16, tau=0.25, classes="novel")
+    novel = apply_protocol(dataset(classes=10), shots=16, tau=0.25, classes="novel")
     assert novel.counts.tolist() == [16] * 5
 
 
-def test_shots_are_drawn_before_the_classes_are_cut() -> None:
+def test_shots_are_drawn_before_classes_are_selected() -> None:
     labels = np.random.default_rng(0).integers(0, 6, 120)
     data = dataset(labels, classes=6)
     whole = few_shot(data, 3, seed=0)
-    novel = prepare(data, shots=3, classes="novel")
+    novel = apply_protocol(data, shots=3, classes="novel")
     wanted = [
         n for n, label in zip(numbers(whole.splits["train"]), whole.splits["train"].labels, strict=True) if label > 2
     ]
     assert numbers(novel.splits["train"]) == wanted
 
 
-def test_groups_by_the_whole_dataset_or_by_what_trains() -> None:
-    assert prepare(dataset(), shots=2).group_counts is None
-    kept = prepare(dataset(), shots=2, classes="novel", split_by="dataset")
+def test_groups_by_the_full_dataset_or_by_the_training_images() -> None:
+    assert apply_protocol(dataset(), shots=2).group_counts is None
+    kept = apply_protocol(dataset(), shots=2, classes="novel", split_by="dataset")
     assert kept.group_counts is not None
     assert kept.group_counts.tolist() == [20, 20]
     assert kept.counts.tolist() == [2, 2]
@@ -198,28 +198,28 @@ def test_groups_by_the_whole_dataset_or_by_what_trains() -> None:
 
 def test_a_decay_needs_shots() -> None:
     with pytest.raises(InputError, match="needs `shots`"):
-        prepare(dataset(), tau=0.25)
+        apply_protocol(dataset(), tau=0.25)
 
 
-def test_plain_preparation_changes_nothing() -> None:
+def test_the_default_protocol_changes_nothing() -> None:
     data = dataset()
-    assert prepare(data) is data
+    assert apply_protocol(data) is data
 
 
-def test_sets_for_testing_alone() -> None:
+def test_datasets_for_testing_only() -> None:
     parts = {"test": split([0, 1, 1])}
     data = Dataset("v2", ("a", "b"), parts, test_only=True)
     assert data.counts.tolist() == [1, 2]
     for settings in ({"tail": "step"}, {"shots": 1}):
-        with pytest.raises(InputError, match="is for testing alone"):
-            prepare(data, **settings)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="is for testing only"):
+            apply_protocol(data, **settings)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="must have a 'train' split"):
         Dataset("v2", ("a", "b"), parts)
     with pytest.raises(InputError, match="must have a 'test' split"):
         Dataset("v2", ("a", "b"), {"train": split([0, 1])}, test_only=True)
 
 
-def test_group_counts_are_one_a_class() -> None:
+def test_there_is_one_group_count_per_class() -> None:
     with pytest.raises(InputError, match="`group_counts` of dataset 'd' must hold a count for each of 5 classes"):
         dataset(group_counts=np.array([1, 2]))
 
@@ -243,14 +243,14 @@ def test_every_setting_is_part_of_the_identity_and_reaches_the_dataset(change: d
     assert dataset_identity(plain | change) != dataset_identity(plain)
 
 
-def test_any_dataset_takes_them() -> None:
+def test_every_dataset_accepts_protocol_settings() -> None:
     data = create_dataset("icons_lt", classes="base", shots=4, tau=0.25, test_shift="uniform")
     assert data.counts.max() == 4
     assert data.counts.min() == 1
 
 
 def test_every_default_is_a_value_that_a_recipe_may_give() -> None:
-    for name, setting in settings_of(prepare).items():
+    for name, setting in settings_of(apply_protocol).items():
         assert mistake(setting.annotation, setting.default) is None, name
-    assert mistake(settings_of(prepare)["tail_factor"].annotation, 0.5)
-    assert mistake(settings_of(prepare)["tail"].annotation, "exponentail")
+    assert mistake(settings_of(apply_protocol)["tail_factor"].annotation, 0.5)
+    assert mistake(settings_of(apply_protocol)["tail"].annotation, "exponentail")

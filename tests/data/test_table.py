@@ -1,4 +1,4 @@
-"""Tables of images, whole and broken."""
+"""Tables of images, complete and broken."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ import pytest
 
 from imbalance_vlm import InputError
 from imbalance_vlm.data.dataset import Dataset, Split
-from imbalance_vlm.data.table import identity, table
+from imbalance_vlm.data.prepare import create_dataset
+from imbalance_vlm.data.table import TableReader
 from tests.data import miniatures
 
 ROWS = [(f"{name}/{number}.png", name) for name, count in (("fox", 5), ("Red_Kite", 3)) for number in range(count)]
+
+
+def read_table(**settings: Any) -> Dataset:
+    return create_dataset("table", **settings)
+
+
+def identity_of(**settings: Any) -> str:
+    return TableReader(**settings).identity()
 
 
 @pytest.fixture
@@ -37,27 +46,27 @@ def names(split: Split) -> list[str]:
 
 @pytest.mark.parametrize("name", ["animals.csv", "animals.tsv", "animals.txt"])
 def test_words_are_classes_and_a_test_part_is_drawn(root: Path, name: str) -> None:
-    data = table(file=write(root, ROWS, name=name))
+    data = read_table(file=write(root, ROWS, name=name))
     assert (data.name, data.class_names) == ("animals", ("Red Kite", "fox"))
     assert data.counts.tolist() == [2, 4]
     assert len(data.splits["test"]) == 2
-    assert names(data.splits["train"]) == names(table(file=root / name).splits["train"])
+    assert names(data.splits["train"]) == names(read_table(file=root / name).splits["train"])
     data.splits["test"].images[0].load()
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.99])
 def test_every_class_keeps_a_training_image(root: Path, fraction: float) -> None:
     rows = [*ROWS[:6], (ROWS[6][0], "rare")]
-    data = table(file=write(root, rows), test_fraction=fraction, val_fraction=0.5 if fraction < 0.5 else 0.0)
+    data = read_table(file=write(root, rows), test_fraction=fraction, val_fraction=0.5 if fraction < 0.5 else 0.0)
     assert data.counts.min() >= 1
 
 
-def test_the_tables_own_splits_are_used(root: Path) -> None:
+def test_splits_of_the_table_are_used(root: Path) -> None:
     words = ["train", "Train", "training", "VAL", "test", "train", "validation", "testing"]
     rows = [(*row, word) for row, word in zip(ROWS, words, strict=True)]
-    data = table(file=write(root, rows, "path,label,split"))
+    data = read_table(file=write(root, rows, "path,label,split"))
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 4, "val": 2, "test": 2}
-    drawn = table(file=root / "animals.csv", split_column=None)
+    drawn = read_table(file=root / "animals.csv", split_column=None)
     assert set(drawn.splits) == {"train", "test"}
     assert len(drawn.splits["train"]) == 6
 
@@ -66,34 +75,34 @@ def test_columns_and_root_by_name(root: Path, tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     rows = [(path, "train" if row % 3 else "test", label) for row, (path, label) in enumerate(ROWS)]
     file = write(tmp_path / "lists", rows, "image,part,species")
-    data = table(file=file, root=root, path_column="image", label_column="species", split_column="part")
+    data = read_table(file=file, root=root, path_column="image", label_column="species", split_column="part")
     assert len(data.splits["test"]) == 3
 
 
 def test_absolute_paths(root: Path, tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
-    data = table(file=write(tmp_path / "far", [(root / path, label) for path, label in ROWS]))
+    data = read_table(file=write(tmp_path / "far", [(root / path, label) for path, label in ROWS]))
     data.splits["train"].images[0].load()
 
 
 def test_numbers_are_labels_of_named_classes(root: Path) -> None:
     rows = [(path, 2 if label == "fox" else 0) for path, label in ROWS]
     file = write(root, rows)
-    data = table(file=file)
+    data = read_table(file=file)
     assert (data.class_names, data.counts.tolist()) == (("0", "2"), [2, 4])
     (root / "names.txt").write_text("red kite\ngoshawk\nred fox\n")
-    data = table(file=file, class_names=root / "names.txt")
+    data = read_table(file=file, class_names=root / "names.txt")
     assert (data.class_names, data.counts.tolist()) == (("red kite", "goshawk", "red fox"), [2, 0, 4])
 
 
 def test_numbers_sort_as_numbers(root: Path) -> None:
     rows = [(path, 10 if label == "fox" else 9) for path, label in ROWS]
-    assert table(file=write(root, rows)).class_names == ("9", "10")
+    assert read_table(file=write(root, rows)).class_names == ("9", "10")
 
 
-def test_words_may_be_spelled_out_by_a_file(root: Path) -> None:
+def test_a_file_may_name_the_classes(root: Path) -> None:
     (root / "names.txt").write_text("fox\ta red fox\nRed_Kite\ta red kite\n")
-    data = table(file=write(root, ROWS), class_names=root / "names.txt")
+    data = read_table(file=write(root, ROWS), class_names=root / "names.txt")
     assert (data.class_names, data.counts.tolist()) == (("a red fox", "a red kite"), [4, 2])
 
 
@@ -109,7 +118,7 @@ def test_words_may_be_spelled_out_by_a_file(root: Path) -> None:
 def test_a_wrong_file_of_names(root: Path, text: str, words: str) -> None:
     (root / "names.txt").write_text(text)
     with pytest.raises(InputError, match=words):
-        table(file=write(root, ROWS), class_names=root / "names.txt")
+        read_table(file=write(root, ROWS), class_names=root / "names.txt")
 
 
 def test_a_number_beyond_the_names(root: Path) -> None:
@@ -117,15 +126,15 @@ def test_a_number_beyond_the_names(root: Path) -> None:
     with pytest.raises(
         InputError, match=r"column 'label': every class must be named in .*, got '7' \(it names 0 to 1\)"
     ):
-        table(file=write(root, [(path, 7) for path, _ in ROWS]), class_names=root / "names.txt")
+        read_table(file=write(root, [(path, 7) for path, _ in ROWS]), class_names=root / "names.txt")
     with pytest.raises(InputError, match="`class_names` must be a text file.*no such file"):
-        table(file=root / "animals.csv", class_names=root / "no.txt")
+        read_table(file=root / "animals.csv", class_names=root / "no.txt")
 
 
 @pytest.mark.parametrize("word", ["NA", "None", "nan", "null", "007", "true", "1e3"])
 def test_a_class_may_have_any_name(root: Path, word: str) -> None:
     rows = [(path, word if label == "fox" else label) for path, label in ROWS]
-    assert word in table(file=write(root, rows)).class_names
+    assert word in read_table(file=write(root, rows)).class_names
 
 
 @pytest.mark.parametrize(
@@ -133,7 +142,7 @@ def test_a_class_may_have_any_name(root: Path, word: str) -> None:
     [
         ("path,class", ROWS, "must have a column 'label', got path, class"),
         ("paths,label", ROWS, "must have a column 'path', got paths, label. Did you mean 'paths'"),
-        ("path,label", [], "must have a row for each image"),
+        ("path,label", [], "must have one row per image"),
         ("path,label", [*ROWS, ("", "fox")], r"row 9 \(after the header\): 'path' is empty"),
         ("path,label", [*ROWS, ("fox/1.png", " ")], "row 9 .*'label' is empty"),
         ("path,label", [*ROWS, ("fox/1.png", "fox", "more", "still")], "cannot be read as a table|must have"),
@@ -143,44 +152,44 @@ def test_a_class_may_have_any_name(root: Path, word: str) -> None:
             [(*ROWS[0], "train"), (*ROWS[1], "holdout")],
             "row 2 .* train, val or test, got 'holdout'",
         ),
-        ("path,label,split", [(*row, "val") for row in ROWS], "must have images for 'train', and has them for val"),
+        ("path,label,split", [(*row, "val") for row in ROWS], "must have images for 'train', got images for val"),
         ("path,label,split", [(*ROWS[0], "train"), (*ROWS[1], "val")], "must have images for 'test'"),
     ],
 )
-def test_a_broken_table_is_refused_in_words(root: Path, header: str, rows: list[Any], words: str) -> None:
+def test_a_broken_table_is_refused(root: Path, header: str, rows: list[Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        table(file=write(root, rows, header))
+        read_table(file=write(root, rows, header))
 
 
-def test_other_files_are_no_tables(root: Path) -> None:
+def test_other_files_are_refused(root: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        table(file=root / "nowhere.csv")
+        read_table(file=root / "nowhere.csv")
     (root / "x.xlsx").touch()
     with pytest.raises(InputError, match=r"must end in .csv, .tsv, .txt or .parquet, got 'x.xlsx'"):
-        table(file=root / "x.xlsx")
+        read_table(file=root / "x.xlsx")
     (root / "x.csv").write_bytes(b"\xff\xd8\xff\xe0\x00")
     with pytest.raises(InputError, match=r"x.csv cannot be read as a table"):
-        table(file=root / "x.csv")
+        read_table(file=root / "x.csv")
     with pytest.raises(InputError, match="must have the `split_column` 'fold'"):
-        table(file=write(root, ROWS), split_column="fold")
+        read_table(file=write(root, ROWS), split_column="fold")
 
 
 def test_missing_images_may_be_left_out(root: Path) -> None:
-    data = table(file=write(root, [*ROWS, ("fox/9.png", "fox")]), on_error="skip")
+    data = read_table(file=write(root, [*ROWS, ("fox/9.png", "fox")]), on_error="skip")
     assert data.skipped == ["fox/9.png"]
 
 
 def test_a_changed_row_image_or_name_changes_the_identity(root: Path) -> None:
     file = write(root, ROWS)
     (root / "names.txt").write_text("fox\ta\nRed_Kite\tb\n")
-    seen = {identity(file=file), identity(file=file, class_names=root / "names.txt")}
-    assert identity(file=file) in seen
+    seen = {identity_of(file=file), identity_of(file=file, class_names=root / "names.txt")}
+    assert identity_of(file=file) in seen
     miniatures.write_image(root / "fox/0.png", 9, size=9)
-    seen.add(identity(file=file))
+    seen.add(identity_of(file=file))
     write(root, ROWS[1:])
-    seen.add(identity(file=file))
+    seen.add(identity_of(file=file))
     (root / "fox/1.png").unlink()
-    seen.add(identity(file=file))
+    seen.add(identity_of(file=file))
     assert len(seen) == 5
 
 
@@ -190,17 +199,17 @@ def test_parquet(root: Path) -> None:
 
     frame = pd.DataFrame(ROWS, columns=["path", "label"])
     frame.to_parquet(root / "animals.parquet")
-    assert table(file=root / "animals.parquet").counts.tolist() == [2, 4]
+    assert read_table(file=root / "animals.parquet").counts.tolist() == [2, 4]
     frame["label"] = np.where(frame["label"] == "fox", 3.0, 1.0)
     frame.to_parquet(root / "animals.parquet")
-    assert table(file=root / "animals.parquet").class_names == ("1", "3")
+    assert read_table(file=root / "animals.parquet").class_names == ("1", "3")
     frame.loc[2, "label"] = np.nan
     frame.to_parquet(root / "animals.parquet")
     with pytest.raises(InputError, match="row 3 .*'label' is empty"):
-        table(file=root / "animals.parquet")
+        read_table(file=root / "animals.parquet")
     (root / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read as a table"):
-        table(file=root / "broken.parquet")
+        read_table(file=root / "broken.parquet")
 
 
 def test_parquet_without_its_package_says_what_to_install(root: Path) -> None:
@@ -209,9 +218,9 @@ def test_parquet_without_its_package_says_what_to_install(root: Path) -> None:
     except ImportError:
         (root / "x.parquet").write_bytes(b"PAR1")
         with pytest.raises(InputError, match=r"pip install 'imbalance_vlm\[parquet\]'"):
-            table(file=root / "x.parquet")
+            read_table(file=root / "x.parquet")
 
 
 def test_the_type_is_a_dataset(root: Path) -> None:
-    assert isinstance(table(file=write(root, ROWS), flips=False), Dataset)
-    assert not table(file=root / "animals.csv", flips=False).flips
+    assert isinstance(read_table(file=write(root, ROWS), flips=False), Dataset)
+    assert not read_table(file=root / "animals.csv", flips=False).flips

@@ -1,4 +1,4 @@
-"""WebDataset shards: random access by an index in the cache, and shards that are refused."""
+"""WebDataset shards: random access by an index in the cache, and refused shards."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from PIL import Image
 
 from imbalance_vlm import InputError
 from imbalance_vlm.data import webdataset as reader
-from imbalance_vlm.data.webdataset import webdataset
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.prepare import make_reader
 from tests.data.miniatures import encoded, write_tar
 from tests.data.miniatures import webdataset as miniature
+
+
+def read_shards(**settings: Any) -> Dataset:
+    return make_reader({"name": "webdataset", **settings}).read()
 
 
 def sample(label: Any = 0, key: str = "a", kind: str = "cls") -> dict[str, bytes]:
@@ -34,15 +39,15 @@ def samples(*labels: Any, kind: str = "cls") -> dict[str, bytes]:
 
 def test_splits_by_the_names_of_the_shards(tmp_path: Path) -> None:
     section = miniature(tmp_path)
-    data = webdataset(root=section["root"], class_names=section["class_names"])
+    data = read_shards(root=section["root"], class_names=section["class_names"])
     assert data.class_names == ("red apple", "green leaf", "blue car", "white cup")
     assert data.counts.tolist() == [6, 4, 3, 3]
     assert data.splits["test"].counts(4).tolist() == [2] * 4
 
 
-def test_images_are_read_from_their_places_in_any_order(tmp_path: Path) -> None:
+def test_images_are_read_in_any_order(tmp_path: Path) -> None:
     section = miniature(tmp_path)
-    part = webdataset(root=section["root"]).splits["train"]
+    part = read_shards(root=section["root"]).splits["train"]
     assert len(part) == 16
     for row in (15, 0, 7):
         shard, _, name = part.images.name(row).partition("/")
@@ -63,33 +68,33 @@ def test_the_index_is_made_once_and_lies_in_the_cache(tmp_path: Path, monkeypatc
     opened: list[str] = []
     plain = tarfile.open
     monkeypatch.setattr(reader.tarfile, "open", lambda name, *rest: opened.append(str(name)) or plain(name, *rest))
-    first, again = webdataset(root=section["root"]), webdataset(root=section["root"])
+    first, again = read_shards(root=section["root"]), read_shards(root=section["root"])
     assert len(opened) == 4
     assert first.splits["train"].fingerprint == again.splits["train"].fingerprint
     assert sorted(os.listdir(section["root"])) == before
     index = sorted((tmp_path / "cache" / "webdataset").iterdir())
     assert len(index) == 4
     index[0].write_text("{half")
-    webdataset(root=section["root"])
+    read_shards(root=section["root"])
     assert len(opened) == 5
     shard = next(Path(section["root"]).glob("*train*.tar"))
     write_tar(shard, samples(0, 1, 2, 3))
     opened.clear()
-    webdataset(root=section["root"])
-    assert opened == [str(shard)], "a shard that has changed is read anew"
+    read_shards(root=section["root"])
+    assert opened == [str(shard)], "a changed shard is read again"
 
 
 def test_splits_by_folders_and_splits_drawn(tmp_path: Path) -> None:
     write_tar(tmp_path / "by" / "train" / "0.tar", samples(0, 1))
     write_tar(tmp_path / "by" / "validation" / "0.tar", samples(0))
     write_tar(tmp_path / "by" / "test" / "0.tar", samples(1))
-    assert {split: len(part) for split, part in webdataset(root=tmp_path / "by").splits.items()} == {
+    assert {split: len(part) for split, part in read_shards(root=tmp_path / "by").splits.items()} == {
         "train": 2,
         "val": 1,
         "test": 1,
     }
     write_tar(tmp_path / "one" / "0.tar", samples(*[0] * 10, *[1] * 5, 2))
-    assert webdataset(root=tmp_path / "one").counts.tolist() == [8, 4, 1]
+    assert read_shards(root=tmp_path / "one").counts.tolist() == [8, 4, 1]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_splits_by_folders_and_splits_drawn(tmp_path: Path) -> None:
 )
 def test_labels_in_all_three_forms(tmp_path: Path, kind: Any, labels: list[Any], names: tuple[str, ...]) -> None:
     write_tar(tmp_path / "w" / "0.tar", samples(*labels, kind=kind))
-    data = webdataset(root=tmp_path / "w", label_file=kind, test_fraction=0.5)
+    data = read_shards(root=tmp_path / "w", label_file=kind, test_fraction=0.5)
     assert data.class_names == names
     assert data.counts.tolist() == [1, 1]
 
@@ -112,7 +117,7 @@ def test_labels_in_all_three_forms(tmp_path: Path, kind: Any, labels: list[Any],
 def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     write_tar(tmp_path / "w" / "0.tar", sample() | {name: b"x"})
     with pytest.raises(InputError, match="which leads out of the shard"):
-        webdataset(root=tmp_path / "w")
+        read_shards(root=tmp_path / "w")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -123,7 +128,7 @@ def test_links_are_refused(tmp_path: Path, kind: bytes) -> None:
         link.type, link.linkname = kind, "/etc/passwd"
         archive.addfile(link)
     with pytest.raises(InputError, match="is a link"):
-        webdataset(root=tmp_path)
+        read_shards(root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +148,14 @@ def test_links_are_refused(tmp_path: Path, kind: bytes) -> None:
 def test_a_broken_sample_is_named(tmp_path: Path, members: dict[str, bytes], words: str) -> None:
     write_tar(tmp_path / "w" / "0.tar", members)
     with pytest.raises(InputError, match=words):
-        webdataset(root=tmp_path / "w")
+        read_shards(root=tmp_path / "w")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"class": 1}', b'{"label": null}', b'{"label": 1.5}'])
 def test_json_without_the_label_is_refused(tmp_path: Path, content: bytes) -> None:
     write_tar(tmp_path / "w" / "0.tar", {"a.jpg": b"x", "a.json": content})
     with pytest.raises(InputError, match="a.json must hold"):
-        webdataset(root=tmp_path / "w", label_file="json")
+        read_shards(root=tmp_path / "w", label_file="json")
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6])
@@ -159,35 +164,35 @@ def test_a_shard_cut_short_is_refused(tmp_path: Path, keep: float) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * keep) // 512 * 512 + 100])
     with pytest.raises(InputError, match=r"0.tar cannot be read as an uncompressed tar file"):
-        webdataset(root=tmp_path)
-    assert not (tmp_path / "cache" / "webdataset").exists(), "no half index stays"
+        read_shards(root=tmp_path)
+    assert not (tmp_path / "cache" / "webdataset").exists(), "no partial index is kept"
 
 
-def test_other_files_are_no_shards(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        webdataset(root=tmp_path / "nowhere")
+        read_shards(root=tmp_path / "nowhere")
     folder = tmp_path / "w"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"must hold WebDataset shards \(.tar\), found none$"):
-        webdataset(root=folder)
+    with pytest.raises(InputError, match=r"must hold WebDataset shards \(.tar\), and holds none$"):
+        read_shards(root=folder)
     (folder / "0.tar.gz").write_bytes(gzip.compress(b"x"))
     with pytest.raises(InputError, match=r"0.tar.gz is compressed: unpack it"):
-        webdataset(root=folder)
+        read_shards(root=folder)
     (folder / "0.tar").write_bytes(gzip.compress(b"x" * 2000))
     with pytest.raises(InputError, match="cannot be read as an uncompressed tar file"):
-        webdataset(root=folder)
+        read_shards(root=folder)
 
 
-def test_shards_of_which_only_some_say_their_split(tmp_path: Path) -> None:
+def test_shards_of_which_only_some_name_their_split(tmp_path: Path) -> None:
     for name in ("train-0", "1"):
         write_tar(tmp_path / "w" / f"{name}.tar", samples(0, 1))
     with pytest.raises(InputError, match=r"1.tar does not, while others do"):
-        webdataset(root=tmp_path / "w")
+        read_shards(root=tmp_path / "w")
     (tmp_path / "w" / "1.tar").rename(tmp_path / "w" / "train-test.tar")
-    with pytest.raises(InputError, match="must say one split, got test and train"):
-        webdataset(root=tmp_path / "w")
+    with pytest.raises(InputError, match="must name one split, got test and train"):
+        read_shards(root=tmp_path / "w")
 
 
 def test_hidden_files_are_no_samples(tmp_path: Path) -> None:
     write_tar(tmp_path / "w" / "0.tar", {"._a.jpg": b"x"} | samples(*[0] * 5))
-    assert sum(len(part) for part in webdataset(root=tmp_path / "w").splits.values()) == 5
+    assert sum(len(part) for part in read_shards(root=tmp_path / "w").splits.values()) == 5

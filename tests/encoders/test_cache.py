@@ -20,7 +20,7 @@ from PIL import Image
 from imbalance_vlm import InputError
 from imbalance_vlm.cli import main
 from imbalance_vlm.data.dataset import FileImages, Split
-from imbalance_vlm.data.resized import resized_split
+from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders import cache
 from imbalance_vlm.encoders.cache import FeatureCache, ImageCopies
 

@@ -27,7 +27,7 @@ def _empty_cache_and_no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     def tried(*settings: Any, **more: Any) -> None:
         raise AssertionError("a download was tried")
 
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", tried)
+    monkeypatch.setattr(open_clip, "create_model", tried)
     monkeypatch.setattr(timm, "create_model", tried)
 
 

@@ -1,16 +1,11 @@
-"""What is known of how long a model was pre-trained."""
+"""What the names of weights tell about their pre-training."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pandas as pd
 import pytest
 
-from imbalance_vlm.encoders.pretraining import samples_seen
-from imbalance_vlm.results.columns import COST, IDENTITY, SCORES
-from imbalance_vlm.results.result import RunResult
-from imbalance_vlm.results.tables import markdown, select, table
+from imbalance_vlm.encoders.factory import create_encoder
+from imbalance_vlm.encoders.pretraining import pretrain_pairs, samples_seen
 
 
 @pytest.mark.parametrize(
@@ -28,28 +23,25 @@ from imbalance_vlm.results.tables import markdown, select, table
         ("mini-clip", "icons-tiny", 0.000512),
     ],
 )
-def test_tags_say_what_was_seen(encoder: str, tag: str, billions: float) -> None:
+def test_samples_of_tags(encoder: str, tag: str, billions: float) -> None:
     assert samples_seen(encoder, tag) == pytest.approx(billions * 1e9)
 
 
 @pytest.mark.parametrize("tag", [None, "random", "webli", "dfn2b", "/weights/my_b32.pt", "mine_e32"])
-def test_others_say_nothing(tag: str | None) -> None:
+def test_samples_of_others_are_unknown(tag: str | None) -> None:
     assert samples_seen("ViT-B-32", tag) is None
 
 
-def _run(pretrained: str, paper: dict[str, Any] | None = None) -> RunResult:
-    from pathlib import Path
+@pytest.mark.parametrize(
+    ("tag", "pairs"),
+    [("openai", 400e6), ("laion400m_e32", 407e6), ("datacomp_xl_s13b_b90k", 1.4e9), ("webli", None), (None, None)],
+)
+def test_pairs_of_tags(tag: str | None, pairs: float | None) -> None:
+    assert pretrain_pairs(tag) == pairs
 
-    identity = dict.fromkeys(IDENTITY, pretrained) | {"encoder": "ViT-B-32", "pretrain_pairs": None}
-    record = {"config": pretrained, "seed": 0, "identity": identity, "scores": dict.fromkeys(SCORES, 1.0)}
-    return RunResult(Path(), record | {"cost": dict.fromkeys(COST, 1.0), "classes": {}, "paper": paper})
 
-
-def test_a_table_has_the_column_where_anything_is_known() -> None:
-    found = table([_run("openai", {"source": "x", "overall": 63.3}), _run("webli")])
-    assert list(found["samples_seen"][:2]) == [12_800_000_000] * 2, "the published row is of the same model"
-    assert found["samples_seen"][2] is pd.NA
-    assert list(found.columns).index("samples_seen") == list(found.columns).index("pretrain_pairs") + 1
-    shown = markdown(select(found, ["recipe", "samples_seen"]))
-    assert "12,800,000,000" in shown
-    assert "samples_seen" not in table([_run("webli")]).columns
+def test_an_encoder_carries_both_numbers() -> None:
+    encoder = create_encoder("mini-clip", pretrained="icons-tiny")
+    assert (encoder.pretrain_pairs, encoder.samples_seen) == (6100, 512_000)
+    image_only = create_encoder("timm:test_vit", pretrained="random")
+    assert (image_only.pretrain_pairs, image_only.samples_seen) == (None, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 
 from imbalance_vlm.encoders.class_chunks import pack, two_pass
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
-from imbalance_vlm.encoders.prompted_text import SAVINGS, Position, PromptedText, class_subset
+from imbalance_vlm.encoders.prompted_text import SAVINGS, Position, PromptedText
 from imbalance_vlm.encoders.text_tower import TextTower
 from imbalance_vlm.errors import InputError
 
@@ -484,17 +483,3 @@ def test_settings_and_encoders_that_do_not_fit_are_refused() -> None:
         PromptedText(clip, NAMES)
     with pytest.raises(InputError, match="pools 'none'"):
         PromptedText(encoder("eva", pool_type="none"), NAMES)
-
-
-def test_a_subset_of_the_classes_holds_those_of_the_batch() -> None:
-    targets = torch.tensor([7, 2, 7, 30])
-    drawn = [class_subset(targets, 40, 10, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    for rows, labels in drawn:
-        assert len(rows) == 10
-        assert torch.equal(rows, rows.unique())
-        assert torch.equal(rows[labels], targets)
-    assert torch.equal(drawn[0][0], drawn[1][0])
-    assert not torch.equal(drawn[0][0], drawn[2][0])
-    rows, labels = class_subset(targets, 40, 2, torch.Generator())
-    assert rows.tolist() == [2, 7, 30]
-    assert math.prod(labels.tolist()) == 0

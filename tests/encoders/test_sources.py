@@ -1,21 +1,27 @@
-"""Batches of cached features."""
+"""Batches of cached features and of images."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from imbalance_vlm.data.dataset import ArrayImages, Split
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import sources
-from imbalance_vlm.encoders.sources import FeatureSource, PixelSource
+from imbalance_vlm.encoders.sources import FeatureSource, PixelSource, evaluation_rows
 from imbalance_vlm.training.loop import steps_per_epoch
 
 VIEWS = [np.arange(12, dtype=np.float16).reshape(6, 2) + 100 * view for view in range(2)]
 LABELS = np.arange(6)
+CPU = torch.device("cpu")
+MODEL = Preprocessing((4, 4), mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def source() -> FeatureSource:
-    return FeatureSource(VIEWS, LABELS, torch.device("cpu"))
+    return FeatureSource(VIEWS, LABELS, CPU)
 
 
 def test_batches_are_the_rows_asked_for_in_float32() -> None:
@@ -37,28 +43,36 @@ def test_a_set_smaller_than_a_batch_gives_one_batch() -> None:
     assert steps_per_epoch(source(), 512) == 1
 
 
-def test_a_set_that_does_not_fit_is_read_from_the_disk(monkeypatch: object) -> None:
-    inside = [batch.tolist() for pair in source().batches([torch.tensor([5, 0])], 1) for batch in pair]
-    monkeypatch.setattr(sources, "free_memory", lambda device: 0)  # type: ignore[attr-defined]
+def test_a_set_that_does_not_fit_is_read_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = [batch.tolist() for pair in source().batches([torch.tensor([5, 0])], 1) for batch in pair]
+    monkeypatch.setattr(sources, "free_memory", lambda device: 0)
     mapped = source()
     assert not isinstance(mapped.views[0], torch.Tensor)
-    assert [batch.tolist() for pair in mapped.batches([torch.tensor([5, 0])], 1) for batch in pair] == inside
+    assert [batch.tolist() for pair in mapped.batches([torch.tensor([5, 0])], 1) for batch in pair] == in_memory
 
 
 def test_rows_have_names_for_errors() -> None:
     assert source().name(3) == "row 3"
-    named = FeatureSource(VIEWS, LABELS, torch.device("cpu"), "cats/{}.png".format)
+    named = FeatureSource(VIEWS, LABELS, CPU, "cats/{}.png".format)
     assert named.name(3) == "cats/3.png"
     split = Split(ArrayImages(np.zeros((2, 4, 4, 3), np.uint8), "drawing "), [0, 1])
-    assert PixelSource(split, [lambda image: torch.zeros(3, 4, 4)], torch.device("cpu")).name(1) == "drawing 1"
+    assert PixelSource(split, [MODEL], CPU).name(1) == "drawing 1"
 
 
 def test_images_of_each_epoch_are_the_next_view() -> None:
     split = Split(ArrayImages(np.zeros((3, 4, 4, 3), np.uint8)), [0, 1, 2])
-    views = [lambda image, view=view: torch.full((3, 4, 4), float(view)) for view in range(2)]
-    pixels = PixelSource(split, views, torch.device("cpu"))
+    views = [replace(MODEL, mean=(-view,) * 3) for view in range(2)]  # black becomes 0 and 1
+    pixels = PixelSource(split, views, CPU)
     rows = [torch.tensor([2, 0]), torch.tensor([1])]
     for epoch in range(3):
-        found = list(pixels.batches(rows, epoch))
-        assert [labels.tolist() for _, labels in found] == [[2, 0], [1]]
-        assert {float(batch.unique()) for batch, _ in found} == {epoch % 2}
+        batches = list(pixels.batches(rows, epoch))
+        assert [labels.tolist() for _, labels in batches] == [[2, 0], [1]]
+        assert {float(batch.unique()) for batch, _ in batches} == {epoch % 2}
+
+
+def test_an_evaluation_reads_no_image_to_learn_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Split(ArrayImages(np.zeros((60, 8, 8, 3), np.uint8)), np.zeros(60, np.int64))
+    source = PixelSource(split, [replace(MODEL, size=(224, 224))], CPU)
+    monkeypatch.setattr(ArrayImages, "__getitem__", None)
+    assert [len(rows) for rows in evaluation_rows(source, 1024)] == [27, 27, 6]  # 2^22 numbers
+    assert [len(rows) for rows in evaluation_rows(source, 10)] == [10] * 6

@@ -11,6 +11,7 @@ import torch
 
 from imbalance_vlm import InputError, run
 from imbalance_vlm.encoders.factory import create_encoder
+from tests.data.images import smooth
 
 MODELS = ["test_vit", "test_convnext", "test_efficientnet", "test_resnet", "test_vit4", "test_mambaout"]
 
@@ -27,7 +28,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @torch.no_grad()
-def test_features_are_timm_s(name: str) -> None:
+def test_features_are_those_of_timm(name: str) -> None:
     encoder = create_encoder(f"timm:{name}", pretrained="random")
     size = encoder.module.pretrained_cfg["input_size"]  # type: ignore[index, union-attr]
     batch = torch.rand(2, *size)
@@ -53,10 +54,11 @@ def test_the_first_token_is_the_class_token_or_the_mean() -> None:
             torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(1))
 
 
-def test_the_model_s_own_preprocessing_is_used() -> None:
-    encoder = create_encoder("timm:test_vit", pretrained="random")
-    config = timm.data.resolve_model_data_config(encoder.module)
-    assert str(config["mean"][0]) in repr(encoder.transform)
+def test_the_models_own_preprocessing_is_used(name: str) -> None:
+    encoder = create_encoder(f"timm:{name}", pretrained="random")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(encoder.module))
+    image = smooth(0, 260, 190)
+    assert torch.equal(encoder.preprocessing(image), transform(image))
 
 
 def test_a_local_checkpoint_with_or_without_its_classifier(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_unknown_models_and_files_are_refused(tmp_path: Path) -> None:
     refused("timm:coatnet_0_224", "timm keeps no weights", pretrained=True)
 
 
-def test_text_is_refused_in_words() -> None:
+def test_text_is_refused() -> None:
     encoder = create_encoder("timm:test_vit", pretrained="random")
     for ask in (lambda: encoder.text_features(["a"], ["{}"]), lambda: encoder.text_in("embedding", torch.ones(1))):
         with pytest.raises(InputError, match="image backbone without a text tower.*need an open_clip model"):

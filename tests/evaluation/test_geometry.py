@@ -1,4 +1,4 @@
-"""Geometry metrics against plain NumPy loops, and at the collapse where theory knows them."""
+"""Geometry metrics against plain NumPy loops, and at collapse, where theory gives their values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imbalance_vlm import InputError, create_prototypes
-from imbalance_vlm.evaluation.geometry import angles_between, effective_rank, geometry
+from imbalance_vlm.evaluation.geometry import Geometry, angles_between, effective_rank, geometry
+from imbalance_vlm.heads.linear import LinearHead
+from tests.evaluation.scenes import BASE, WIDTH, Features, directions
 
 Floats = NDArray[np.float64]
 CLASSES, DIM = 7, 5
@@ -23,7 +25,7 @@ TEXT = {"equinorm_text", "equiangularity_text", "max_angle_text", "effective_ran
 ACROSS = {"equiangularity_text_image", "max_angle_text_image", "self_duality_text_image", "modality_gap"}
 
 
-# -- the metrics once more, in loops ---------------------------------------------------------------------------------
+# -- oracles: the metrics in plain loops -------------------------------------------------------------------------------
 
 
 def centre_in_a_loop(rows: list[Floats]) -> list[Floats]:
@@ -95,7 +97,7 @@ def oracle(
     means = [sum(group) / len(group) for group in groups]
     seen_weight, seen_text = [classifier[k] for k in present], [text[k] for k in present]
     gap = sum(seen_text) / len(present) - sum(means) / len(present)
-    wanted = {
+    expected = {
         "nc1": nc1_in_a_loop(groups),
         "equinorm_image": equinorm_in_a_loop(means),
         "self_duality": self_duality_in_a_loop(seen_weight, means),
@@ -107,8 +109,8 @@ def oracle(
     }
     pairs = {"image": (means, means), "text": (list(text), list(text)), "text_image": (seen_text, means)}
     for name, (rows, others) in pairs.items():
-        wanted[f"equiangularity_{name}"], wanted[f"max_angle_{name}"] = angles_in_a_loop(rows, others)
-    return wanted
+        expected[f"equiangularity_{name}"], expected[f"max_angle_{name}"] = angles_in_a_loop(rows, others)
+    return expected
 
 
 def sample(seed: int, absent: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -129,23 +131,25 @@ def sample(seed: int, absent: tuple[int, ...] = ()) -> dict[str, Any]:
 @pytest.mark.parametrize("block_rows", [1, 3, 500])
 @pytest.mark.parametrize("absent", [(), (2,), (0, 3, 6)])
 @pytest.mark.parametrize("seed", range(3))
-def test_every_metric_is_that_of_a_loop(seed: int, absent: tuple[int, ...], block_rows: int) -> None:
-    given = sample(seed, absent)
-    found = geometry(num_classes=CLASSES, block_rows=block_rows, **given)
-    bias = given["bias"].tolist()
-    wanted = oracle(given["features"], given["labels"].tolist(), given["classifier"], given["text_features"], bias)
-    assert found.keys() == wanted.keys() == IMAGE | CLASSIFIER | TEXT | ACROSS
-    for name, value in wanted.items():
-        assert found[name] == pytest.approx(value, rel=1e-8), name
+def test_every_metric_equals_a_plain_loop(seed: int, absent: tuple[int, ...], block_rows: int) -> None:
+    inputs = sample(seed, absent)
+    scores = geometry(num_classes=CLASSES, block_rows=block_rows, **inputs)
+    bias = inputs["bias"].tolist()
+    expected = oracle(
+        inputs["features"], inputs["labels"].tolist(), inputs["classifier"], inputs["text_features"], bias
+    )
+    assert scores.keys() == expected.keys() == IMAGE | CLASSIFIER | TEXT | ACROSS
+    for name, value in expected.items():
+        assert scores[name] == pytest.approx(value, rel=1e-8), name
 
 
 def test_nc4_without_a_bias_is_nc4_with_zeros() -> None:
-    given = sample(0)
-    bias = given.pop("bias")
-    assert geometry(num_classes=CLASSES, **given) == geometry(num_classes=CLASSES, bias=0 * bias, **given)
+    inputs = sample(0)
+    bias = inputs.pop("bias")
+    assert geometry(num_classes=CLASSES, **inputs) == geometry(num_classes=CLASSES, bias=0 * bias, **inputs)
 
 
-def test_more_classes_than_dimensions_or_fewer() -> None:
+def test_nc1_with_more_and_with_fewer_classes_than_dimensions() -> None:
     """The pseudo-inverse has rank min(K - 1, d)."""
     rng = np.random.default_rng(0)
     for classes, width in ((12, 4), (4, 12)):
@@ -156,24 +160,24 @@ def test_more_classes_than_dimensions_or_fewer() -> None:
 
 
 def test_tensors_arrays_and_dtypes_agree() -> None:
-    given = {name: value.astype(np.float32) if name != "labels" else value for name, value in sample(1).items()}
-    wanted = geometry(num_classes=CLASSES, **given)
-    tensors: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in given.items()}
-    assert geometry(num_classes=CLASSES, **tensors) == wanted
+    inputs = {name: value.astype(np.float32) if name != "labels" else value for name, value in sample(1).items()}
+    expected = geometry(num_classes=CLASSES, **inputs)
+    tensors: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in inputs.items()}
+    assert geometry(num_classes=CLASSES, **tensors) == expected
     wide = {name: value.double() if name != "labels" else value.int() for name, value in tensors.items()}
-    assert geometry(num_classes=CLASSES, **wide) == pytest.approx(wanted, rel=1e-12)
+    assert geometry(num_classes=CLASSES, **wide) == pytest.approx(expected, rel=1e-12)
     trained = tensors | {"classifier": torch.nn.Parameter(tensors["classifier"])}
-    assert geometry(num_classes=CLASSES, **trained) == wanted
+    assert geometry(num_classes=CLASSES, **trained) == expected
     short = {name: value.bfloat16() if name != "labels" else value for name, value in tensors.items()}
-    assert geometry(num_classes=CLASSES, **short) == pytest.approx(wanted, rel=0.1, abs=0.05)
-    for value in given.values():
-        value.flags.writeable = False  # torch warns of such arrays when it shares their memory
-    assert geometry(num_classes=CLASSES, **given) == wanted
+    assert geometry(num_classes=CLASSES, **short) == pytest.approx(expected, rel=0.1, abs=0.05)
+    for value in inputs.values():
+        value.flags.writeable = False  # torch warns when it shares the memory of such arrays
+    assert geometry(num_classes=CLASSES, **inputs) == expected
 
 
-def test_only_what_the_inputs_allow_is_there() -> None:
-    given = sample(0)
-    features, labels, classifier, text = (given[n] for n in ("features", "labels", "classifier", "text_features"))
+def test_only_the_metrics_that_the_inputs_allow_are_returned() -> None:
+    inputs = sample(0)
+    features, labels, classifier, text = (inputs[n] for n in ("features", "labels", "classifier", "text_features"))
     assert set(geometry(features, labels, CLASSES)) == IMAGE
     assert set(geometry(features, labels, CLASSES, classifier)) == IMAGE | CLASSIFIER
     assert set(geometry(features, labels, CLASSES, text_features=text)) == IMAGE | TEXT | ACROSS
@@ -191,26 +195,26 @@ def collapsed(classes: int, dim: int, dtype: torch.dtype = torch.float32) -> tup
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("classes", "dim"), [(2, 3), (6, 5), (10, 64), (65, 64)])
-def test_collapse_has_the_values_of_theory(classes: int, dim: int, dtype: torch.dtype) -> None:
+def test_metrics_at_collapse_have_their_theoretical_values(classes: int, dim: int, dtype: torch.dtype) -> None:
     features, labels, corners = collapsed(classes, dim, dtype)
-    found = geometry(features, labels, classes, classifier=0.2 * corners, text_features=corners - 1)
-    gap, rank = found.pop("modality_gap"), found.pop("effective_rank_text")
+    scores = geometry(features, labels, classes, classifier=0.2 * corners, text_features=corners - 1)
+    gap, rank = scores.pop("modality_gap"), scores.pop("effective_rank_text")
     assert gap == pytest.approx(1.5 * math.sqrt(dim), rel=1e-6)
     assert rank == pytest.approx(classes - 1, rel=1e-6)
-    for name, value in found.items():
+    for name, value in scores.items():
         assert value == pytest.approx(0, abs=2e-6), name
 
 
 @pytest.mark.parametrize("kept", [(0, 1), (1, 4, 5), (0, 2, 3, 7, 9)])
-def test_collapse_is_seen_through_classes_without_samples(kept: tuple[int, ...]) -> None:
+def test_classes_without_samples_do_not_hide_collapse(kept: tuple[int, ...]) -> None:
     features, labels, corners = collapsed(10, 16)
     present = torch.isin(labels, torch.tensor(kept))
-    found = geometry(features[present], labels[present], 10, classifier=corners, text_features=corners)
-    for name in set(found) - {"modality_gap", "effective_rank_text"}:
-        assert found[name] == pytest.approx(0, abs=2e-6), name
+    scores = geometry(features[present], labels[present], 10, classifier=corners, text_features=corners)
+    for name in set(scores) - {"modality_gap", "effective_rank_text"}:
+        assert scores[name] == pytest.approx(0, abs=2e-6), name
 
 
-def test_spread_across_the_simplex_is_what_nc1_measures() -> None:
+def test_nc1_measures_the_spread_along_the_simplex() -> None:
     """Samples at mu_k +- s u for each of the K - 1 directions u of the simplex, |mu_k| = 1: S_W = s^2 / (K - 1) and
     S_B = 1 / (K - 1), both times the same projection; so NC1 = s^2 (K - 1) / K."""
     classes, spread = 6, 0.1
@@ -219,15 +223,15 @@ def test_spread_across_the_simplex_is_what_nc1_measures() -> None:
     around = spread * torch.cat([directions, -directions])  # (2 K - 2, d)
     features = (corners[:, None] + around).reshape(-1, 9)
     labels = torch.arange(classes).repeat_interleave(len(around))
-    found = geometry(features, labels, classes)
-    assert found["nc1"] == pytest.approx(spread**2 * (classes - 1) / classes, rel=1e-5)
-    across = torch.linalg.svd(corners).Vh[-1]  # orthogonal to all class means: S_B^+ does not see it
+    scores = geometry(features, labels, classes)
+    assert scores["nc1"] == pytest.approx(spread**2 * (classes - 1) / classes, rel=1e-5)
+    across = torch.linalg.svd(corners).Vh[-1]  # orthogonal to all class means: not in S_B^+
     flat = torch.cat([corners + across, corners - across])
     assert geometry(flat, torch.arange(classes).repeat(2), classes)["nc1"] == pytest.approx(0, abs=1e-9)
 
 
-def test_rounding_of_the_class_means_is_not_a_direction() -> None:
-    """Means on a line, turned and rounded to float32: other directions hold rounding alone, and are not inverted."""
+def test_nc1_ignores_directions_that_are_only_rounding() -> None:
+    """Means on a line, turned and rounded to float32: other directions are only rounding, and not inverted."""
     rotation = create_prototypes(6, 6, kind="orthoplex")
     line = torch.arange(5.0)[:, None] * rotation[0] + 0.3  # (5, 6)
     noise = 0.1 * torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
@@ -245,20 +249,20 @@ def test_self_duality_of_opposite_and_unrelated_classifiers() -> None:
     assert geometry(features, labels, 5, classifier=classifier)["self_duality"] == pytest.approx(2)
 
 
-def test_a_vector_added_to_all_rows_changes_no_metric_but_the_gap() -> None:
-    given = sample(2)
-    moved = given | {"classifier": given["classifier"] + 3.0, "text_features": given["text_features"] + 5.0}
-    found, again = geometry(num_classes=CLASSES, **given), geometry(num_classes=CLASSES, **moved)
-    assert found.pop("modality_gap") != pytest.approx(again.pop("modality_gap"), rel=0.1)
-    assert again == pytest.approx(found, rel=1e-9)
+def test_adding_a_vector_to_all_rows_changes_only_the_gap() -> None:
+    inputs = sample(2)
+    moved = inputs | {"classifier": inputs["classifier"] + 3.0, "text_features": inputs["text_features"] + 5.0}
+    scores, again = geometry(num_classes=CLASSES, **inputs), geometry(num_classes=CLASSES, **moved)
+    assert scores.pop("modality_gap") != pytest.approx(again.pop("modality_gap"), rel=0.1)
+    assert again == pytest.approx(scores, rel=1e-9)
 
 
-def test_the_rank_is_that_of_what_varies() -> None:
+def test_the_effective_rank_counts_directions_of_variation() -> None:
     assert effective_rank(torch.eye(8) + 5) == pytest.approx(7)
     assert effective_rank(torch.tensor([[1.0, 7.0], [2.0, 7.0], [5.0, 7.0]])) == pytest.approx(1)
 
 
-def test_no_square_of_all_classes_is_made(products: list[int]) -> None:
+def test_no_matrix_of_classes_by_classes_is_built(products: list[int]) -> None:
     rows = torch.randn(300, 4)
     angles_between(rows, rows, block_rows=8)
     geometry(rows.repeat(2, 1), torch.arange(300).repeat(2), 300, rows, rows, block_rows=8)
@@ -268,25 +272,25 @@ def test_no_square_of_all_classes_is_made(products: list[int]) -> None:
 # -- undefined, and wrong --------------------------------------------------------------------------------------------
 
 
-def test_fewer_than_two_classes_are_nan() -> None:
+def test_metrics_of_fewer_than_two_classes_are_nan() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 1, (3, 4))
     for count in (0, 5):
         features, labels = rng.normal(0, 1, (count, 4)), np.ones(count, dtype=np.int64)
-        found = geometry(features, labels, 3, rows, rows)
-        assert all(math.isfinite(found[name]) for name in TEXT)
+        scores = geometry(features, labels, 3, rows, rows)
+        assert all(math.isfinite(scores[name]) for name in TEXT)
         defined = {"nc4", "modality_gap"} if count else set()  # one class has a mean, and is the nearest
-        assert {name for name in set(found) - TEXT if math.isfinite(found[name])} == defined
-        assert all(math.isnan(found[name]) for name in set(found) - TEXT - defined)
+        assert {name for name in set(scores) - TEXT if math.isfinite(scores[name])} == defined
+        assert all(math.isnan(scores[name]) for name in set(scores) - TEXT - defined)
     alone = geometry(rng.normal(0, 1, (5, 4)), np.zeros(5, dtype=np.int64), 1, rows[:1], rows[:1])
     assert {name for name, value in alone.items() if not math.isnan(value)} == {"nc4", "modality_gap"}
 
 
-def test_classes_that_coincide_are_nan() -> None:
-    """Equal means would make NC1 the perfect 0, if an empty pseudo-inverse were taken at its word."""
+def test_classes_with_equal_means_are_nan() -> None:
+    """An empty pseudo-inverse would give NC1 its best value, 0."""
     same = torch.full((12, 3), 0.1)
-    found = geometry(same, torch.arange(12) % 4, 4, classifier=same[:4], text_features=same[:4])
-    assert {name for name, value in found.items() if not math.isnan(value)} == {"nc4", "modality_gap"}
+    scores = geometry(same, torch.arange(12) % 4, 4, classifier=same[:4], text_features=same[:4])
+    assert {name for name, value in scores.items() if not math.isnan(value)} == {"nc4", "modality_gap"}
 
 
 def test_a_class_at_the_centre_has_no_angle() -> None:
@@ -324,7 +328,23 @@ BROKEN = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [1, math.inf, 1, 1]])
         ({"bias": torch.ones(3)}, ["`bias` belongs to a `classifier`", "pass both"]),
     ],
 )
-def test_wrong_inputs_are_refused_in_words(changed: dict[str, Any], words: list[str]) -> None:
+def test_wrong_inputs_are_refused(changed: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as error:
         geometry(**{"features": FEATURES, "labels": LABELS, "num_classes": 3} | changed)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(("split", "view"), [("test", "plain"), ("train", "random")])
+def test_the_evaluator_measures_a_split_with_the_head_s_classifier(split: Any, view: str) -> None:
+    head, features = LinearHead(WIDTH, BASE), Features(BASE, 1)
+    torch.nn.init.normal_(head.layer.weight)
+    torch.nn.init.normal_(head.layer.bias)
+    scores = dict(Geometry(head, features, lambda: directions(BASE, 7), split=split).compute())
+    assert features.read == [(split, view)]
+    assert list(scores) == [column.name for column in Geometry.columns]
+    rows = features.sources[split]
+    embeddings = head.embed(torch.as_tensor(rows.views[0])).detach()
+    norm = embeddings.norm(dim=1).mean()
+    weight, bias = head.layer.weight * norm, head.layer.bias
+    assert scores == geometry(embeddings / norm, rows.labels, BASE, weight, directions(BASE, 7), bias=bias)
+    assert not set(dict(Geometry(head, features, lambda: None, split=split).compute())) & (TEXT | ACROSS)

@@ -146,11 +146,11 @@ VARIED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [("seed=7", "set grid.seeds to a list"), ("training.epochs=3", "set grid.axes.training.epochs to a list")],
 )
-def test_the_command_line_cannot_fix_what_the_grid_varies(override: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_the_command_line_cannot_fix_what_the_grid_varies(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         plan(VARIED, [override])
 
 
@@ -160,24 +160,14 @@ def test_the_command_line_can_set_the_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"table": {"sort": "overal"}}, "table.sort: unknown table column 'overal'. Did you mean 'overall'?"),
         ({"table": {"columns": ["recipe", "fewer"]}}, "table.columns: unknown table column 'fewer'"),
         ({"plot": {"x": "pairs", "y": ["overall"]}}, "plot.x: unknown table column 'pairs'"),
     ],
 )
-def test_a_column_that_no_table_has_is_found_before_any_run(section: dict[str, Any], said: str) -> None:
+def test_a_column_that_no_table_has_is_found_before_any_run(section: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as error:
         plan(VARIED | section)
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("paper", "said"),
-    [({"overal": 73.2}, "unknown score. Did you mean 'overall'?"), ({"few": "73*"}, "must be a number, got '73*'")],
-)
-def test_a_published_row_holds_scores(paper: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError) as error:
-        plan({key: value for key, value in VARIED.items() if key != "grid"} | {"paper": paper})
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.results.columns import COST, IDENTITY, SCORES
+from imbalance_vlm.results.columns import COST, IDENTITY
 from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import table
@@ -23,21 +23,21 @@ RUNS = {
 }
 
 
-def results(runs: dict[str, list[float]]) -> list[RunResult]:
-    made = []
-    for name, values in runs.items():
+def results(overall: dict[str, list[float]]) -> list[RunResult]:
+    runs = []
+    for name, values in overall.items():
         for seed, value in enumerate(values):
             identity = dict.fromkeys(IDENTITY, "x") | {"recipe": name, "pretrain_pairs": None}
-            scores = dict.fromkeys(SCORES, 1.0) | {"overall": value}
+            scores = {"overall": value, "few": 1.0}
             record = {"config": name, "identity": identity, "seed": seed, "scores": scores}
-            made.append(RunResult(Path(), record | {"cost": dict.fromkeys(COST, 2)}))
-    return made
+            runs.append(RunResult(Path(), record | {"cost": {column.name: 2 for column in COST}}))
+    return runs
 
 
 def test_differences_and_corrected_p_values() -> None:
     """Against scipy's paired test and Holm's rule by hand: the smallest of two p-values counts twice."""
-    made = results(RUNS)
-    frame = compare(table(made), made, "base").set_index("recipe")
+    runs = results(RUNS)
+    frame = compare(table(runs), runs, "base").set_index("recipe")
     better, noisy = (float(ttest_rel(RUNS[name], RUNS["s/base"]).pvalue) for name in ("s/better", "s/noisy"))
     assert better < noisy
     assert frame.loc["s/better", "p_value"] == pytest.approx(2 * better)
@@ -51,13 +51,13 @@ def test_differences_and_corrected_p_values() -> None:
 
 
 def test_one_seed_has_a_difference_and_no_p_value() -> None:
-    made = results({"s/base": [40.0], "s/other": [44.0]})
-    frame = compare(table(made), made, "s/base").set_index("recipe")
+    runs = results({"s/base": [40.0], "s/other": [44.0]})
+    frame = compare(table(runs), runs, "s/base").set_index("recipe")
     assert frame.loc["s/other", "difference"] == 4
     assert math.isnan(frame.loc["s/other", "p_value"])
 
 
-def test_a_row_that_is_not_there_is_refused() -> None:
-    made = results(RUNS)
+def test_an_unknown_baseline_is_refused() -> None:
+    runs = results(RUNS)
     with pytest.raises(InputError, match=r"`table.baseline`.*'bse'"):
-        compare(table(made), made, "bse")
+        compare(table(runs), runs, "bse")

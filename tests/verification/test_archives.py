@@ -1,4 +1,4 @@
-"""Archives are listed without being unpacked, and what unpacking them would do is named."""
+"""Archives are listed without being unpacked, and the dangers of unpacking them are reported."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.data.miniatures import encoded, write_tar
 IMAGE = encoded(".jpg", 1)
 
 
-def kinds(found: Archive) -> dict[str, str]:
-    return {name: kind for kind, name, _ in found.findings}
+def kinds(archive: Archive) -> dict[str, str]:
+    return {finding.path: finding.kind for finding in archive.findings}
 
 
-def names(found: Archive) -> list[str]:
-    return [member.name for member in found.members]
+def names(archive: Archive) -> list[str]:
+    return [member.name for member in archive.members]
 
 
-def test_zip_names_all_that_is_wrong(tmp_path: Path) -> None:
+def test_all_dangers_of_a_zip_file_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "a.zip"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in (
@@ -43,8 +43,8 @@ def test_zip_names_all_that_is_wrong(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("cat/link.jpg")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    found = read_archive(file)
-    assert kinds(found) == {
+    listed = read_archive(file)
+    assert kinds(listed) == {
         "../up.jpg": "path_traversal",
         "/etc/x.jpg": "path_traversal",
         "C:/x.jpg": "path_traversal",
@@ -52,19 +52,19 @@ def test_zip_names_all_that_is_wrong(tmp_path: Path) -> None:
         "cat/bomb.jpg": "bomb",
         "cat/link.jpg": "link",
     }
-    assert names(found) == ["cat/1.jpg", "cat/none.jpg"]
-    assert found.others == 2
+    assert names(listed) == ["cat/1.jpg", "cat/none.jpg"]
+    assert listed.others == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
 
-def test_a_name_that_comes_twice(tmp_path: Path) -> None:
+def test_a_repeated_name_is_reported(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("cat/1.jpg", IMAGE)
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("cat/1.jpg", IMAGE + b"more")
-    found = read_archive(tmp_path / "a.zip")
-    assert kinds(found) == {"cat/1.jpg": "repeated_name"}
-    first, second = (member.place for member in found.members)
+    listed = read_archive(tmp_path / "a.zip")
+    assert kinds(listed) == {"cat/1.jpg": "repeated_name"}
+    first, second = (member.location for member in listed.members)
     assert first is not None
     assert second is not None
     assert (first.read(), second.read()) == (IMAGE, IMAGE + b"more")
@@ -85,7 +85,7 @@ def test_members_that_share_their_bytes_are_a_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("w", ".tar"), ("w:gz", ".tar.gz"), ("w:xz", ".txz")])
-def test_tar_names_all_that_is_wrong(tmp_path: Path, mode: str, ending: str) -> None:
+def test_all_dangers_of_a_tar_file_are_reported(tmp_path: Path, mode: str, ending: str) -> None:
     file = tmp_path / f"a{ending}"
     with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
         for name, kind, content in (
@@ -100,42 +100,42 @@ def test_tar_names_all_that_is_wrong(tmp_path: Path, mode: str, ending: str) -> 
             info = tarfile.TarInfo(name)
             info.type, info.size, info.linkname = kind, len(content), "1.jpg"
             archive.addfile(info, io.BytesIO(content))
-    found = read_archive(file)
-    assert kinds(found) == {
+    listed = read_archive(file)
+    assert kinds(listed) == {
         "../up.jpg": "path_traversal",
         "/x.jpg": "path_traversal",
         "cat/soft.jpg": "link",
         "cat/hard.jpg": "link",
         "cat/pipe.jpg": "special_file",
     }
-    (one,) = found.members
-    assert one.name == "cat/1.jpg"
-    assert (one.place is None) == (ending != ".tar")
-    assert one.place is None or one.place.read() == IMAGE
-    assert found.others == 1
+    (member,) = listed.members
+    assert member.name == "cat/1.jpg"
+    assert (member.location is None) == (ending != ".tar")
+    assert member.location is None or member.location.read() == IMAGE
+    assert listed.others == 1
 
 
-def test_a_compressed_tar_that_grows_without_end_is_left(tmp_path: Path) -> None:
+def test_a_compressed_tar_that_grows_without_end_is_not_read_on(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         for name, content in (("cat/1.jpg", IMAGE), ("cat/2.jpg", bytes(40 << 20)), ("cat/3.jpg", IMAGE)):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    found = read_archive(tmp_path / "a.tgz")
-    assert kinds(found) == {"cat/2.jpg": "bomb"}
-    assert names(found) == ["cat/1.jpg"]
+    listed = read_archive(tmp_path / "a.tgz")
+    assert kinds(listed) == {"cat/2.jpg": "bomb"}
+    assert names(listed) == ["cat/1.jpg"]
 
 
-def test_a_tar_that_ends_too_early_gives_what_it_has(tmp_path: Path) -> None:
+def test_the_readable_part_of_a_truncated_tar_is_listed(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "a.tar", {f"cat/{number}.jpg": IMAGE for number in range(5)})
     file.write_bytes(file.read_bytes()[:2500])
-    found = read_archive(file)
-    assert kinds(found) == {"a.tar": "damaged_archive"}
-    assert names(found)[:2] == ["cat/0.jpg", "cat/1.jpg"]
+    listed = read_archive(file)
+    assert kinds(listed) == {"a.tar": "damaged_archive"}
+    assert names(listed)[:2] == ["cat/0.jpg", "cat/1.jpg"]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
-def test_what_is_no_archive_is_refused(tmp_path: Path, name: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"hello, I am no archive" * 99)
     with pytest.raises(InputError, match="cannot be read as an archive"):
         read_archive(tmp_path / name)
@@ -151,16 +151,16 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, name: str) -> None:
         (["train/1.jpg", "bus/1.jpg"], [("", "train"), ("", "bus")]),
     ],
 )
-def test_structure(given: list[str], expected: list[tuple[str, str]]) -> None:
+def test_splits_and_classes_by_the_structure_of_the_paths(given: list[str], expected: list[tuple[str, str]]) -> None:
     assert structure(given) == expected
 
 
-def test_a_shard_by_itself_says_how_it_is_read(tmp_path: Path) -> None:
+def test_a_single_shard_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "train-000000.tar"
     with tarfile.open(file, "w") as archive:
         for name, content in (("0001.jpg", IMAGE), ("0001.cls", b"3")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    found = collect(str(file))
-    assert any(f"a WebDataset shard is read with its folder: {tmp_path}" in note for note in found.notes)
+    collection = collect(str(file))
+    assert any(f"a WebDataset shard is read with its folder: {tmp_path}" in note for note in collection.notes)

@@ -1,4 +1,4 @@
-"""Equal and nearly equal hashes, against a look at every pair."""
+"""Equal and nearly equal hashes, against a comparison of every pair."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hashes(seed: int, count: int, copies: int, flips: int) -> np.ndarray:
     return np.unique(np.packbits(bits, axis=1), axis=0)
 
 
-def every_pair(given: np.ndarray, most: int) -> dict[tuple[int, int], int]:
+def compare_every_pair(given: np.ndarray, most: int) -> dict[tuple[int, int], int]:
     words = [int.from_bytes(row.tobytes(), "big") for row in given]
     found = {}
     for left in range(len(words)):
@@ -31,18 +31,18 @@ def every_pair(given: np.ndarray, most: int) -> dict[tuple[int, int], int]:
 
 
 @pytest.mark.parametrize("most", [0, 1, 4, 12, 20])
-def test_near_pairs_are_those_that_a_look_at_every_pair_finds(most: int) -> None:
+def test_near_pairs_equal_those_of_comparing_every_pair(most: int) -> None:
     given = hashes(most, 150, 150, 16)
     found = near_pairs(given, most)
     assert found.complete
     pairs = {
         (left, right): near for (left, right), near in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
     }
-    assert pairs == every_pair(given, most)
+    assert pairs == compare_every_pair(given, most)
     assert bool(pairs) == (most > 0)
 
 
-def test_too_many_pairs_are_said_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pairs_are_reported_as_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MOST_COMPARED", 50)
     assert not near_pairs(hashes(0, 200, 0, 1), 12).complete
 

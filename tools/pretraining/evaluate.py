@@ -69,9 +69,9 @@ def zero_shot(
 def icons_lt() -> TestSet | None:
     """Icons-LT's test images, or None where the package or its data set is not there."""
     try:
-        from imbalance_vlm.data.icons_lt import icons_lt as read
+        from imbalance_vlm.data.icons_lt import IconsLTReader
 
-        dataset = read()
+        dataset = IconsLTReader().read()
     except (ImportError, FileNotFoundError):
         return None
     train, test = dataset.splits["train"], dataset.splits["test"]

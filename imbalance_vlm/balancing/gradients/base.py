@@ -1,4 +1,4 @@
-"""What may stand between a step's loss and the optimizer."""
+"""Interface of a gradient transform, which acts between the loss of a step and the optimizer."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from imbalance_vlm.balancing.regularizers.base import Seen
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
 
 Snapshot = Mapping[str, Tensor]
 
 
 class Gradient(nn.Module):
-    """The plain way: the loss's own gradient. A subclass changes it; what it remembers is a buffer.
+    """The plain gradient of the loss. A subclass changes it; what it keeps between steps is a buffer.
 
-    A transform that learns from a training of its own (a first pass) says for how many epochs, and is given the trained
-    parameters as they were behind each of them; the head then starts anew.
+    A transform that learns from a training of its own (a first pass) declares its length in `first_epochs` and receives
+    the trained parameters as they were after each of its epochs; then the head starts again.
     """
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the gradient of a sum is the sum of the gradients, as for the plain gradient.
+
+        Only then may a batch be computed in parts, or by several processes that average their gradients.
+        """
+        return type(self) is Gradient
 
     @property
     def first_epochs(self) -> int:
@@ -24,14 +32,15 @@ class Gradient(nn.Module):
         return 0
 
     def learn(self, snapshots: Sequence[Snapshot]) -> None:
-        """Told of the first pass: the trained parameters by name, behind each of its epochs."""
+        """Receives the first pass: the trained parameters by name, after each of its epochs."""
 
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Told of the trained parameters by name, at their start, before the first step and before a resumed one."""
+        """Receives the trained parameters by name, at their start; called before the first step, also of a resumed
+        run."""
 
-    def backward(self, loss: Tensor, seen: Seen) -> None:
-        """Leave in each parameter's `grad` what the optimizer shall see."""
+    def backward(self, loss: Tensor, outputs: StepOutputs) -> None:
+        """Store in each parameter's `grad` what the optimizer reads."""
         loss.backward()
 
     def after_step(self) -> None:
-        """Called behind each step of the optimizer."""
+        """Called after each step of the optimizer."""

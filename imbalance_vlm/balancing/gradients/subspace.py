@@ -5,14 +5,14 @@
 [1] github.com/machengcheng2016/Subspace-Prompt-Learning, trainers/subpt.py; (T, r) by shots: 1: (10, 5), 2: (20, 10),
     4: (30, 10), 8: (40, 10), 16: (50, 10); base-to-novel: 4 shots, T 30, r 10
 
-    1. train, and keep the flattened prompt v_t behind each of the first T epochs
+    1. train, and keep the flattened prompt v_t after each of the first T epochs
     2. U (r, D): the first r right singular vectors of the rows v_t - mean v
     3. train again from the same start v0, every gradient g replaced by U^T U g
-    and behind each step   v <- v0 + U^T U (v - v0)
+    and after each step   v <- v0 + U^T U (v - v0)
 
-The last line is what keeps weight decay and momentum in the subspace: the training is that of the coordinates a in
-v = v0 + U^T a by the same optimizer, with the weight decay's penalty |v|^2 / 2 as a function of a. (For SGD; Adam's
-steps depend on the coordinates, so there only the place is kept.)
+The last line keeps weight decay and momentum in the subspace: the training is that of the coordinates a in
+v = v0 + U^T a by the same optimizer, with the weight decay's penalty |v|^2 / 2 as a function of a. (This holds for SGD;
+Adam's steps depend on the coordinates, so for Adam only the subspace is kept.)
 
 Differs from [1] in: that line, without which weight decay pulls the prompt out of the subspace; any prompt method, and
 any trained parameters, flattened together.
@@ -22,36 +22,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imbalance_vlm.balancing.gradients.base import Gradient, Snapshot
-from imbalance_vlm.balancing.regularizers.base import Seen
-from imbalance_vlm.components.ranges import Count
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
+from imbalance_vlm.components.ranges import Count, FinishedRun
 from imbalance_vlm.errors import InputError
 
 FILES = "first_pass/epoch_*.safetensors"
 """The snapshots in the folder of a run."""
 
-NOTHING = 1e-6
-"""A singular value below this share of the largest is no direction that training took."""
+RANK_TOLERANCE = 1e-6
+"""Singular values below this share of the largest do not count towards the rank."""
 
 
 def principal_directions(rows: Tensor, rank: int) -> Tensor:
-    """Orthonormal directions of the greatest variance, (T, D) -> (rank, D), in float64.
+    """Orthonormal directions of the largest variance, (T, D) -> (rank, D), in float64.
 
     Raises:
-        InputError: fewer directions in which the rows differ.
+        InputError: the rows differ in fewer directions.
     """
     exact = rows.double()
     _, values, directions = torch.linalg.svd(exact - exact.mean(0), full_matrices=False)
-    there = int((values > NOTHING * values[0]).sum())
-    if there < rank:
+    available = int((values > RANK_TOLERANCE * values[0]).sum())
+    if available < rank:
         raise InputError(
-            f"`rank` of gradient transform 'subspace' must be at most {there}, the directions in which the "
-            f"{len(rows)} prompts of the first pass differ, got {rank}; lower it, or raise `keep`"
+            f"`rank` of gradient transform 'subspace' must be at most {available}, the number of directions in which "
+            f"the {len(rows)} prompts of the first pass differ, got {rank}; lower it, or raise `keep`"
         )
     return directions[:rank]
 
@@ -59,12 +60,12 @@ def principal_directions(rows: Tensor, rank: int) -> Tensor:
 class Subspace(Gradient):
     """Keeps the trained parameters, all together, in the subspace that the first epochs of a training span.
 
-    Nothing of it is in a checkpoint: a resumed run reads the files of its first pass again.
+    A checkpoint holds nothing of it: a resumed run reads the files of its first pass again.
 
     Args:
         keep: T, epochs of the first pass.
         rank: r, dimension of the subspace.
-        reuse: the folder of a finished run with a first pass, whose files are used in place of a new one.
+        reuse: folder of a finished run with a first pass, whose files are used instead of a new one.
 
     Raises:
         InputError: a rank that so few prompts cannot span, a folder without a first pass, or one of other parameters.
@@ -73,24 +74,30 @@ class Subspace(Gradient):
     basis: Tensor
     origin: Tensor
 
-    def __init__(self, *, keep: Count = 30, rank: Count = 10, reuse: Path | None = None) -> None:
+    def __init__(
+        self, *, keep: Count = 30, rank: Count = 10, reuse: Annotated[Path | None, FinishedRun] = None
+    ) -> None:
         super().__init__()
         if rank >= keep:
             raise InputError(
-                f"`rank` of gradient transform 'subspace' must be less than `keep`, {keep}, since so many prompts lie "
-                f"in {keep - 1} dimensions around their mean, got {rank}; lower it, or raise `keep`"
+                f"`rank` of gradient transform 'subspace' must be less than `keep`, {keep}, since that many prompts "
+                f"lie in {keep - 1} dimensions around their mean, got {rank}; lower it, or raise `keep`"
             )
         self.keep = keep
         self.rank = rank
-        self.reuse = reuse
+        self.files = _first_pass(Path(reuse).expanduser(), keep) if reuse else None
         self._snapshots: Sequence[Snapshot] = []
         self._trained: dict[str, nn.Parameter] = {}
         self.register_buffer("basis", torch.zeros(0), persistent=False)
         self.register_buffer("origin", torch.zeros(0), persistent=False)
 
     @property
+    def is_linear(self) -> bool:
+        return False
+
+    @property
     def first_epochs(self) -> int:
-        return 0 if self.reuse else self.keep
+        return self.keep if self.files is None else 0
 
     def learn(self, snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
@@ -98,27 +105,27 @@ class Subspace(Gradient):
     @torch.no_grad()
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._trained = dict(parameters)
-        snapshots = self._read(Path(self.reuse).expanduser()) if self.reuse else self._snapshots
+        snapshots = self._snapshots if self.files is None else [load_file(file) for file in self.files]
         rows = torch.stack([self._flat(snapshot) for snapshot in snapshots])  # (T, D)
         self.origin = self._joined(self._trained.values())
         self.basis = principal_directions(rows, self.rank).to(self.origin)
 
-    def backward(self, loss: Tensor, seen: Seen) -> None:
+    def backward(self, loss: Tensor, outputs: StepOutputs) -> None:
         loss.backward()
         with torch.no_grad():
             grads = [torch.zeros_like(value) if value.grad is None else value.grad for value in self._trained.values()]
-            parts = self._parts(self._inside(self._joined(grads)))
+            parts = self._parts(self._projected(self._joined(grads)))
             for parameter, part in zip(self._trained.values(), parts, strict=True):
                 parameter.grad = part.to(parameter)
 
     @torch.no_grad()
     def after_step(self) -> None:
         moved = self._joined(self._trained.values()) - self.origin
-        parts = self._parts(self.origin + self._inside(moved))
+        parts = self._parts(self.origin + self._projected(moved))
         for parameter, part in zip(self._trained.values(), parts, strict=True):
             parameter.copy_(part)
 
-    def _inside(self, flat: Tensor) -> Tensor:
+    def _projected(self, flat: Tensor) -> Tensor:
         """U^T U x, (D,) -> (D,)."""
         return (self.basis @ flat) @ self.basis
 
@@ -128,7 +135,7 @@ class Subspace(Gradient):
         return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
-        """A flat vector as the parameters' shapes."""
+        """A flat vector cut into the parameters' shapes."""
         sizes = [parameter.numel() for parameter in self._trained.values()]
         return [
             part.view_as(parameter) for part, parameter in zip(flat.split(sizes), self._trained.values(), strict=True)
@@ -136,20 +143,22 @@ class Subspace(Gradient):
 
     def _flat(self, snapshot: Snapshot) -> Tensor:
         """A snapshot as one row, in the order of the parameters."""
-        wanted = {name: tuple(parameter.shape) for name, parameter in self._trained.items()}
-        came = {name: tuple(value.shape) for name, value in snapshot.items()}
-        if came != wanted:
+        expected = {name: tuple(parameter.shape) for name, parameter in self._trained.items()}
+        shapes = {name: tuple(value.shape) for name, value in snapshot.items()}
+        if shapes != expected:
             raise InputError(
                 "the first pass of gradient transform 'subspace' must be of the parameters that are trained, "
-                f"{wanted}, got {came}; reuse a run of the same tuning, classes and encoder"
+                f"{expected}, got {shapes}; reuse a run of the same tuning, classes and encoder"
             )
-        return torch.cat([snapshot[name].flatten() for name in wanted])
+        return torch.cat([snapshot[name].flatten() for name in expected])
 
-    def _read(self, folder: Path) -> list[Snapshot]:
-        files = sorted(folder.glob(FILES))
-        if len(files) < self.keep:
-            raise InputError(
-                "`reuse` of gradient transform 'subspace' must be the folder of a run with a first pass of "
-                f"{self.keep} epochs, got '{folder}' with {len(files)}; lower `keep`, or leave `reuse` out"
-            )
-        return [load_file(file) for file in files[: self.keep]]
+
+def _first_pass(folder: Path, keep: int) -> list[Path]:
+    """The first `keep` snapshots in the folder of a run."""
+    files = sorted(folder.glob(FILES))
+    if len(files) < keep:
+        raise InputError(
+            f"`reuse` of gradient transform 'subspace' must be the folder of a run with a first pass of {keep} epochs, "
+            f"got '{folder}' with {len(files)}; lower `keep`, or leave `reuse` out"
+        )
+    return files[:keep]

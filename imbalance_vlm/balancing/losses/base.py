@@ -1,4 +1,4 @@
-"""What every loss shares: per-sample values first, reduction after."""
+"""The base of all losses: values per sample first, reduction afterwards."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 class Loss(nn.Module):
     """A classification loss, called `loss(logits, targets)`.
 
-    A subclass writes `per_sample(logits (N, C), targets (N,)) -> (N,)`; this class checks the shapes, weighs and
-    reduces. A loss that changes in the course of training is told of it by `on_epoch`; one that also reads what the
-    classifier reads writes `values` in place of `per_sample`.
+    A subclass implements `per_sample(logits (N, C), targets (N,)) -> (N,)`; this class checks the shapes, applies class
+    weights and reduces. A loss that changes during training extends `on_epoch`; one that also reads the embeddings
+    behind the logits implements `values` in place of `per_sample`.
+
+    Attributes:
+        experts: number E of experts whose logits a loss accepts as (N, E, C), beside (N, C); 0 for none.
 
     Args:
         long_tail: class counts; kept as the buffer `counts`, so that they move and are saved with the module.
@@ -30,6 +33,7 @@ class Loss(nn.Module):
         weighting: class weights of the subclass, if it has any.
     """
 
+    experts = 0
     counts: Tensor
 
     def __init__(
@@ -43,11 +47,10 @@ class Loss(nn.Module):
         self.register_buffer("counts", torch.as_tensor(long_tail.counts))  # (C,) int64: exact in any model dtype
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before each epoch, counted from 0 of `epochs`; also before the first one of a resumed run.
+        """Called before each epoch, counted from 0 of `epochs`; also before the first epoch of a resumed run.
 
-        The training loop calls it; a loop of your own must too, or deferred weights never come on. A subclass that
-        draws random numbers or follows a schedule of its own extends it. What it does depends on its arguments alone,
-        so that a resumed run finds the same state again.
+        The training loop calls it. A loop of your own must call it too, or deferred weights never take effect. What it
+        does must depend on its arguments only, so that a resumed run reaches the same state.
         """
         if self.weighting is not None:
             self.weighting.on_epoch(epoch, epochs)
@@ -59,7 +62,7 @@ class Loss(nn.Module):
     def values(self, logits: Tensor, targets: Tensor, embeddings: Tensor | None) -> Tensor:
         """(N,) values before class weights, of logits (N, C), targets (N,) and the embeddings (N, d) behind the logits.
 
-        A loss on logits alone has no use for the embeddings; the training loop always gives them.
+        The training loop always passes the embeddings; a loss on logits alone ignores them.
         """
         del embeddings
         return self.per_sample(logits, targets)
@@ -85,8 +88,10 @@ class Loss(nn.Module):
 
     def _check(self, logits: Tensor, targets: Tensor) -> None:
         num_classes = len(self.counts)
-        if logits.ndim != 2 or logits.shape[1] != num_classes:
-            raise InputError(f"`logits` must be (N, {num_classes}), got {tuple(logits.shape)}")
+        allowed = [(num_classes,), (self.experts, num_classes)] if self.experts else [(num_classes,)]
+        if tuple(logits.shape[1:]) not in allowed:
+            shapes = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in reversed(allowed))
+            raise InputError(f"`logits` must be {shapes}, got {tuple(logits.shape)}")
         if not logits.is_floating_point():
             raise InputError(f"`logits` must be floating-point numbers, got {logits.dtype}")
         if targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
@@ -116,6 +121,21 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: flo
     in_play = ~torch.isneginf(logits)
     spread = torch.where(in_play, log_probs, 0.0).sum(1) / in_play.sum(1)  # (N,)
     return -(1.0 - label_smoothing) * hit - label_smoothing * spread
+
+
+def scale_of_head(explicit: float | None, offered: float | None) -> float:
+    """The factor between cosines and logits, for losses on cosines: the explicit one, or else that of the head.
+
+    Raises:
+        InputError: neither is known.
+    """
+    scale = offered if explicit is None else explicit
+    if scale is None:
+        raise InputError(
+            "`head_scale` must be the factor by which the head multiplies its cosines (1 for raw cosines), got none; "
+            "this loss works on cosines and cannot guess it"
+        )
+    return scale
 
 
 def exact(counts: Tensor, like: Tensor) -> Tensor:

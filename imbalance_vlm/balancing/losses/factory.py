@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.settings import checked_settings, settings_of
+from imbalance_vlm.components.settings import checked_settings
 from imbalance_vlm.long_tail import LongTail
 
 
@@ -18,10 +18,11 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     Args:
         name: one of `list_losses()`.
         class_counts: (C,) training images of each class, or a LongTail.
-        settings: the loss's own, as in a recipe.
+        settings: the loss's own, as in a recipe. A loss on cosines needs `head_scale`, the factor by which the logits
+            exceed the cosines.
 
     Raises:
-        InputError: unknown name or setting, a value out of range, or a class without images.
+        InputError: an unknown name or setting, a value out of range, or a class without images.
 
     >>> import torch
     >>> loss = create_loss("balanced_softmax", [90, 10])
@@ -29,6 +30,10 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     2.3026
     """
     catalogue.load_plugins()
-    build = catalogue.LOSSES.get(name).load()
-    loss: Loss = build(LongTail.of(class_counts), **checked_settings(f"loss '{name}'", settings_of(build), settings))
+    entry = catalogue.LOSSES.get(name)
+    long_tail = LongTail.of(class_counts)
+    loss: Loss = entry.make(
+        {"name": name, **checked_settings(f"loss '{name}'", entry.settings(), settings)},
+        {"long_tail": lambda _section: long_tail},
+    )
     return loss

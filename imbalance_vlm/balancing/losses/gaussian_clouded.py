@@ -8,8 +8,8 @@
     a_c = (log n_max - log n_c) / max_j (log n_max - log n_j),   eps ~ N(0, (1/3)^2) clamped to [-1, 1], each (i, c)
 
 The rarer the class, the larger the cloud around its logits. Margin and cloud are in units of the cosine: `head_scale`
-is what the head has multiplied its cosines with, and cos = z / head_scale. 1/3 is the standard deviation, as in [1];
-"N(0, 1/3)" could be read as a variance.
+is the factor by which the head multiplies its cosines, and cos = z / head_scale. 1/3 is the standard deviation, as in
+[1]; "N(0, 1/3)" could be read as a variance.
 
 Differs from [1] and [2] in: no clouds outside of training (`loss.eval()`); no focal or asymmetric factor on top; a
 class without images takes no part in the softmax.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, scale_of_head, smoothed_cross_entropy
 from imbalance_vlm.balancing.samplers.base import epoch_generator
 from imbalance_vlm.components.ranges import NonNegative, Positive
 from imbalance_vlm.long_tail import LongTail
@@ -57,25 +57,26 @@ class GaussianClouded(Loss):
         m: margin of the true class, in units of the cosine.
         s: scale of the cosines in this loss.
         s_n: size of the rarest class's cloud, in units of the cosine.
-        head_scale: what the head has multiplied its cosines with: the cosine head's `scale` (25 unless set), or 1 for
-            a head that gives raw cosines.
+        logit_scale: the factor by which the head multiplies its cosines.
+        head_scale: the same factor given by hand (1 for raw cosines); null takes that of the head.
     """
 
     def __init__(
         self,
         long_tail: LongTail,
+        logit_scale: float | None = None,
         *,
         m: NonNegative = 0.1,
         s: Positive = 20.0,
         s_n: NonNegative = 0.5,
-        head_scale: Positive = 25.0,
+        head_scale: Positive | None = None,
         reduction: Reduction = "batch",
     ) -> None:
         super().__init__(long_tail, reduction=reduction)
         self.m = m
         self.s = s
         self.s_n = s_n
-        self.head_scale = head_scale
+        self.head_scale = scale_of_head(head_scale, logit_scale)
         self.seed = torch.initial_seed()
         self.epoch = 0
         self._generator: torch.Generator | None = None

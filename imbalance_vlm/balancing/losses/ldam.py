@@ -6,8 +6,8 @@
 
     L = -log softmax(s * (cos - m_y onehot_y))_y,   m_c = max_m * n_c^(-1/4) / max_j n_j^(-1/4)
 
-The margin is one of cosines, so it is the scale of the logits that must be known: `head_scale` is what the head has
-multiplied its cosines with, and cos = z / head_scale. With s = head_scale this is a margin of s * m_y on the logits.
+The margin is in units of the cosine, so the scale of the logits must be known: `head_scale` is the factor by which the
+head multiplies its cosines, and cos = z / head_scale. With s = head_scale this is a margin of s * m_y on the logits.
 
 Differs from [0] in: the effective-number weights of LDAM-DRW are settings (`beta`, `defer`), off by default; weights
 divide by the batch size unless reduction is "weights", which is what [1] does.
@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, scale_of_head, smoothed_cross_entropy
 from imbalance_vlm.balancing.losses.weighting import ClassWeighting, effective_number
 from imbalance_vlm.components.ranges import NonNegative, Positive, Share
 from imbalance_vlm.long_tail import LongTail
@@ -46,8 +46,8 @@ class LDAM(Loss):
         long_tail: class counts; a class without images stays in the softmax as in cross-entropy.
         max_m: margin of the rarest class, in units of the cosine.
         s: scale of the cosines in this loss.
-        head_scale: what the head has multiplied its cosines with: the cosine head's `scale` (25 unless set), or 1 for
-            a head that gives raw cosines.
+        logit_scale: the factor by which the head multiplies its cosines.
+        head_scale: the same factor given by hand (1 for raw cosines); null takes that of the head.
         beta: weights by effective number, in [0, 1): 0 weighs all classes alike, LDAM-DRW has 0.9999.
         defer: share of the training during which all classes weigh 1; LDAM-DRW has 0.8.
     """
@@ -55,10 +55,11 @@ class LDAM(Loss):
     def __init__(
         self,
         long_tail: LongTail,
+        logit_scale: float | None = None,
         *,
         max_m: NonNegative = 0.5,
         s: Positive = 30.0,
-        head_scale: Positive = 25.0,
+        head_scale: Positive | None = None,
         beta: Share = 0.0,
         defer: Share = 0.0,
         reduction: Reduction = "batch",
@@ -67,7 +68,7 @@ class LDAM(Loss):
         super().__init__(long_tail, reduction=reduction, weighting=ClassWeighting(rule, defer))
         self.max_m = max_m
         self.s = s
-        self.head_scale = head_scale
+        self.head_scale = scale_of_head(head_scale, logit_scale)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return ldam(logits, targets, margins(self.counts, logits, self.max_m), self.s, self.head_scale)

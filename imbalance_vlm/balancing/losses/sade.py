@@ -23,7 +23,6 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
 from imbalance_vlm.components.ranges import NonNegative
-from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.experts import EXPERTS
 from imbalance_vlm.long_tail import LongTail
 
@@ -44,7 +43,7 @@ def rank_reversed(counts: Tensor, like: Tensor) -> Tensor:
 
 
 def expert_shifts(counts: Tensor, like: Tensor, tau: float) -> Tensor:
-    """(3, C) what is added to the logits of each expert; -inf for a class without images."""
+    """(3, C) offsets added to the logits of each expert; -inf for a class without images."""
     numbers = exact(counts, like)
     prior = (numbers / numbers.sum()).log()
     turned = (rank_reversed(counts, like) / numbers.sum()).log()
@@ -73,17 +72,11 @@ class SADE(Loss):
         tau: how far the third expert goes, >= 0; 0 is a uniform test distribution, 1 the training's turned round.
     """
 
+    experts = EXPERTS
+
     def __init__(self, long_tail: LongTail, *, tau: NonNegative = 2.0, reduction: Reduction = "batch") -> None:
         super().__init__(long_tail, reduction=reduction)
         self.tau = tau
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return sade(logits, targets, expert_shifts(self.counts, logits, self.tau)).sum(1)
-
-    def _check(self, logits: Tensor, targets: Tensor) -> None:
-        if logits.ndim == 3 and logits.shape[1] != EXPERTS:
-            num_classes = len(self.counts)
-            raise InputError(
-                f"`logits` must be (N, {EXPERTS}, {num_classes}) or (N, {num_classes}), got {tuple(logits.shape)}"
-            )
-        super()._check(logits[:, 0] if logits.ndim == 3 else logits, targets)

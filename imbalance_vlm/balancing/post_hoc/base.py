@@ -1,4 +1,4 @@
-"""What every post-hoc correction is: a map of logits, fitted on the validation logits where it has to choose."""
+"""Interface of a post-hoc correction: a map of logits, fitted on validation logits where a setting is left open."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from imbalance_vlm.long_tail import LongTail
 class PostHoc(nn.Module):
     """Logits (B, C) to corrected logits (B, C).
 
-    A subclass is made blank (its settings are keyword-only); everything learned in `fit` is a buffer, so that a blank
-    one and a state_dict give it back.
+    A subclass is constructed blank and learns in `fit`. Everything learned is a buffer, so that loading a state_dict
+    into a blank one restores it.
 
     Args:
-        tail: the training counts and groups.
+        long_tail: the training counts and groups.
     """
 
-    def __init__(self, tail: LongTail) -> None:
+    def __init__(self, long_tail: LongTail) -> None:
         super().__init__()
-        self.tail = tail
+        self.long_tail = long_tail
 
     @property
     def needs_validation(self) -> bool:
@@ -27,7 +27,7 @@ class PostHoc(nn.Module):
         return False
 
     def fit(self, logits: Tensor | None, labels: Tensor | None) -> dict[str, float]:
-        """Choose what the settings leave open from validation logits (N, C) and labels (N,).
+        """Choose the settings that are left open, from validation logits (N, C) and labels (N,).
 
         Both are None where the dataset has no validation split; `needs_validation` is then False.
 

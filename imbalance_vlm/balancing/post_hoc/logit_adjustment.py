@@ -4,8 +4,8 @@
 
     argmax_c z_c - tau log pi_c,   pi_c = n_c / N
 
-With tau 1 and logits that carry the training prior, as those of cross-entropy do, the result is the prediction under a
-uniform prior. Logits of a balanced loss carry no prior: the adjustment would favour rare classes a second time.
+With tau 1 and logits that contain the training prior, as those of cross-entropy do, the result is the prediction under
+a uniform prior. Logits of a balanced loss contain no prior: the adjustment would favour rare classes twice.
 
 Differs from [0] in: tau may be chosen on the validation set; a class without images, whose adjustment would be
 infinite, is never predicted, whatever tau is.
@@ -24,7 +24,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.long_tail import LongTail
 
 TENTHS = range(21)
-"""Candidates of a strength that is left open: 0, .1, ... 2, in tenths."""
+"""Candidates for a strength that is left open: 0, .1, ... 2, in tenths."""
 
 
 def adjusted(logits: Tensor, log_prior: Tensor, tau: Tensor | float) -> Tensor:
@@ -34,22 +34,22 @@ def adjusted(logits: Tensor, log_prior: Tensor, tau: Tensor | float) -> Tensor:
 
 
 class LogitAdjustment(PostHoc):
-    """Takes tau times the log training prior off the logits.
+    """Subtracts tau times the log training prior from the logits.
 
     Args:
-        tail: the training counts; a class without images is never predicted (its logit becomes -inf).
+        long_tail: the training counts; a class without images is never predicted (its logit becomes -inf).
         tau: strength, >= 0; 0 changes nothing. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
-            validation set, the smallest of equals; until `fit` has done so it is 1.
+            validation set, of ties the smallest; it is 1 before `fit`.
     """
 
     counts: Tensor
     tenths: Tensor
 
-    def __init__(self, tail: LongTail, *, tau: NonNegative | None = None) -> None:
-        super().__init__(tail)
+    def __init__(self, long_tail: LongTail, *, tau: NonNegative | None = None) -> None:
+        super().__init__(long_tail)
         self.tau = tau
-        self.register_buffer("counts", torch.as_tensor(tail.counts))  # (C,) int64: exact in any dtype
-        self.register_buffer("tenths", torch.tensor(10))  # () int64: what is chosen for an open tau, exact as well
+        self.register_buffer("counts", torch.as_tensor(long_tail.counts))  # (C,) int64: exact in any dtype
+        self.register_buffer("tenths", torch.tensor(10))  # () int64: the chosen tau, exact as well
 
     @property
     def needs_validation(self) -> bool:
@@ -61,8 +61,8 @@ class LogitAdjustment(PostHoc):
             return {}
         if logits is None or labels is None:
             raise InputError(
-                "`tau` is null, to be chosen on a validation set, and there is none; "
-                "give it a number (1 is the paper's), or the dataset a validation split"
+                "`tau` must be a number where the dataset has no validation set to choose it on, got null; set tau "
+                "(1 is the paper's), or give the dataset a validation split"
             )
         prior = self._log_prior(logits)
         tenths = int(best(TENTHS, lambda k: class_mean_accuracy(adjusted(logits, prior, k / 10), labels)))

@@ -1,4 +1,4 @@
-"""Prior shift: predictions under another class prior than the one the logits carry.
+"""Prior shift: predictions under another class prior than the one that the logits contain.
 
 [0] Saerens, Latinne, Decaestecker. Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple
     Procedure. Neural Computation 2002. Equations 2.4 (the shift) and 2.9 (the estimate).
@@ -7,12 +7,12 @@
 
     z'_c = z_c + strength * (log target_c - log source_c)
 
-The estimate of an unknown target from unlabelled predictions p_i, by expectation-maximisation from q = source:
+An unknown target is estimated from unlabelled predictions p_i, by expectation-maximisation from q = source:
 
     p_i(c | q) = (q_c / source_c) p_ic / sum_j (q_j / source_j) p_ij,   q_c <- mean_i p_i(c | q)
 
-Differs from [0] in: a strength; a class without training images is never predicted, whatever the target: nothing is
-known about it that a prior could scale.
+Differs from [0] in: a strength; a class without training images is never predicted, whatever the target, since its
+logits contain nothing that a prior could scale.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ def shifted(logits: Tensor, target: Tensor, source: Tensor, strength: Tensor | f
 
     The priors are in at least float32 and positive wherever `source` is.
     """
-    there = source > 0  # (C,)
-    ratio = torch.where(there, target, 1.0).log() - torch.where(there, source, 1.0).log()
-    return logits + torch.where(there, strength * ratio, -math.inf).to(logits.dtype)
+    present = source > 0  # (C,)
+    ratio = torch.where(present, target, 1.0).log() - torch.where(present, source, 1.0).log()
+    return logits + torch.where(present, strength * ratio, -math.inf).to(logits.dtype)
 
 
 def estimate_prior(log_probs: Tensor, source_prior: Tensor, iterations: int = 100) -> Tensor:
-    """(C,) class prior of the images behind `log_probs`, without their labels.
+    """(C,) class prior of the images with these predictions, without their labels.
 
-    The estimate is as good as the probabilities: they must be calibrated under the source prior.
+    The probabilities must be calibrated under the source prior: their errors pass into the estimate.
 
     Args:
         log_probs: (N, C) log probabilities under the source prior.
-        source_prior: (C,) the prior they carry; a class where it is 0 stays at 0.
+        source_prior: (C,) the prior that they contain; a class where it is 0 stays at 0.
         iterations: steps of expectation-maximisation; each costs two products of (N, C) with a vector.
 
     Raises:
@@ -62,28 +62,28 @@ def estimate_prior(log_probs: Tensor, source_prior: Tensor, iterations: int = 10
         raise InputError("`log_probs` must hold at least one row to estimate a prior from, got none")
     probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)).exp()  # (N, C)
     source = source_prior.to(probs.dtype)
-    there = source > 0
+    present = source > 0
     prior = source
     for _ in range(iterations):
-        ratio = torch.where(there, prior / torch.where(there, source, 1.0), 0.0)  # (C,)
+        ratio = torch.where(present, prior / torch.where(present, source, 1.0), 0.0)  # (C,)
         evidence = (probs @ ratio).clamp_min(torch.finfo(probs.dtype).tiny)  # (N,)
         prior = ratio * (evidence.reciprocal() @ probs) / len(probs)
     return prior / prior.sum()
 
 
 class PriorShift(PostHoc):
-    """Moves the logits from the class prior they carry to the one the test images are expected to have.
+    """Shifts the logits from the class prior that they contain to the one that the test images are expected to have.
 
     Args:
-        tail: the training counts; a class without images is never predicted (its logit becomes -inf), and the named
-            priors are over the others.
+        long_tail: the training counts; a class without images is never predicted (its logit becomes -inf), and the
+            named priors are over the other classes.
         target: the prior to predict under: "uniform"; "train", the training shares; "inverse", shares in proportion to
-            1 / n; "estimate", found in the validation logits without their labels; or a list of C positive numbers,
-            one a class, in their ratios.
-        source: the prior that the logits carry: "train" after cross-entropy, "uniform" after a balanced loss.
+            1 / n; "estimate", estimated from the validation logits without their labels; or a list of C positive
+            numbers, one per class, which are scaled to sum to 1.
+        source: the prior that the logits contain: "train" after cross-entropy, "uniform" after a balanced loss.
         strength: of the shift, >= 0; 1 is Bayes' rule. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
-            validation set, the smallest of equals; until `fit` has done so it is 1.
-        iterations: of the estimate; for the other targets it has no meaning.
+            validation set, of ties the smallest; it is 1 before `fit`.
+        iterations: of the estimate; other targets ignore it.
 
     Raises:
         InputError: a target that is neither one of the names nor C positive numbers.
@@ -95,22 +95,22 @@ class PriorShift(PostHoc):
 
     def __init__(
         self,
-        tail: LongTail,
+        long_tail: LongTail,
         *,
         target: Target | list[float] = "uniform",
         source: Source = "train",
         strength: NonNegative | None = 1.0,
         iterations: Count = 100,
     ) -> None:
-        super().__init__(tail)
+        super().__init__(long_tail)
         self.target = target
         self.source = source
         self.strength = strength
         self.iterations = iterations
-        self.register_buffer("counts", torch.as_tensor(tail.counts))  # (C,) int64: exact in any dtype
-        self.register_buffer("tenths", torch.tensor(10))  # () int64: what is chosen for an open strength
+        self.register_buffer("counts", torch.as_tensor(long_tail.counts))  # (C,) int64: exact in any dtype
+        self.register_buffer("tenths", torch.tensor(10))  # () int64: the chosen strength
         if not isinstance(target, str):
-            self.register_buffer("given", _shares(target, tail))  # (C,) float64
+            self.register_buffer("given", _shares(target, long_tail))  # (C,) float64
         elif target == "estimate":
             self.register_buffer("given", self._prior(self.source, self.counts.double()))
         elif target not in get_args(Target):
@@ -124,28 +124,29 @@ class PriorShift(PostHoc):
     def fit(self, logits: Tensor | None, labels: Tensor | None) -> dict[str, float]:
         """Estimate the target and choose the strength, where the settings leave them open.
 
-        The estimate uses no labels: to have that of the test images, give their logits, and None for the labels.
+        The estimate uses no labels: to estimate the prior of the test images, pass their logits, and None as labels.
 
         Returns:
-            The strength if it was chosen, the lowest and the highest share of the target if that was estimated.
+            The strength if it was chosen; the lowest and the highest share of the target if it was estimated.
         """
         if not self.needs_validation:
             return {}
         if logits is None or (labels is None and self.strength is None):
-            setting = "`strength` is null" if self.strength is None else "`target` is 'estimate'"
+            setting = "`strength` must be a number" if self.strength is None else "`target` must be named or listed"
+            got = "null" if self.strength is None else "'estimate'"
             raise InputError(
-                f"{setting}, to be found on a validation set, and there is none; "
-                "say what it is, or give the dataset a validation split"
+                f"{setting} where the dataset has no validation set to choose it on, got {got}; set it, or give the "
+                "dataset a validation split"
             )
         chosen: dict[str, float] = {}
         counts = exact(self.counts, logits)
         if self.target == "estimate":
             source = self._prior(self.source, counts)
-            left_out = torch.where(counts > 0, 0.0, -math.inf).to(logits.dtype)  # (C,)
-            estimated = estimate_prior((logits + left_out).to(counts.dtype).log_softmax(1), source, self.iterations)
+            mask = torch.where(counts > 0, 0.0, -math.inf).to(logits.dtype)  # (C,)
+            estimated = estimate_prior((logits + mask).to(counts.dtype).log_softmax(1), source, self.iterations)
             self.given.copy_(estimated)
-            own = estimated[counts > 0]
-            chosen |= {"target_lowest": float(own.min()), "target_highest": float(own.max())}
+            shares = estimated[counts > 0]
+            chosen |= {"target_lowest": float(shares.min()), "target_highest": float(shares.max())}
         if self.strength is None and labels is not None:
             priors = self._priors(logits)
             tenths = int(best(TENTHS, lambda k: class_mean_accuracy(shifted(logits, *priors, k / 10), labels)))
@@ -159,7 +160,7 @@ class PriorShift(PostHoc):
         return shifted(logits, target, source, strength)
 
     def _priors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Target and source, (C,) each, in at least float32; both positive for the classes with images alone."""
+        """Target and source, (C,) each, in at least float32; positive only for classes with images."""
         counts = exact(self.counts, like)
         source = self._prior(self.source, counts)
         if isinstance(self.target, str) and self.target != "estimate":
@@ -169,24 +170,24 @@ class PriorShift(PostHoc):
 
     def _prior(self, name: Literal["uniform", "train", "inverse"], counts: Tensor) -> Tensor:
         """(C,) shares from floating-point `counts` (C,)."""
-        there = counts > 0
+        present = counts > 0
         if name == "uniform":
-            shares = there.to(counts.dtype)
+            shares = present.to(counts.dtype)
         else:
-            shares = counts if name == "train" else torch.where(there, 1.0 / counts, 0.0)
+            shares = counts if name == "train" else torch.where(present, 1.0 / counts, 0.0)
         return shares / shares.sum()
 
 
-def _shares(target: list[float], tail: LongTail) -> Tensor:
-    """(C,) the user's numbers, to the sum 1, float64."""
-    expected = f"`target` must hold {tail.num_classes} positive numbers, one a class"
-    if len(target) != tail.num_classes:
+def _shares(target: list[float], long_tail: LongTail) -> Tensor:
+    """(C,) the user's numbers, scaled to sum to 1, float64."""
+    expected = f"`target` must hold {long_tail.num_classes} positive numbers, one per class"
+    if len(target) != long_tail.num_classes:
         raise InputError(f"{expected}, got {len(target)}")
     for label, number in enumerate(target):
         if not 0 < number < math.inf:
             raise InputError(
-                f"{expected}, got {number} for class {label} ({tail.name_of(label)!r}); "
-                "a class that never occurs takes a very small number"
+                f"{expected}, got {number} for class {label} ({long_tail.name_of(label)!r}); "
+                "give a class that never occurs a very small number"
             )
     shares = torch.tensor(target, dtype=torch.float64)
     return shares / shares.sum()

@@ -1,21 +1,21 @@
-"""Temperature scaling: how sure the model says it is, without a change of what it says.
+"""Temperature scaling: calibrated confidences, with unchanged predictions.
 
 [0] Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017. Section 4.2.
 [1] github.com/gpleiss/temperature_scaling, temperature_scaling.py
 
     p = softmax(z / T),   T minimises mean_i -log p_i(y_i) over the validation set
 
-The mean is convex in b = 1 / T with the slope mean_i (sum_c p_ic z_ic - z_iy), so the sign of the slope tells on which
-side of T the minimum lies: bisection, on log T in steps of a thousandth.
+The mean is convex in b = 1 / T with the slope mean_i (sum_c p_ic z_ic - z_iy), whose sign says on which side of T the
+minimum lies: bisection, on log T in steps of a thousandth.
 
-By group: a long-tailed model is too sure of head classes and not sure enough of tail classes. Each of many, medium and
-few has a T, and a row takes that of the class it is predicted to be. A row is divided by one number either way, so
-that no prediction changes.
+By group: a long-tailed model is overconfident on head classes and underconfident on tail classes. Each of many, medium
+and few has a T, and a row uses that of its predicted class. Each row is divided by a single number, so that no
+prediction changes.
 
 Differs from [1] in: bisection in place of L-BFGS, whose one step length of .01 can end far from the minimum or at a
 negative T; T stays in exp(-3) .. exp(3), about .05 .. 20, also where every validation image is right and the best T
-would be 0; the row's maximum is taken off before the division (softmax does not see it), so that rounding cannot make
-the two best classes equal.
+would be 0; the row's maximum is subtracted before the division (which does not change the softmax), so that rounding
+cannot make the two best classes equal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIMIT = 3 * STEPS
 """The search goes from exp(-3) to exp(3)."""
 
 BLOCK = 2**18
-"""Numbers in a block of rows: 1 MB in float32, which the cache holds; without blocks it takes twice the time."""
+"""Numbers in a block of rows: 1 MB in float32, which fits the cache; without blocks it takes twice the time."""
 
 
 def scaled(logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -50,15 +50,15 @@ def nll_slope(logits: Tensor, labels: Tensor, temperature: float) -> float:
 
     In at least float32; the sum over the rows is in float64.
 
-    A row whose true class has the logit -inf says nothing about T and is left out.
+    A row whose true class has the logit -inf does not depend on T and is skipped.
     """
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     rows = max(1, BLOCK // logits.shape[1])
     for block, targets in zip(logits.split(rows), labels.split(rows), strict=True):
         z = block.to(torch.promote_types(block.dtype, torch.float32))
-        above = z - z.gather(1, targets[:, None])  # (R, C) over the true class
-        probs = (above / temperature).softmax(1)
-        expected = torch.where(probs > 0, probs * above, 0.0).sum(1)  # (R,); 0 where the probabilities are NaN
+        margins = z - z.gather(1, targets[:, None])  # (R, C) over the true class
+        probs = (margins / temperature).softmax(1)
+        expected = torch.where(probs > 0, probs * margins, 0.0).sum(1)  # (R,); 0 where the probabilities are NaN
         total += expected.sum(dtype=torch.float64)
     return float(total)
 
@@ -86,27 +86,29 @@ class Temperature(PostHoc):
     Accuracies stay as they are; NLL and calibration error change. The corrected logits have the maximum 0.
 
     Args:
-        tail: the training groups.
-        per_group: whether many, medium and few have a temperature each; a group to which no validation image is
-            assigned takes the temperature of all images.
-        T: the temperature, > 0; None finds it on the validation set; until `fit` has done so it is 1.
+        long_tail: the training groups.
+        per_group: whether many, medium and few have a temperature each; a group that is predicted for no validation
+            image takes the temperature of all images.
+        T: the temperature, > 0; None fits it on the validation set; it is 1 before `fit`.
 
     Raises:
-        InputError: both a fixed T and one for each group.
+        InputError: both a fixed T and one per group.
     """
 
     group: Tensor
     steps: Tensor
 
-    def __init__(self, tail: LongTail, *, per_group: bool = False, T: Positive | None = None) -> None:  # noqa: N803
-        super().__init__(tail)
+    def __init__(self, long_tail: LongTail, *, per_group: bool = False, T: Positive | None = None) -> None:  # noqa: N803
+        super().__init__(long_tail)
         if per_group and T is not None:
-            raise InputError(f"`per_group` finds one temperature for each group, got the fixed T {T}; leave out one")
+            raise InputError(
+                f"`per_group` fits one temperature per group, got a fixed T of {T} too; leave out one of them"
+            )
         self.per_group = per_group
         self.T = T
-        group = torch.zeros(tail.num_classes, dtype=torch.int64)
+        group = torch.zeros(long_tail.num_classes, dtype=torch.int64)
         for number, name in enumerate(GROUPS):
-            group[torch.as_tensor(tail.groups[name])] = number
+            group[torch.as_tensor(long_tail.groups[name])] = number
         self.register_buffer("group", group)  # (C,) index into GROUPS
         self.register_buffer("steps", torch.zeros(len(GROUPS), dtype=torch.int64))  # log T: exact in any dtype
 
@@ -120,22 +122,22 @@ class Temperature(PostHoc):
             return {}
         if logits is None or labels is None:
             raise InputError(
-                "`T` is null, to be found on a validation set, and there is none; "
-                "give it a number, or the dataset a validation split"
+                "`T` must be a number where the dataset has no validation set to fit it on, got null; set T, or give "
+                "the dataset a validation split"
             )
         overall = best_steps(logits, labels)
         self.steps.fill_(overall)
         if not self.per_group:
             return {"temperature": math.exp(overall / STEPS)}
         assigned = self.group[logits.argmax(1)]  # (N,)
-        found: dict[str, float] = {}
+        chosen: dict[str, float] = {}
         for number, name in enumerate(GROUPS):
-            own = assigned == number
-            if own.any():
-                self.steps[number] = best_steps(logits[own], labels[own])
-            if len(self.tail.groups[name]):
-                found[f"temperature_{name}"] = math.exp(int(self.steps[number]) / STEPS)
-        return found
+            in_group = assigned == number
+            if in_group.any():
+                self.steps[number] = best_steps(logits[in_group], labels[in_group])
+            if len(self.long_tail.groups[name]):
+                chosen[f"temperature_{name}"] = math.exp(int(self.steps[number]) / STEPS)
+        return chosen
 
     def forward(self, logits: Tensor) -> Tensor:
         if self.T is not None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.balancing.regularizers.npt import learned_text, simplex_gap
 from imbalance_vlm.balancing.regularizers.prototype_contrastive import class_balanced_mean
 from imbalance_vlm.components.ranges import Count, Natural, NonNegative
@@ -114,20 +114,20 @@ class CPT(Regularizer):
         self.cluster_seed = cluster_seed
         self._members: list[Tensor] | None = None  # the same at each start: it comes from frozen text and a seed
 
-    def forward(self, seen: Seen) -> Tensor:
-        text = learned_text(seen, "cpt")  # (C, d)
-        if seen.frozen_text is None:
+    def forward(self, outputs: StepOutputs) -> Tensor:
+        text = learned_text(outputs, "cpt")  # (C, d)
+        if outputs.frozen_text is None:
             raise InputError(
                 "regularizer 'cpt' clusters the frozen text features and needs them, got none; use an encoder with a "
                 "text tower"
             )
-        if seen.frozen_text.shape != text.shape:
+        if outputs.frozen_text.shape != text.shape:
             raise InputError(
                 f"regularizer 'cpt' needs frozen text features of shape {tuple(text.shape)}, as the learned ones, got "
-                f"{tuple(seen.frozen_text.shape)}"
+                f"{tuple(outputs.frozen_text.shape)}"
             )
-        frozen = seen.frozen_text.to(text.dtype)
-        term = self.cc * convergence(seen.embeddings.to(text.dtype), seen.targets, text)
+        frozen = outputs.frozen_text.to(text.dtype)
+        term = self.cc * convergence(outputs.embeddings.to(text.dtype), outputs.targets, text)
         term = term + self.rs * rotation(text, frozen)
         if self.tetf == 0:
             return term

@@ -1,4 +1,4 @@
-"""Distillation from the frozen model: what is tuned keeps to the class probabilities of where it started.
+"""Distillation from the frozen model: the tuned model stays near the class probabilities that it started from.
 
 [0] Liu, Li, Yu. Fully Fine-tuned CLIP Models are Efficient Few-Shot Learners. arXiv 2407.04003, 2024. (CLIP-CITE: a
     similarity distillation term between the tuned CLIP and the pre-trained one)
@@ -8,7 +8,7 @@
 
 z0 are the logits of the frozen model for the same images: the untouched tower under the head as it started, which for
 a text-initialised head is the zero-shot classifier at the head's scale. A loss that shifts logits by the prior reads z;
-so does this term, before any shift.
+this term also reads z before any shift.
 
 Differs from [0] in: only the image tower is tuned here, so the text side of the frozen model is the head's start; the
 paper's other terms (the discriminative and the contrastive task) are the recipe's own loss and regularizers.
@@ -22,33 +22,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.components.ranges import NonNegative, Positive
 from imbalance_vlm.errors import InputError
 
 
 def divergence(logits: Tensor, frozen: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(softmax(frozen / T) || softmax(logits / T)), (N, C), (N, C) -> (N,).
+    """T^2 KL(softmax(frozen / T) || softmax(logits / T)) per sample, (N, C), (N, C) -> (N,).
 
     >>> divergence(torch.zeros(1, 2), torch.zeros(1, 2)).item()
     0.0
     """
-    target = (frozen / temperature).log_softmax(dim=1)  # (N, C)
-    found = (logits / temperature).log_softmax(dim=1)
-    return temperature**2 * (target.exp() * (target - found)).sum(dim=1)
+    teacher = (frozen / temperature).log_softmax(dim=1)  # (N, C)
+    student = (logits / temperature).log_softmax(dim=1)
+    return temperature**2 * (teacher.exp() * (teacher - student)).sum(dim=1)
 
 
 class Distill(Regularizer):
     """Keeps class probabilities near those of the frozen model.
 
     Args:
-        head: as it starts; a copy is kept, and neither trained nor ever in training mode.
-        features: the untouched tower's features of the images of the step, what `head` reads; called once a step.
-        weight: of the term beside the loss.
-        temperature: T; above 1 the classes that the frozen model finds unlikely count for more.
+        head: the head at its start; a copy is kept frozen and in evaluation mode.
+        features: returns the frozen tower's features of the images of the step, which `head` reads; called once per
+            step.
+        weight: factor of the term in the objective.
+        temperature: T; above 1, the classes that the frozen model finds unlikely count for more.
 
     Raises:
-        InputError: `features` of a part of the batch only, which nobody has gathered.
+        InputError: `features` returns a part of the batch only, and `gather` was not called.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Distill(Regularizer):
         self.start = copy.deepcopy(head).requires_grad_(False).eval()
         self.features = features
         self.temperature = temperature
-        self.gathered: Tensor | None = None  # (N, C), the frozen model's logits of a batch that is spread
+        self.gathered: Tensor | None = None  # (N, C), frozen logits of a batch that several processes share
 
     def train(self, mode: bool = True) -> Distill:
         super().train(mode)
@@ -74,14 +75,14 @@ class Distill(Regularizer):
     def gather(self, together: Callable[[Tensor], Tensor]) -> None:
         self.gathered = together(self.start(self.features()))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, outputs: StepOutputs) -> Tensor:
         frozen, self.gathered = self.gathered, None
         if frozen is None:
             with torch.no_grad():
                 frozen = self.start(self.features())  # (N, C)
-        if len(frozen) != len(seen.logits):
+        if len(frozen) != len(outputs.logits):
             raise InputError(
                 f"`tuning.kl` compares whole batches with the frozen model, and this process has {len(frozen)} of "
-                f"{len(seen.logits)} images; call gather() first, or set tuning.kl to 0"
+                f"{len(outputs.logits)} images; call gather() first, or set tuning.kl to 0"
             )
-        return divergence(seen.logits.float(), frozen.float(), self.temperature).mean()
+        return divergence(outputs.logits.float(), frozen.float(), self.temperature).mean()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.components.ranges import NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
 
@@ -81,19 +81,19 @@ class ImageTextContrast(Regularizer):
         self.temperature = temperature
         self.distill = distill
 
-    def forward(self, seen: Seen) -> Tensor:
-        if seen.text is None:
+    def forward(self, outputs: StepOutputs) -> Tensor:
+        if outputs.text is None:
             raise InputError(
                 "regularizer 'image_text_contrast' needs text features that are learned, got none; use a tuning that "
                 "trains text, or 'prototype_contrastive', which does without"
             )
-        if seen.text.shape[1] != seen.embeddings.shape[1]:
+        if outputs.text.shape[1] != outputs.embeddings.shape[1]:
             raise InputError(
-                f"text features must be as wide as the embeddings, {seen.embeddings.shape[1]}, got "
-                f"{seen.text.shape[1]}; use encoder.features 'embedding'"
+                f"text features must be as wide as the embeddings, {outputs.embeddings.shape[1]}, got "
+                f"{outputs.text.shape[1]}; use encoder.features 'embedding'"
             )
         frozen = None
-        if seen.frozen_text is not None:
-            frozen = (seen.embeddings, seen.frozen_text[seen.targets])
-        texts = seen.text[seen.targets]  # (N, d)
-        return image_text_contrast(seen.embeddings, texts, seen.targets, self.temperature, frozen, self.distill)
+        if outputs.frozen_text is not None:
+            frozen = (outputs.embeddings, outputs.frozen_text[outputs.targets])
+        texts = outputs.text[outputs.targets]  # (N, d)
+        return image_text_contrast(outputs.embeddings, texts, outputs.targets, self.temperature, frozen, self.distill)

@@ -35,7 +35,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.prototypes import uniformity
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.components.ranges import NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
 
@@ -80,24 +80,24 @@ def isomorphism(means: Tensor, present: Tensor, text: Tensor) -> Tensor:
     return torch.where(present, apart, 0.0).sum() / present.sum()
 
 
-def learned_text(seen: Seen, name: str) -> Tensor:
+def learned_text(outputs: StepOutputs, name: str) -> Tensor:
     """The text features that are being learned, at least in float32.
 
     Raises:
         InputError: there are none, or they and the embeddings do not fit together.
     """
-    if seen.text is None:
+    if outputs.text is None:
         raise InputError(
             f"regularizer '{name}' needs text features that are learned, got none; use a prompt method that trains text"
         )
-    if seen.text.ndim != 2 or seen.embeddings.ndim != 2 or seen.text.shape[1] != seen.embeddings.shape[1]:
+    if outputs.text.ndim != 2 or outputs.embeddings.ndim != 2 or outputs.text.shape[1] != outputs.embeddings.shape[1]:
         raise InputError(
             f"regularizer '{name}' needs `text` (C, d) and `embeddings` (N, d) of one width, got "
-            f"{tuple(seen.text.shape)} and {tuple(seen.embeddings.shape)}; use encoder.features 'embedding'"
+            f"{tuple(outputs.text.shape)} and {tuple(outputs.embeddings.shape)}; use encoder.features 'embedding'"
         )
-    if len(seen.text) < 2:
-        raise InputError(f"regularizer '{name}' needs at least 2 classes to tell apart, got {len(seen.text)}")
-    return seen.text.to(torch.promote_types(seen.text.dtype, torch.float32))
+    if len(outputs.text) < 2:
+        raise InputError(f"regularizer '{name}' needs at least 2 classes to tell apart, got {len(outputs.text)}")
+    return outputs.text.to(torch.promote_types(outputs.text.dtype, torch.float32))
 
 
 class NPT(Regularizer):
@@ -142,9 +142,9 @@ class NPT(Regularizer):
         self.register_buffer("means", torch.empty(0, 0))  # (K, d) once a step has said what K and d are
         self.register_buffer("known", torch.empty(0, dtype=torch.bool))  # (K,)
 
-    def forward(self, seen: Seen) -> Tensor:
-        text = learned_text(seen, "npt")  # (K, d)
-        means, present = batch_means(seen.embeddings.to(text.dtype), seen.targets, len(text))
+    def forward(self, outputs: StepOutputs) -> Tensor:
+        text = learned_text(outputs, "npt")  # (K, d)
+        means, present = batch_means(outputs.embeddings.to(text.dtype), outputs.targets, len(text))
         if self.momentum:
             means, present = self._averaged(means, present)
         term = self.mmi * isomorphism(means, present, text)

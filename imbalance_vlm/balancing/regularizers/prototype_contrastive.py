@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.components.ranges import Natural, NonNegative, Positive
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
@@ -81,12 +81,12 @@ class PrototypeContrastive(Regularizer):
         self.text = text
         self.balanced = balanced
 
-    def forward(self, seen: Seen) -> Tensor:
-        values = self._contrast("embeddings", seen.embeddings, seen.targets)  # (N,)
-        term = class_balanced_mean(values, seen.targets, len(self.prototypes)) if self.balanced else values.mean()
-        if self.text and seen.text is not None:
-            classes = torch.arange(len(self.prototypes), device=seen.text.device)
-            term = term + self._contrast("text features", seen.text, classes).mean()
+    def forward(self, outputs: StepOutputs) -> Tensor:
+        values = self._contrast("embeddings", outputs.embeddings, outputs.targets)  # (N,)
+        term = class_balanced_mean(values, outputs.targets, len(self.prototypes)) if self.balanced else values.mean()
+        if self.text and outputs.text is not None:
+            classes = torch.arange(len(self.prototypes), device=outputs.text.device)
+            term = term + self._contrast("text features", outputs.text, classes).mean()
         return term
 
     def _contrast(self, what: str, features: Tensor, targets: Tensor) -> Tensor:

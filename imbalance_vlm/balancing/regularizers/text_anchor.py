@@ -1,4 +1,4 @@
-"""TextAnchor: learned text features stay near those of the untouched tower. One term of five papers.
+"""Text anchor: learned text features stay near those of the frozen text tower. One term, used in several papers.
 
 [0] Yao, Zhang, Xu. Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization. CVPR 2023. (KgCoOp)
     Ma, Liu, Deng, Xie, Dong, Xu. Understanding and Mitigating Overfitting in Prompt Tuning for Vision-Language Models.
@@ -8,7 +8,7 @@
 [1] github.com/htyao89/KgCoOp, trainers/kgcoop.py; github.com/machengcheng2016/Subspace-Prompt-Learning;
     github.com/muzairkhattak/PromptSRC, trainers/promptsrc.py
 
-    L = 1/M sum_i dist(g(v, name_i), w_i),   w_i: the frozen feature of name_i in one sentence, or in the mean of many
+    L = 1/M sum_i dist(g(v, name_i), w_i),   w_i: the frozen feature of name_i in one sentence, or the mean over several
 
     cos       1 - cos(t, w)
     l1        sum_j |t_j - w_j|
@@ -20,8 +20,8 @@
     PromptSRC's text term  names base,              mean_l1, weight 25
     CPT's stabiliser       names base,              l1,      weight .10
 
-Novel names are those of classes that are tested and never trained: their names are used, their images are not. External
-ones are drawn from ImageNet's, of classes that are neither trained nor tested here.
+Novel names are those of classes that are tested but not trained: their names are used, their images are not. External
+names are drawn from those of ImageNet classes that are neither trained nor tested.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.regularizers.base import Regularizer, Seen
+from imbalance_vlm.balancing.regularizers.base import Regularizer, RunText, StepOutputs
 from imbalance_vlm.components.ranges import Count, NonNegative
 from imbalance_vlm.errors import InputError
 
@@ -51,29 +52,25 @@ def text_distance(learned: Tensor, frozen: Tensor, distance: AnchorDistance) -> 
     return difference.abs().sum(-1) if distance == "l1" else difference.abs().mean(-1)
 
 
-def templates_of(templates: Sequence[str], target: AnchorTarget) -> Sequence[str]:
-    """The sentences that an anchor is made of: the first of the dataset's, or all."""
+def target_templates(templates: Sequence[str], target: AnchorTarget) -> Sequence[str]:
+    """The sentences of the frozen features: the dataset's first ("template"), or all ("ensemble")."""
     return templates if target == "ensemble" else templates[:1]
 
 
 class TextAnchor(Regularizer):
     """Distance of learned text features to frozen ones, mean over the names.
 
-    `imbalance_vlm.tuning.prompt.anchors.anchor_for` makes one from a recipe's section.
+    `text_anchor` makes one from the settings of a recipe.
 
     Args:
-        learned: gives the features (M, d) of other names under the present prompt; None for those of the classes that
-            are trained, which the head has computed anyway.
-        frozen: (M, d) what to stay near; None for the frozen features of the classes that are trained.
-        names: whose text features: of the classes that are trained ("base"), of those that are only tested ("novel"),
-            or of others ("external").
-        target: the frozen feature is that of the dataset's first sentence ("template") or the mean of all ("ensemble").
+        learned: returns the learned features (M, d) of other names; None for those of the trained classes, which the
+            step has computed already.
+        frozen: (M, d) features to stay near; None for the frozen features of the trained classes.
         distance: "cos", "l1", "mean_l1" or "l2".
-        weight: of the term beside the loss.
-        external: how many external names are drawn.
+        weight: factor of the term in the objective.
 
     Raises:
-        InputError: other names without their features, a head that learns no text, or features of other shapes.
+        InputError: a head that learns no text, or features of different shapes.
     """
 
     frozen: Tensor | None
@@ -83,36 +80,93 @@ class TextAnchor(Regularizer):
         learned: Callable[[], Tensor] | None = None,
         frozen: Tensor | None = None,
         *,
-        names: AnchorNames = "base",
-        target: AnchorTarget = "ensemble",
         distance: AnchorDistance = "cos",
         weight: NonNegative = 1.0,
-        external: Count = 100,
     ) -> None:
         super().__init__(weight)
-        if names != "base" and (learned is None or frozen is None):
-            raise InputError(
-                f"a text anchor for '{names}' names needs `learned` and `frozen`, the features of those names; make it "
-                "with imbalance_vlm.tuning.prompt.anchors.anchor_for, or set names to base"
-            )
         self.learned = learned
         self.register_buffer("frozen", None if frozen is None else frozen.detach().clone(), persistent=False)
-        self.names = names
-        self.target = target
         self.distance: AnchorDistance = distance
-        self.external = external
 
-    def forward(self, seen: Seen) -> Tensor:
-        learned = seen.text if self.learned is None else self.learned()
-        frozen = seen.frozen_text if self.frozen is None else self.frozen
+    def forward(self, outputs: StepOutputs) -> Tensor:
+        learned = outputs.text if self.learned is None else self.learned()
+        frozen = outputs.frozen_text if self.frozen is None else self.frozen
         if learned is None or frozen is None:
-            raise InputError(
-                "a text anchor needs text features that are learned, and this head learns none; set tuning to a method "
-                "that does, such as {name: prompt, method: coop}"
-            )
+            raise _no_learned_text()
         if learned.shape != frozen.shape:
             raise InputError(
                 f"`frozen` must have the shape of the learned text features, {tuple(learned.shape)}, "
                 f"got {tuple(frozen.shape)}"
             )
         return text_distance(learned, frozen.to(learned), self.distance).mean()
+
+
+def text_anchor(
+    text: RunText | None,
+    *,
+    names: AnchorNames = "base",
+    target: AnchorTarget = "ensemble",
+    distance: AnchorDistance = "cos",
+    weight: NonNegative = 1.0,
+    external: Count = 100,
+) -> TextAnchor:
+    """The distance of learned text features to those of the frozen text tower, mean over the names.
+
+    Args:
+        text: the text side of the run; None for a run that learns no text features.
+        names: whose text features are held: those of the trained classes ("base"), of the classes that are only tested
+            ("novel"), or of others ("external").
+        target: the frozen feature is that of the dataset's first sentence ("template"), or the mean over all its
+            sentences ("ensemble").
+        distance: "cos", "l1", "mean_l1" or "l2".
+        weight: factor of the term in the objective.
+        external: number of external names, drawn by the run's seed.
+
+    Raises:
+        InputError: a run that learns no text features, novel names where there are none, more external names than there
+            are, or other names under a context per class.
+    """
+    if text is None:
+        raise _no_learned_text()
+    templates = target_templates(text.templates, target)
+    if names == "base":
+        # The objective already has the frozen features averaged over all sentences.
+        frozen = None if target == "ensemble" else text.frozen(text.class_names, templates)
+        return TextAnchor(None, frozen, distance=distance, weight=weight)
+    other_names = _novel_names(text) if names == "novel" else external_names(text, external)
+    return TextAnchor(text.learned(other_names), text.frozen(other_names, templates), distance=distance, weight=weight)
+
+
+def _novel_names(text: RunText) -> Sequence[str]:
+    if not text.novel_names:
+        raise InputError(
+            "regularizer 'text_anchor' with names 'novel' needs classes that are tested but not trained, got none; "
+            "set data.classes to base, or names to external"
+        )
+    return text.novel_names
+
+
+def external_names(text: RunText, count: int) -> list[str]:
+    """Names of ImageNet classes that are neither trained nor tested and fit into the text tower, drawn by the seed.
+
+    Raises:
+        InputError: `count` is larger than the number of such names.
+    """
+    from open_clip import IMAGENET_CLASSNAMES
+
+    excluded = {name.replace("_", " ").lower() for name in (*text.class_names, *text.novel_names)}
+    fitting = text.fitting(sorted({name for name in IMAGENET_CLASSNAMES if name.lower() not in excluded}))
+    if len(fitting) < count:
+        raise InputError(
+            f"`external` of regularizer 'text_anchor' must be at most {len(fitting)}, the number of ImageNet names "
+            f"that are not in the dataset and not too long for the text tower, got {count}"
+        )
+    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(text.seed))
+    return [fitting[number] for number in order[:count].tolist()]
+
+
+def _no_learned_text() -> InputError:
+    return InputError(
+        "regularizer 'text_anchor' needs text features that are learned, and this run learns none; set tuning to a "
+        "method that does, such as {name: prompt, method: coop}"
+    )

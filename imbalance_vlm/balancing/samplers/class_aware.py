@@ -4,10 +4,10 @@
 [1] github.com/facebookresearch/classifier-balancing, data/ClassAwareSampler.py (k 4)
 
     for each pass: for each class, in a new order: the next k images of the class's own shuffled list,
-    which is shuffled anew when it runs out
+    which is reshuffled when it runs out
 
 Differs from [1] in: an epoch has as many images as the training set, where [1] has as many passes as the largest class
-has images; the lists start anew with each epoch, so that an epoch is a function of (seed, epoch).
+has images; the lists are reshuffled in each epoch, so that an epoch is a function of (seed, epoch).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from imbalance_vlm.components.ranges import Count
 
 
 class ClassAwareSampler(Sampler):
-    """Every class as often as every other, give or take one turn; no image of a class twice before all of them once.
+    """Every class equally often, up to one turn; no image of a class is repeated before all of them were shown.
 
     Args:
         labels: (N,) int64 training labels.
         seed: the run's seed.
-        k: images of a class at each of its turns.
+        k: images per class and turn.
     """
 
     def __init__(self, labels: Tensor, seed: int, *, k: Count = 4) -> None:
@@ -50,6 +50,6 @@ class ClassAwareSampler(Sampler):
 
 
 def shuffled_passes(size: int, length: int, generator: torch.Generator) -> Tensor:
-    """(length,) numbers below `size`: one shuffled pass over them after the other."""
+    """(length,) numbers below `size`, in consecutive shuffled passes."""
     rounds = math.ceil(length / size)
     return torch.rand(rounds, size, generator=generator).argsort(1).flatten()[:length]

@@ -1,4 +1,4 @@
-"""Class-balanced sampling: every class as often as every other.
+"""Class-balanced sampling: all classes equally often.
 
 [0] Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis. Decoupling Representation and Classifier for Long-Tailed
     Recognition. ICLR 2020. Equation 1 with q = 0.
@@ -15,7 +15,7 @@ from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 
 
 class ClassBalancedSampler(Sampler):
-    """Each draw takes a class, all alike, and one of its images, all alike.
+    """Each draw takes a class uniformly, and one of its images uniformly.
 
     Args:
         labels: (N,) int64 training labels.
@@ -23,5 +23,5 @@ class ClassBalancedSampler(Sampler):
     """
 
     def epoch(self, epoch: int, epochs: int) -> Tensor:
-        alike = torch.ones(len(self.sizes), dtype=torch.float64)
-        return self.draw(alike, epoch_generator(self.seed, epoch))
+        shares = torch.ones(len(self.sizes), dtype=torch.float64)
+        return self.draw(shares, epoch_generator(self.seed, epoch))

@@ -1,4 +1,4 @@
-"""Instance-balanced sampling: every image once an epoch, in an order that depends on the seed and the epoch."""
+"""Instance-balanced sampling: every image once per epoch, in an order that depends on the seed and the epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progressively balanced sampling: from the images' shares to the classes'.
+"""Progressively balanced sampling: from instance-balanced to class-balanced.
 
 [0] Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis. Decoupling Representation and Classifier for Long-Tailed
     Recognition. ICLR 2020.
@@ -17,13 +17,13 @@ from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 
 
 def progressive_shares(sizes: Tensor, epoch: int, epochs: int) -> Tensor:
-    """(K,) float64 shares of the classes in this epoch; `sizes` (K,) is all positive."""
+    """(K,) float64 shares of the classes in this epoch; all of `sizes` (K,) are positive."""
     t = epoch / max(epochs - 1, 1)
     return (1.0 - t) * sizes.double() / sizes.sum() + t / len(sizes)
 
 
 class ProgressiveSampler(Sampler):
-    """Each draw takes a class, by shares that move from its size to 1/K over the epochs, and one of its images.
+    """Each draw takes a class, by shares that change from n_c / N to 1 / K over the epochs, and one of its images.
 
     Args:
         labels: (N,) int64 training labels.

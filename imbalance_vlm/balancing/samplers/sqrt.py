@@ -1,4 +1,4 @@
-"""Square-root sampling: halfway between the images' shares and the classes'.
+"""Square-root sampling: between instance-balanced and class-balanced.
 
 [0] Mahajan, Girshick, Ramanathan, He, Paluri, Li, Bharambe, van der Maaten. Exploring the Limits of Weakly Supervised
     Pretraining. ECCV 2018.
@@ -15,7 +15,7 @@ from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 
 
 class SqrtSampler(Sampler):
-    """Each draw takes a class, by the root of its size, and one of its images, all alike.
+    """Each draw takes a class, by the square root of its size, and one of its images uniformly.
 
     Args:
         labels: (N,) int64 training labels.

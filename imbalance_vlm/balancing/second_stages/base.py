@@ -1,8 +1,8 @@
-"""What every second stage is: a classifier of the first stage's embeddings, fitted when that stage is done."""
+"""Interface of a second stage: a classifier of the first stage's embeddings, fitted after that stage was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,16 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.balancing.losses.base import Loss
+from imbalance_vlm.balancing.samplers.base import Sampler
+from imbalance_vlm.components.ranges import Count, Positive
+from imbalance_vlm.components.settings import SettingGroup
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
+
+ROWS = 1024
+"""Embeddings that are processed at a time."""
+
+MakeSampler = Callable[[Tensor, int], Sampler]
+"""(N,) training labels and the seed of the run -> the sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTraining(SettingGroup):
+    """How a second stage is trained.
+
+    Args:
+        epochs: passes, each as long as the training set.
+        lr: peak learning rate.
+        batch_size: embeddings per step.
+    """
+
+    epochs: Count = 10
+    lr: Positive = 0.1
+    batch_size: Count = 256
 
 
 class TrainClassifier(Protocol):
     """Trains a module from embeddings (B, d) to logits (B, C) on the stage's training embeddings, in place."""
 
     def __call__(
-        self, module: nn.Module, criterion: Loss, sampler: str, *, epochs: int, lr: float, batch_size: int
+        self, module: nn.Module, criterion: Loss, make_sampler: MakeSampler, training: StageTraining
     ) -> None: ...
 
 
@@ -28,10 +52,10 @@ class Stage:
     """What a second stage is fitted on.
 
     Args:
-        head: the trained head, frozen and out of training.
+        head: the trained head, frozen and in evaluation mode.
         train: embeddings (B, d) of the training set, as the head's classifier reads them.
-        validation: likewise of the validation set; None where the dataset has none.
-        tail: the training counts.
+        validation: those of the validation set; None where the dataset has none.
+        long_tail: the training counts.
         train_classifier: the training loop, with the run's seed; SGD with momentum .9 and a cosine schedule.
         test_views: embeddings of two random views of the test images, (N, d) each, without labels.
     """
@@ -39,7 +63,7 @@ class Stage:
     head: Head
     train: Source
     validation: Source | None
-    tail: LongTail
+    long_tail: LongTail
     train_classifier: TrainClassifier
     test_views: Callable[[], tuple[Tensor, Tensor]]
 
@@ -55,18 +79,21 @@ class Stage:
         return weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
 
 
+def batches_in_order(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeddings (B, d) and labels (B,) of a whole source, row by row."""
+    return source.batches(torch.arange(len(source)).split(ROWS))
+
+
 class SecondStage(nn.Module):
     """Embeddings (B, d) to logits (B, C).
 
-    A subclass is made blank (its settings are keyword-only) and learns in `fit`; everything learned is a parameter or
-    a buffer, so that a blank one and a state_dict give it back.
+    A subclass is constructed blank and learns in `fit`. Everything learned is a parameter or a buffer, so that loading
+    a state_dict into a blank one restores it.
 
     Args:
         width: d.
         num_classes: C.
     """
-
-    trains = False  # whether `fit` runs the training loop
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()

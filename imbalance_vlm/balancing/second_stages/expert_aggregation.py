@@ -7,28 +7,37 @@
 
     z(x) = sum_e v_e z_e(x),   v = softmax(a),   max_a mean_x cos(softmax z(x'), softmax z(x''))
 
-x' and x'' are random views of a test image. An expert is steadier under change on the classes it is good at, so that
-the weights go to the experts that suit the classes that are frequent among the test images. Nothing else is trained;
+x' and x'' are random views of a test image. An expert's predictions are more stable on the classes that it is good at,
+so that the experts that suit the frequent classes of the test images get the larger weights. Nothing else is trained;
 as in [1], training ends once an expert weighs less than .05.
 
-Differs from [1] in: the views are cached embeddings, the same two in every epoch; the order of the images depends on
-torch's seed and the epoch alone.
+Differs from [1] in: the views are cached embeddings, the same two in every epoch; the order of the images depends
+only on torch's seed and the epoch.
 """
 
 from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.samplers.base import epoch_generator
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
-from imbalance_vlm.components.ranges import Count, Positive
+from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage, StageTraining
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.experts import EXPERTS, ExpertsHead
+from imbalance_vlm.heads.experts import EXPERTS
 
-LEAST = 0.05
-"""An expert below this weight ends the training: the others have won, and it should not vanish."""
+MIN_WEIGHT = 0.05
+"""Training ends once an expert has less weight than this, so that none vanishes."""
+
+
+@runtime_checkable
+class HasExperts(Protocol):
+    """A head with several linear classifiers on its embedding."""
+
+    def experts(self) -> tuple[Tensor, Tensor]:
+        """Weights (3, C, d) and biases (3, C)."""
 
 
 def mixed(logits: Tensor, scores: Tensor) -> Tensor:
@@ -44,27 +53,23 @@ def agreement(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
 class ExpertAggregation(SecondStage):
     """The head's experts, mixed by weights learned on the test images, without their labels.
 
-    Transductive: `fit` reads the test images (two random views of each), never their labels. Say so beside its numbers.
-    A head with adapters is kept as (3, C, 3 w) numbers, zeros included.
+    Transductive: `fit` reads the test images (two random views of each), but not their labels. Report this with the
+    results. The experts of a head with adapters are stored as (3, C, 3 w) numbers, zeros included.
 
     Args:
         width: d of the embeddings.
         num_classes: C.
-        epochs: passes over the test images.
-        lr: learning rate of the three scores.
-        batch_size: test images to a step.
+        settings: of the three scores, on the test images.
     """
 
     weight: Tensor
     bias: Tensor
 
     def __init__(
-        self, width: int, num_classes: int, *, epochs: Count = 5, lr: Positive = 0.1, batch_size: Count = 128
+        self, width: int, num_classes: int, *, settings: StageTraining = StageTraining(epochs=5, batch_size=128)
     ) -> None:
         super().__init__(width, num_classes)
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
+        self.settings = settings
         self.register_buffer("weight", torch.zeros(EXPERTS, num_classes, width))
         self.register_buffer("bias", torch.zeros(EXPERTS, num_classes))
         self.scores = nn.Parameter(torch.zeros(EXPERTS))  # a
@@ -75,13 +80,14 @@ class ExpertAggregation(SecondStage):
         Raises:
             InputError: a head without experts.
         """
-        if not isinstance(stage.head, ExpertsHead):
+        head: object = stage.head
+        if not isinstance(head, HasExperts):
             raise InputError(
-                "second stage 'expert_aggregation' mixes the experts of the head 'experts', got the head "
-                f"{type(stage.head).__name__}; set head: experts and balancing.loss: sade"
+                f"`stage.head` must have several experts to aggregate, got {type(head).__name__}; set head: experts "
+                "and balancing.loss: sade"
             )
         with torch.no_grad():
-            weight, bias = stage.head.experts()
+            weight, bias = head.experts()
             self.to(weight)
             self.weight.copy_(weight)
             self.bias.copy_(bias)
@@ -101,21 +107,21 @@ class ExpertAggregation(SecondStage):
         return F.linear(embeddings, weight, shares @ self.bias)
 
     def _learn(self, first: Tensor, second: Tensor) -> None:
-        optimizer = torch.optim.SGD([self.scores], lr=self.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        for epoch in range(self.epochs):
+        optimizer = torch.optim.SGD([self.scores], lr=self.settings.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        for epoch in range(self.settings.epochs):
             order = torch.randperm(len(first), generator=epoch_generator(torch.initial_seed(), epoch))
-            for rows in order.to(first.device).split(self.batch_size):
+            for rows in order.to(first.device).split(self.settings.batch_size):
                 with torch.no_grad():
-                    one, other = self._of_each(first[rows]), self._of_each(second[rows])
-                loss = -agreement(one, other, self.scores).mean()
+                    logits = self._per_expert(first[rows]), self._per_expert(second[rows])
+                loss = -agreement(*logits, self.scores).mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-            if float(self.shares().min()) < LEAST:
+            if float(self.shares().min()) < MIN_WEIGHT:
                 break
         self.scores.grad = None
 
-    def _of_each(self, embeddings: Tensor) -> Tensor:
+    def _per_expert(self, embeddings: Tensor) -> Tensor:
         """(B, 3, C) logits of the experts."""
         flat = F.linear(embeddings, self.weight.flatten(0, 1), self.bias.flatten())  # (B, 3 C)
         return flat.unflatten(1, (EXPERTS, self.num_classes))

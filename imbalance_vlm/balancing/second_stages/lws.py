@@ -1,4 +1,4 @@
-"""LWS: one learnable scale a class on the frozen classifier.
+"""LWS: one learnable scale per class on the frozen classifier.
 
 [0] Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis. Decoupling Representation and Classifier for Long-Tailed
     Recognition. ICLR 2020. Section 4.4 (learnable weight scaling).
@@ -18,47 +18,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
-from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.ranges import Count, Positive
+from imbalance_vlm.balancing.second_stages.decoupled import DecoupledTraining, train_decoupled
 
 
 class LWS(SecondStage):
-    """The first stage's logits, each times a trained scale of its class.
+    """The first stage's logits, each multiplied by a learned scale of its class.
 
     Args:
         width: d.
         num_classes: C.
-        sampler: which embeddings an epoch shows, by its recipe name.
-        epochs: passes, each as long as the training set.
-        lr: peak learning rate.
-        batch_size: embeddings to a step.
-
-    Raises:
-        InputError: a sampler that does not exist.
+        settings: sampler, length and learning rate.
     """
 
-    trains = True
     weight: Tensor
     bias: Tensor
 
     def __init__(
-        self,
-        width: int,
-        num_classes: int,
-        *,
-        sampler: str = "class_aware",
-        epochs: Count = 5,
-        lr: Positive = 0.1,
-        batch_size: Count = 512,
+        self, width: int, num_classes: int, *, settings: DecoupledTraining = DecoupledTraining(epochs=5)
     ) -> None:
         super().__init__(width, num_classes)
-        catalogue.SAMPLERS.get(sampler)  # a wrong name is refused here, before the first stage has cost anything
-        self.sampler = sampler
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
+        self.settings = settings
         self.register_buffer("weight", torch.zeros(num_classes, width))
         self.register_buffer("bias", torch.zeros(num_classes))
         self.scales = nn.Parameter(torch.ones(num_classes))
@@ -67,10 +47,7 @@ class LWS(SecondStage):
         self.weight.copy_(stage.weight())
         self.bias.copy_(stage.bias())
         nn.init.ones_(self.scales)
-        criterion = create_loss("cross_entropy", stage.tail)
-        stage.train_classifier(
-            self, criterion, self.sampler, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size
-        )
+        train_decoupled(self, stage, self.settings)
         return {}
 
     def forward(self, embeddings: Tensor) -> Tensor:

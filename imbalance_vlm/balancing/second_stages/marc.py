@@ -8,11 +8,11 @@
     z'_c = a_c z_c + b_c |w_c|
 
 A margin is a logit over the norm of its weights, so that a and b scale and shift the margin of each class. a is 1 and
-b is 0 at the start: training sets out from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the
+b is 0 at the start: training starts from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the
 batch's weights, as in [1].
 
-Differs from [1] in: the norms are saved with the module, where [1] takes them from whatever classifier is there when it
-is made; a and b are not decayed, gradients not clipped.
+Differs from [1] in: the norms are saved with the module, where [1] takes them from the classifier that exists when
+it is constructed; a and b are not decayed, gradients not clipped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
-from imbalance_vlm.components.ranges import Count, NonNegative, Positive
+from imbalance_vlm.balancing.second_stages.calibration import CalibrationTraining, train_calibration
 
 
 def marc(logits: Tensor, norms: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
@@ -32,37 +31,23 @@ def marc(logits: Tensor, norms: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
 
 
 class MARC(SecondStage):
-    """Trains a slope and a shift of the margin for each class: 2 C numbers.
+    """Learns a slope and a shift of the margin per class: 2 C numbers.
 
     Args:
         width: d.
         num_classes: C.
-        rho: exponent of the class weights, >= 0; the larger, the more the rare classes count.
-        epochs: passes over the training set.
-        lr: peak learning rate.
-        batch_size: embeddings to a step.
+        settings: class weights, length and learning rate.
     """
 
-    trains = True
     weight: Tensor
     bias: Tensor
     norms: Tensor
 
     def __init__(
-        self,
-        width: int,
-        num_classes: int,
-        *,
-        rho: NonNegative = 1.2,
-        epochs: Count = 10,
-        lr: Positive = 0.03,
-        batch_size: Count = 256,
+        self, width: int, num_classes: int, *, settings: CalibrationTraining = CalibrationTraining(lr=0.03)
     ) -> None:
         super().__init__(width, num_classes)
-        self.rho = rho
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
+        self.settings = settings
         self.register_buffer("weight", torch.zeros(num_classes, width))
         self.register_buffer("bias", torch.zeros(num_classes))
         self.register_buffer("norms", torch.zeros(num_classes))
@@ -75,8 +60,7 @@ class MARC(SecondStage):
         self.norms.copy_(stage.weight().norm(dim=1))
         nn.init.ones_(self.slope)
         nn.init.zeros_(self.shift)
-        criterion = create_loss("weighted", stage.tail, rho=self.rho, reduction="weights")
-        stage.train_classifier(self, criterion, "instance", epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
+        train_calibration(self, stage, self.settings)
         return {}
 
     def forward(self, embeddings: Tensor) -> Tensor:

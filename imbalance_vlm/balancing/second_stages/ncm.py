@@ -10,8 +10,8 @@
     z_c = s x . mu_c / |mu_c|                   cosine
     z_c = -s/2 |x - mu_c|^2                     Euclidean
 
-With x of norm 1 the two differ by the norms of the means alone, which are short for classes that spread. s changes no
-prediction, only how sure the softmax is: the Euclidean logits are those of Gaussians of variance 1/s about the means.
+With x of norm 1 the two differ only by the norms of the means, which are short for classes that spread. s changes no
+prediction, only the confidence: the Euclidean logits are those of Gaussians of variance 1/s about the means.
 
 Differs from [1] in: the softmax has a scale at all; the cosine divides by the norm of the mean, where [1] divides by d;
 a class without images has logit -inf, and is never predicted.
@@ -26,14 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage, batches_in_order
 from imbalance_vlm.components.ranges import Positive
 from imbalance_vlm.encoders.sources import Source
 
 Metric = Literal["cosine", "euclidean"]
-
-ROWS = 1024
-"""Embeddings taken at a time."""
 
 
 def similarity(unit: Tensor, means: Tensor, metric: Metric) -> Tensor:
@@ -47,23 +44,22 @@ def similarity(unit: Tensor, means: Tensor, metric: Metric) -> Tensor:
 def class_sums(
     source: Source, change: Callable[[Tensor], Tensor], num_classes: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """(C, d) float64 sums of each class's embeddings after `change`, and (C,) how many each class has."""
-    rows = torch.arange(len(source)).split(ROWS)
+    """(C, d) float64 sums of each class's embeddings after `change`, and (C,) sizes of the classes."""
     sums = torch.zeros(num_classes, width, dtype=torch.float64, device=source.labels.device)
-    for embeddings, labels in source.batches(rows):
+    for embeddings, labels in batches_in_order(source):
         sums.index_add_(0, labels, change(embeddings).double())
     return sums, torch.bincount(source.labels, minlength=num_classes)
 
 
 class NCM(SecondStage):
-    """Says how close an image is to the mean of each class; nothing is trained, and class sizes play no part.
+    """Scores an image by its distance to the mean of each class; nothing is trained, and class sizes play no part.
 
     Args:
         width: d.
         num_classes: C.
         metric: "cosine" or "euclidean".
-        centre: subtract the mean of all training embeddings first; without it features that share a large common part
-            are all alike.
+        centre: whether to subtract the mean of all training embeddings first, since features that share a large common
+            part are otherwise nearly equal.
         scale: s; 16 is about the likeliest on Icons-LT. The post-hoc correction `temperature` fits it to other data.
     """
 

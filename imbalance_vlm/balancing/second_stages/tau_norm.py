@@ -1,4 +1,4 @@
-"""tau-normalisation: the norms of the classifier's weights evened out.
+"""tau-normalisation: the norms of the classifier's weights made more equal.
 
 [0] Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis. Decoupling Representation and Classifier for Long-Tailed
     Recognition. ICLR 2020. Section 4.3.
@@ -6,9 +6,9 @@
 
     z_c = w_c . f / |w_c|^tau,   no bias
 
-tau 0 leaves the weights as they are, tau 1 makes all norms 1, beyond that the order of the norms is reversed. tau is
-chosen among 0, .1, .. 2 by the mean of the classes' accuracies, as in [1]; among equals the smallest. A head on cosines
-has rows of one norm already: every tau gives its own predictions back.
+tau 0 keeps the weights, tau 1 makes all norms 1, and a larger one reverses the order of the norms. tau is chosen among
+0, .1, .. 2 by the mean of the per-class accuracies, as in [1]; of ties, the smallest. The rows of a cosine head have
+the same norm already: no tau changes its predictions.
 
 Differs from [1] in: a row of zeros gives logits of 0, not nan.
 """
@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage, batches_in_order
 from imbalance_vlm.balancing.selection import best, class_mean_accuracy
 from imbalance_vlm.components.ranges import NonNegative
 from imbalance_vlm.errors import InputError
 
 TAUS = tuple(round(0.1 * step, 1) for step in range(21))
-ROWS = 1024
-"""Embeddings taken at a time."""
 
 
 def remaining_norms(weight: Tensor, tau: float) -> Tensor:
@@ -40,7 +38,7 @@ def tau_normalised(weight: Tensor, tau: float) -> Tensor:
 
 
 class TauNorm(SecondStage):
-    """The first stage's weights, normalised as far as the validation set likes it; nothing is trained.
+    """The first stage's weights, normalised to a degree chosen on the validation set; nothing is trained.
 
     Args:
         width: d.
@@ -73,19 +71,18 @@ class TauNorm(SecondStage):
 def chosen_tau(weight: Tensor, stage: Stage) -> float:
     """The tau of TAUS that is best on the validation set.
 
-    Its embeddings meet the weights once: all taus share the directions and differ by one factor a column.
+    One matrix product serves all taus: they share the directions and differ by one factor per class.
 
     Raises:
         InputError: no validation set.
     """
     if stage.validation is None:
         raise InputError(
-            "second stage 'tau_norm': `tau` null is chosen on a validation set, got a dataset without one; set tau, "
-            "or give the dataset a validation split"
+            "`tau` must be a number where the dataset has no validation set to choose it on, got null; set tau, or "
+            "give the dataset a validation split"
         )
     directions = F.normalize(weight, dim=1)
-    rows = torch.arange(len(stage.validation)).split(ROWS)
-    pairs = list(stage.validation.batches(rows))
-    along = torch.cat([embeddings for embeddings, _ in pairs]) @ directions.t()  # (N, C): |f| cos(f, w_c)
-    labels = torch.cat([labels for _, labels in pairs])  # (N,)
+    batches = list(batches_in_order(stage.validation))
+    along = torch.cat([embeddings for embeddings, _ in batches]) @ directions.t()  # (N, C): |f| cos(f, w_c)
+    labels = torch.cat([labels for _, labels in batches])  # (N,)
     return best(TAUS, lambda tau: class_mean_accuracy(along * remaining_norms(weight, tau), labels))

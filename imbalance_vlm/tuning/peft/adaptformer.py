@@ -7,11 +7,11 @@
 
     x <- x + MLP(norm2(x)) + s Up(ReLU(Down(LN(x))))
 
-LN is its own, s is learnable and starts at 1 as in [1], and Up starts at zero: the tower starts as it was. The width of
-the bottleneck follows the number of classes [1]. At ViT-B/16 that makes 101,436 parameters for 100 classes, 175,212 for
-365, 617,868 for 1000 and 4,749,324 for 8142.
+LN is learned with the bottleneck, s is learnable and starts at 1 as in [1], and Up starts at zero, so that the outputs
+of the tower do not change at the start. The width of the bottleneck follows the number of classes [1]: with ViT-B/16,
+101,436 parameters for 100 classes, 175,212 for 365, 617,868 for 1000 and 4,749,324 for 8142.
 
-Differs from [2] in: s is multiplied into Up before it meets the tokens, which saves keeping its output.
+Differs from [2] in: s is multiplied into Up instead of its output, which then need not be kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count
-from imbalance_vlm.tuning.peft.base import Added, Method, Tuned, adaptive_width
+from imbalance_vlm.tuning.peft.base import Added, TowerMethod, TunedTower, adaptive_width
 from imbalance_vlm.tuning.peft.towers import transformer_tower
 
 
@@ -37,8 +37,8 @@ class Bottleneck(Added):
         self.down = nn.Linear(width, hidden)
         self.up = nn.Linear(hidden, width)
         nn.init.kaiming_normal_(self.down.weight, a=math.sqrt(5))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        for parameter in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.down(self.norm(x)))  # (B, T, r)
@@ -46,31 +46,31 @@ class Bottleneck(Added):
 
 
 class ParallelBottleneck(Bottleneck):
-    """A bottleneck with a learnable scale that reads what enters the MLP's branch, before its norm, and is added to
-    what leaves it."""
+    """A bottleneck with a learnable scale, parallel to the MLP's branch: it reads the branch's input before the norm
+    and is added to its output."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(width, hidden)
         self.scale = nn.Parameter(torch.ones(1))
-        self.entered: Tensor | None = None
+        self.branch_input: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.down(self.norm(x)))
         return F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
 
     def enter(self, entry: nn.Module, args: Any) -> None:
-        self.entered = args[0] if self.active else None
+        self.branch_input = args[0] if self.active else None
 
     def leave(self, branch: nn.Module, args: Any, output: Tensor) -> Tensor:
-        x, self.entered = self.entered, None
+        x, self.branch_input = self.branch_input, None
         return output if x is None else output + self(x).to(output.dtype)
 
 
-class AdaptFormer(Method):
+class AdaptFormer(TowerMethod):
     """A bottleneck parallel to the MLP of every block.
 
     Args:
-        width: of the bottleneck; left out, 2^floor(log2(C / 2L)) for C classes and L blocks.
+        width: width of the bottleneck; null for 2^floor(log2(C / 2L)) for C classes and L blocks.
     """
 
     name = "adaptformer"
@@ -78,7 +78,7 @@ class AdaptFormer(Method):
     def __init__(self, *, width: Count | None = None) -> None:
         self.width = width
 
-    def inject(self, tuned: Tuned, num_classes: int) -> None:
+    def inject(self, tuned: TunedTower, num_classes: int) -> None:
         tower = transformer_tower(tuned.root, self.name)
         hidden = self.width or adaptive_width(num_classes, len(tower.blocks))
         for block in tower.blocks:

@@ -1,8 +1,8 @@
-"""A tower under tuning: what was added to it or chosen in it, and the way back.
+"""An image tower under tuning: what was added to it or selected in it, and how it is restored.
 
-New modules become children of the block they serve, so that they move, save, shard and compile with it; hooks bring
-them in. Names, values and order of the tower's own parameters stay as they are, `Tuned.remove` leaves nothing behind,
-and the runs of a study can share one encoder.
+New modules become children of the block that they serve, so that they move, save, shard and compile with it; hooks
+call them. Names, values and order of the tower's own parameters stay as they are, and `TunedTower.remove` restores the
+tower, so that the runs of a study can share one encoder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK = "_tuned_by"
 
 
 def adaptive_width(num_classes: int, num_layers: int) -> int:
-    """2^floor(log2(C / 2L)), at least 1: a bottleneck whose size follows that of the task.
+    """2^floor(log2(C / 2L)), at least 1: a bottleneck whose size follows the number of classes.
 
     >>> [adaptive_width(classes, 12) for classes in (100, 365, 1000, 8142)]
     [4, 8, 32, 256]
@@ -33,16 +33,17 @@ def adaptive_width(num_classes: int, num_layers: int) -> int:
 
 
 class Added(nn.Module):
-    """A module that hooks bring into a tower; `active` turns it off without taking it out."""
+    """A module that hooks call inside a tower; `active` turns it off without removing it."""
 
     active = True
 
 
-class Reweighted(Added):
-    """Makes the W and b that a site uses from those of the base, anew at each pass.
+class WeightOverride(Added):
+    """Computes the W and b that a site uses from those of the base, at each pass.
 
-    They stand before the base's own in the holder's namespace while the pass lasts: computed once, the base's own names
-    untouched, and also where a layer's weights are read without calling it, as open_clip's attention does.
+    During the pass the results are entries of the holder's `__dict__`, which Python looks up before parameters: they
+    are computed once, the parameters keep their names, and the override also holds where a layer's weights are read
+    without calling it, as open_clip's attention does.
     """
 
     def __init__(self, site: Site) -> None:
@@ -50,36 +51,41 @@ class Reweighted(Added):
         self.weight_paths, self.bias_paths = site.weights, site.biases
 
     def weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """W and b from the base's."""
+        """W and b from those of the base."""
         raise NotImplementedError
 
     def computed(self, called: nn.Module) -> dict[str, Tensor]:
-        """The weights by their paths from `called`, in full precision whatever autocast says."""
+        """The weights by their paths from `called`, in full precision also under autocast."""
         site = Site("", called, self.weight_paths, self.bias_paths)
         weight, bias = site.base
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             new_weight, new_bias = self.weights(weight, bias)
-        found = _parts(site, self.weight_paths, new_weight)
-        if new_bias is None or new_bias is bias:
-            return found
-        return found | _parts(site, self.bias_paths, new_bias)
+        parts = _parts(site, self.weight_paths, new_weight)
+        if new_bias is not None and new_bias is not bias:
+            parts |= _parts(site, self.bias_paths, new_bias)
+        return parts
 
-    def put(self, called: nn.Module, args: Any) -> None:
+    def apply_weights(self, called: nn.Module, args: Any) -> None:
+        """A pre-hook of `called`: the computed weights replace the base's."""
         if self.active:
             for path, value in self.computed(called).items():
-                _before(called, path)[path.rpartition(".")[2]] = value
+                _namespace(called, path)[path.rpartition(".")[2]] = value
 
-    def take(self, called: nn.Module, args: Any, output: Any) -> None:
+    def restore(self, called: nn.Module, args: Any, output: Any) -> None:
+        """A hook of `called`: the base's weights are used again."""
         for path in (*self.weight_paths, *self.bias_paths):
-            _before(called, path).pop(path.rpartition(".")[2], None)
+            _namespace(called, path).pop(path.rpartition(".")[2], None)
 
 
-class Tuned:
-    """A tower under tuning. `remove`, or leaving it as a context manager, gives back the tower as it was.
+class TunedTower:
+    """An image tower under tuning. `remove`, or leaving it as a context manager, restores the tower.
 
     Args:
         module: a model with an image tower, or an image tower; all of it is frozen.
-        method: its recipe name.
+        method: name of the method in recipes.
+
+    Raises:
+        InputError: a tower that is under tuning already.
     """
 
     def __init__(self, module: nn.Module, method: str) -> None:
@@ -91,56 +97,60 @@ class Tuned:
             )
         self.root.__dict__[MARK] = method
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        self._modes = [(part, part.training) for part in self.root.modules()]
         self._handles: list[RemovableHandle] = []
         self._places: list[tuple[nn.Module, str]] = []
-        self._reweighted: list[tuple[Site, Reweighted]] = []
-        self.base_values: dict[str, Tensor] = {}  # of what is trained in place, and of the buffers beside it
+        self.base_values: dict[str, Tensor] = {}  # of what is trained in place, and of the buffers of its modules
         module.requires_grad_(False)
 
-    # -- what methods do to it -----------------------------------------------------------------------------------------
+    # -- for methods ---------------------------------------------------------------------------------------------------
 
     def add(self, place: nn.Module, name: str, module: nn.Module, like: nn.Module) -> None:
         """Make `module` a child of `place`, with the device and dtype of `like`."""
-        own = next(like.parameters())
-        place.add_module(name, module.to(own.device, own.dtype))
+        reference = next(like.parameters())
+        place.add_module(name, module.to(reference.device, reference.dtype))
         self._places.append((place, name))
 
     def hook(self, *handles: RemovableHandle) -> None:
+        """Remember hooks, so that `remove` removes them."""
         self._handles += handles
 
-    def reweight(self, place: nn.Module, name: str, make: Callable[[Site], Reweighted], sites: Iterable[Site]) -> None:
-        """Give each site a module of its own that computes its weights; they become `place.name.<site>`."""
-        made = [(site, make(site)) for site in sites]
-        if not made:
+    def reweight(
+        self, place: nn.Module, name: str, make: Callable[[Site], WeightOverride], sites: Iterable[Site]
+    ) -> None:
+        """Give each site a module that computes its weights, as the child `place.name.<site>`."""
+        overrides = [(site, make(site)) for site in sites]
+        if not overrides:
             return
-        self.add(place, name, nn.ModuleDict({site.name: module for site, module in made}), like=made[0][0].called)
-        for site, module in made:
-            self._reweighted.append((site, module))
+        modules = nn.ModuleDict({site.name: override for site, override in overrides})
+        self.add(place, name, modules, like=overrides[0][0].called)
+        for site, override in overrides:
             self.hook(
-                site.called.register_forward_pre_hook(module.put),
-                site.called.register_forward_hook(module.take, always_call=True),  # a failed pass leaves nothing
+                site.called.register_forward_pre_hook(override.apply_weights),
+                site.called.register_forward_hook(override.restore, always_call=True),  # also after a failed pass
             )
 
     def select(self, wanted: Callable[[str], bool], what: str) -> None:
         """Train the tower's own parameters whose name `wanted` accepts.
 
         Raises:
-            InputError: none is accepted; `what` says what was looked for.
+            InputError: it accepts none; `what` names the missing parts.
         """
-        chosen = {name: parameter for name, parameter in self.root.named_parameters() if wanted(name)}
-        if not chosen:
+        selected = {name: parameter for name, parameter in self.root.named_parameters() if wanted(name)}
+        if not selected:
             raise InputError(f"tuning method '{self.method}' needs {what}, {type(self.root).__name__} has none")
-        holders = {name.rpartition(".")[0] for name in chosen}
-        beside = {key: value for key, value in self.root.named_buffers() if key.rpartition(".")[0] in holders}
-        for name, value in (chosen | beside).items():
+        holders = {name.rpartition(".")[0] for name in selected}
+        buffers = {key: value for key, value in self.root.named_buffers() if key.rpartition(".")[0] in holders}
+        for name, value in (selected | buffers).items():
             self.base_values[name] = value.detach().clone()
-        for parameter in chosen.values():
+        for parameter in selected.values():
             parameter.requires_grad_(True)
 
     # -- what is trained -----------------------------------------------------------------------------------------------
 
     @property
     def added(self) -> list[Added]:
+        """The modules that were added."""
         tops = (place.get_submodule(name) for place, name in self._places)
         return [module for top in tops for module in top.modules() if isinstance(module, Added)]
 
@@ -149,89 +159,48 @@ class Tuned:
         return {name: parameter for name, parameter in self.root.named_parameters() if parameter.requires_grad}
 
     def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters."""
         return list(self.named_parameters().values())
 
     def count(self) -> int:
-        """Trained numbers."""
+        """Number of trained values."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def describe(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of each trained parameter."""
         return [(name, tuple(parameter.shape)) for name, parameter in self.named_parameters().items()]
 
+    def values(self) -> dict[str, Tensor]:
+        """All that differs from the base, by name: trained parameters and the buffers that belong to them."""
+        added = {id(buffer) for module in self.added for buffer in module.buffers()}
+        buffers = {
+            name: buffer
+            for name, buffer in self.root.named_buffers()
+            if id(buffer) in added or name in self.base_values
+        }
+        return self.named_parameters() | buffers
+
     def train(self, mode: bool = True) -> None:
-        """Training mode for the modules that hold something trained, evaluation mode for all others: a frozen batch
+        """Training mode for the modules that hold trained parameters, evaluation mode for all others: a frozen batch
         norm keeps its statistics, and a frozen dropout stays off."""
         self.root.eval()
         holders = {name.rpartition(".")[0] for name in self.named_parameters()}
         for name in holders:
             self.root.get_submodule(name).training = mode
 
-    # -- values --------------------------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Tensor]:
-        """All that differs from the base, and nothing else: trained parameters and the buffers that go with them."""
-        return {name: value.detach().clone() for name, value in self._values().items()}
-
-    def _values(self) -> dict[str, Tensor]:
-        theirs = {id(buffer) for module in self.added for buffer in module.buffers()}
-        buffers = {
-            name: buffer
-            for name, buffer in self.root.named_buffers()
-            if id(buffer) in theirs or name in self.base_values
-        }
-        return self.named_parameters() | buffers
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave.
-
-        Raises:
-            InputError: a state of another method, setting or tower.
-        """
-        own = self._values()
-        wrong = sorted(own.keys() ^ state.keys()) or [
-            name for name, value in own.items() if value.shape != state[name].shape
-        ]
-        if wrong:
-            expected, got = (_shape_of(values, wrong[0]) for values in (own, state))
-            raise InputError(
-                f"trained weights of another method, setting or tower: expected {expected} for {wrong[0]}, got {got} "
-                f"({len(wrong)} such); load them with the recipe they were trained with"
-            )
-        for name, value in own.items():
-            value.copy_(state[name])
-
-    def merged_state(self) -> dict[str, Tensor]:
-        """The state of a plain tower that does the same.
-
-        Raises:
-            InputError: a method that is more than other weights, or a shift where the tower has no bias.
-        """
-        prefixes = {id(module): name for name, module in self.root.named_modules()}
-        new: dict[str, Tensor] = {}
-        for site, reweighted in self._reweighted:
-            for own, value in reweighted.computed(site.called).items():
-                new[f"{prefixes[id(site.called)]}.{own}".lstrip(".")] = value
-        inside = tuple(f"{prefixes[id(place)]}.{name}.".lstrip(".") for place, name in self._places)
-        plain = {name: value for name, value in self.root.state_dict().items() if not name.startswith(inside)}
-        missing = [name for name in new if name not in plain]
-        if missing or len(self.added) > len(self._reweighted):
-            why = f"the tower has no {missing[0]}" if missing else f"'{self.method}' adds layers to the tower"
-            raise InputError(f"what was trained cannot be merged into the tower's own weights: {why}; save it beside")
-        return {name: value.detach().clone() for name, value in (plain | new).items()}
+    # -- the untouched tower -------------------------------------------------------------------------------------------
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The untouched tower for as long as this lasts, to compare with: no second copy of the frozen part."""
+        """Within this context manager the tower is untouched; there is no second copy of the frozen part."""
         modes = [(module, module.training) for module in self.root.modules()]
         shadows = []
-        for name, value in self.base_values.items():
-            path, _, own = name.rpartition(".")
-            holder = self.root.get_submodule(path)
-            self.base_values[name] = value.to(getattr(holder, own).device)  # the tower may have moved
-            holder.__dict__[own] = self.base_values[name]
-            shadows.append((holder, own))
+        for path, value in self.base_values.items():
+            folder, _, name = path.rpartition(".")
+            holder = self.root.get_submodule(folder)
+            self.base_values[path] = value.to(getattr(holder, name).device)  # the tower may have moved
+            holder.__dict__[name] = self.base_values[path]
+            shadows.append((holder, name))
         added = self.added
         for module in added:
             module.active = False
@@ -241,32 +210,32 @@ class Tuned:
         finally:
             for module in added:
                 module.active = True
-            for holder, own in shadows:
-                del holder.__dict__[own]
+            for holder, name in shadows:
+                del holder.__dict__[name]
             for part, mode in modes:
                 part.training = mode
 
-    # -- the way back --------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def remove(self) -> None:
-        """Give back the tower as it was: hooks and modules gone, values and flags restored. A second call does
+        """Restore the tower: hooks and modules are removed, values, flags and modes are as before. A second call does
         nothing."""
         for handle in self._handles:
             handle.remove()
         present = dict(self.root.named_parameters()) | dict(self.root.named_buffers())
         for name, value in self.base_values.items():
-            if not hasattr(present[name], "full_tensor"):  # in parts on several processes it stays as it is
+            if not hasattr(present[name], "full_tensor"):  # a parameter that is sharded over processes stays as it is
                 present[name].copy_(value)
             present[name].grad = None
         for place, name in self._places:
             del place._modules[name]
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
-        self._handles, self._places, self._flags, self.base_values, self._reweighted = [], [], [], {}, []
+        for part, mode in self._modes:
+            part.training = mode
+        self._handles, self._places, self._flags, self._modes, self.base_values = [], [], [], [], {}
         self.root.__dict__.pop(MARK, None)
 
-    def __enter__(self) -> Tuned:
+    def __enter__(self) -> TunedTower:
         return self
 
     def __exit__(
@@ -275,22 +244,22 @@ class Tuned:
         self.remove()
 
 
-class Method(ABC):
-    """A way of tuning an image tower; its settings are keyword-only."""
+class TowerMethod(ABC):
+    """Base class of methods that tune an image tower; the settings of a subclass are keyword-only."""
 
     name: str
 
-    def apply(self, module: nn.Module, num_classes: int) -> Tuned:
+    def apply(self, module: nn.Module, num_classes: int) -> TunedTower:
         """Freeze a model and bring this method into its image tower.
 
         Args:
             module: an encoder's module, or an image tower.
-            num_classes: C; sizes that follow the task come from it.
+            num_classes: C, on which the sizes of some methods depend.
 
         Raises:
             InputError: a tower without the parts that the method needs (it is left as it was), or one under tuning.
         """
-        tuned = Tuned(module, self.name)
+        tuned = TunedTower(module, self.name)
         try:
             self.inject(tuned, num_classes)
         except BaseException:
@@ -299,21 +268,17 @@ class Method(ABC):
         return tuned
 
     @abstractmethod
-    def inject(self, tuned: Tuned, num_classes: int) -> None:
-        """Add to the tower, or choose in it, what is trained."""
+    def inject(self, tuned: TunedTower, num_classes: int) -> None:
+        """Add to the tower, or select in it, what is trained."""
 
 
-def _before(module: nn.Module, path: str) -> dict[str, Any]:
-    """What is looked up before the parameters of the module that holds `path`."""
+def _namespace(module: nn.Module, path: str) -> dict[str, Any]:
+    """The `__dict__` of the module that holds `path`, which Python looks up before its parameters."""
     return module.get_submodule(path.rpartition(".")[0]).__dict__
 
 
 def _parts(site: Site, paths: tuple[str, ...], value: Tensor) -> dict[str, Tensor]:
-    """A site's W or b, cut as the tower has it."""
+    """A site's W or b, split as the tower has it."""
     if len(paths) == 1:
         return {paths[0]: value}
     return dict(zip(paths, value.split(site.rows(len(paths))), strict=True))
-
-
-def _shape_of(values: dict[str, Tensor], name: str) -> str:
-    return str(tuple(values[name].shape)) if name in values else "nothing"

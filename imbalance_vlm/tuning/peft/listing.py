@@ -1,4 +1,4 @@
-"""What a method trains, by name: on CLIP's ViT-B/16 without its weights, for `imbalance-vlm show`."""
+"""The names of what a method trains in CLIP's ViT-B/16, for `imbalance-vlm show`; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from functools import cache
 import torch
 from torch import nn
 
-from imbalance_vlm.tuning.peft.base import Method
+from imbalance_vlm.tuning.peft.base import TowerMethod
+from imbalance_vlm.tuning.peft.tuning import PeftTuning
 
 MODEL = "ViT-B-16"
 CLASSES = 1000
 
 
-def trained_set(method: Method) -> str:
-    """The parameters that a method trains in the image tower, those of like blocks in one line.
+def trained_set(method: TowerMethod | PeftTuning) -> str:
+    """The parameters that a method trains in the image tower, one line for those of corresponding blocks.
 
     >>> from imbalance_vlm.tuning.peft.layernorm import LayerNorm
     >>> print(trained_set(LayerNorm()).splitlines()[0])
-    trains in the image tower of ViT-B-16, for 1,000 classes: 39,936 numbers, and the head beside it
+    trains in the image tower of ViT-B-16, for 1,000 classes: 39,936 values, and the head
     """
+    if isinstance(method, PeftTuning):
+        method = method.method
     with method.apply(_tower(), CLASSES) as tuned:
         parameters, count = tuned.describe(), tuned.count()
-    alike: dict[str, list[str]] = {}  # by name without the block's number, and shape
+    lines: dict[str, list[str]] = {}  # by shape and name without the number of the block
     for name, shape in parameters:
         sizes = f"({', '.join(map(str, shape))})"
-        alike.setdefault(f"{re.sub(r'(?<=[.])[0-9]+(?=[.])', '*', name, count=1)} {sizes}", []).append(
+        lines.setdefault(f"{re.sub(r'(?<=[.])[0-9]+(?=[.])', '*', name, count=1)} {sizes}", []).append(
             f"{name} {sizes}"
         )
-    lines = [names[0] if len(names) == 1 else f"{line} x {len(names)}" for line, names in alike.items()]
-    head = f"trains in the image tower of {MODEL}, for {CLASSES:,} classes: {count:,} numbers, and the head beside it"
-    return "\n".join([head, *(f"  {line}" for line in lines)])
+    shown = [names[0] if len(names) == 1 else f"{line} x {len(names)}" for line, names in lines.items()]
+    title = f"trains in the image tower of {MODEL}, for {CLASSES:,} classes: {count:,} values, and the head"
+    return "\n".join([title, *(f"  {line}" for line in shown)])
 
 
 @cache

@@ -6,8 +6,9 @@
 
     W_q <- W_q + 1/r U_q D_q,   W_v <- W_v + 1/r U_v D_v,   D (r, w) Kaiming-uniform, U (w, r) zero
 
-Where a tower keeps query, key and value in one matrix, the change is made to its rows; merging it is the same sum, done
-once. Differs from [2] in: D starts with the bound 1/sqrt(w) of [1] ([2] stores it transposed and gets 1/sqrt(r)).
+Where a tower keeps query, key and value in one matrix, the change is made to its rows.
+
+Differs from [2] in: D starts with the bound 1/sqrt(w) of [1] ([2] stores it transposed and gets 1/sqrt(r)).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.components.ranges import Count
-from imbalance_vlm.tuning.peft.base import Method, Reweighted, Tuned, adaptive_width
+from imbalance_vlm.tuning.peft.base import TowerMethod, TunedTower, WeightOverride, adaptive_width
 from imbalance_vlm.tuning.peft.towers import Site, transformer_tower
 
 
-class LowRank(Reweighted):
-    """Query and value rows of a stacked matrix (3 d, w), each plus a product of rank r."""
+class LowRank(WeightOverride):
+    """Adds a product of rank r to the query rows of a stacked matrix (3 d, w), and another to its value rows."""
 
     def __init__(self, site: Site, rank: int) -> None:
         super().__init__(site)
@@ -44,12 +45,12 @@ class LowRank(Reweighted):
         return torch.cat([q, k, v]), bias
 
 
-class LoRA(Method):
+class LoRA(TowerMethod):
     """A change of low rank to the query and value matrices of every block.
 
     Args:
-        rank: r; left out, 2^floor(log2(C / 4L)) for C classes and L blocks, which makes about as many parameters as
-            AdaptFormer has.
+        rank: r; null for 2^floor(log2(C / 4L)) for C classes and L blocks, which gives about as many parameters as
+            AdaptFormer.
     """
 
     name = "lora"
@@ -57,7 +58,7 @@ class LoRA(Method):
     def __init__(self, *, rank: Count | None = None) -> None:
         self.rank = rank
 
-    def inject(self, tuned: Tuned, num_classes: int) -> None:
+    def inject(self, tuned: TunedTower, num_classes: int) -> None:
         tower = transformer_tower(tuned.root, self.name)
         rank = self.rank or adaptive_width(num_classes, 2 * len(tower.blocks))
         for block in tower.blocks:

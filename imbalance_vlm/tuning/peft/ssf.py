@@ -1,13 +1,14 @@
-"""SSF: scale and shift what every layer gives.
+"""SSF: the outputs of every layer are scaled and shifted.
 
 [0] Lian, Zhou, Feng, Wang. Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning. NeurIPS 2022.
 [1] github.com/dongzelian/SSF
 
     y <- gamma * y + beta   after each norm and each matrix of the blocks, and after the norms around them
 
-With y = W x + b that is W <- gamma W, b <- gamma b + beta, and so it is computed: nothing is left to pay after merging.
-Differs from [1] in: gamma starts at 1 and beta at 0 without noise, so that the tower starts as it was; the patch
-embedding stays (CLIP's has no bias to merge a shift into).
+With y = W x + b this is W <- gamma W, b <- gamma b + beta, and is computed in this way.
+
+Differs from [1] in: gamma starts at 1 and beta at 0 without noise, so that the outputs of the tower do not change at
+the start; the patch embedding is left as it is (CLIP's has no bias to add a shift to).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.tuning.peft.base import Method, Reweighted, Tuned
+from imbalance_vlm.tuning.peft.base import TowerMethod, TunedTower, WeightOverride
 from imbalance_vlm.tuning.peft.towers import Site, transformer_tower
 
 
-class ScaledShifted(Reweighted):
-    """gamma W and gamma b + beta, a number of each for every row of W."""
+class ScaledShifted(WeightOverride):
+    """gamma W and gamma b + beta, with one gamma and one beta per row of W."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -33,12 +34,12 @@ class ScaledShifted(Reweighted):
         return scale * weight, self.shift if bias is None else self.scale * bias + self.shift
 
 
-class SSF(Method):
-    """A learnable scale and shift after every matrix and norm of the blocks and the norms around them."""
+class SSF(TowerMethod):
+    """Learns a scale and a shift after every matrix and norm of the blocks, and after the norms around them."""
 
     name = "ssf"
 
-    def inject(self, tuned: Tuned, num_classes: int) -> None:
+    def inject(self, tuned: TunedTower, num_classes: int) -> None:
         tower = transformer_tower(tuned.root, self.name)
         for block in tower.blocks:
             tuned.reweight(block.whole, self.name, ScaledShifted, [*block.matrices(), *block.norms()])

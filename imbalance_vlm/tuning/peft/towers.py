@@ -1,10 +1,10 @@
-"""Where things are in an image tower: one view of open_clip's and timm's vision transformers, and of any net in stages.
+"""The parts of image towers: one view of open_clip's and timm's vision transformers, and of any network in stages.
 
 open_clip: transformer.resblocks of ln_1, attn (one packed in_proj_weight), ls_1, ln_2, mlp, ls_2; then ln_post.
 timm: blocks of norm1, attn (qkv and proj), ls1, norm2, mlp, ls2; then norm, or fc_norm after pooling.
 timm's EVA (EVA-CLIP, Perception Encoder): blocks of norm1, attn, drop_path1, norm2, mlp, drop_path2, where layer scales
-are bare parameters, gamma_1 and gamma_2; the largest have their norms behind attention and MLP. Query, key and value
-are one matrix or three, with one bias, with several that lie beside it, or with none for the keys.
+are bare parameters, gamma_1 and gamma_2; the largest have their norms after attention and MLP. Query, key and value
+are one matrix or three, with one bias, with separate biases, or without one for the keys.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "branch": "ls2",
     },
 }
-"""Where a library keeps its blocks, and what it calls the parts of one."""
+"""Paths of the blocks in the towers of each library, and the names of the parts of a block."""
 
 BLOCKS: dict[str, dict[str, str]] = {
     "EvaBlock": LAYOUTS["blocks"] | {"branch": "drop_path2"},
     "EvaBlockPostNorm": LAYOUTS["blocks"] | {"entry": "mlp", "branch": "drop_path2"},
 }
-"""What blocks of these classes call their parts, by exception: modules that they have tell too little."""
+"""Names of the parts in blocks of these classes, whose modules alone do not tell them apart."""
 
 POSITIONS = {
     "rope": "rotary positions",
@@ -50,10 +50,10 @@ POSITIONS = {
     "rel_pos_bias": "relative position biases",
     "relative_position_bias_table": "relative position biases",
 }
-"""Where modules keep positions that attention computes with, for the tokens of the image and for no others."""
+"""Attributes of modules whose attention uses positions, which exist for the tokens of the image only."""
 
 STAGES = (*LAYOUTS, "stages", "layers", "features")
-"""Where nets keep the modules they run one after the other; ResNets have layer1, layer2, ... instead."""
+"""Paths of the modules that a network runs one after the other; ResNets have layer1, layer2, ... instead."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Site:
     """One affine map y = W x + b, or one norm with a scale W and a shift b.
 
     Args:
-        name: tells the sites of a block apart.
+        name: unique within a block.
         called: the module whose forward pass reads W and b. open_clip's attention reads those of its `out_proj`, which
             itself is never called.
-        weights: paths from `called` to W, or to the parts that W is cut into, rows after rows.
-        biases: to b, or to its parts; a part that the tower lacks counts as zeros, and b without any as none.
+        weights: paths from `called` to W, or to the parts that W is split into by rows.
+        biases: paths to b, or to its parts; a missing part counts as zeros, and if all are missing there is no b.
     """
 
     name: str
@@ -75,44 +75,44 @@ class Site:
 
     @property
     def base(self) -> tuple[Tensor, Tensor | None]:
-        """W and b as the tower has them; a tower may do without b."""
+        """W and b of the tower itself; b may be None."""
         weights = self._weights()
         biases = [self._own(path) for path in self.biases]
-        there = [part for part in biases if part is not None]
-        if not there:
+        present = [part for part in biases if part is not None]
+        if not present:
             return _stacked(weights), None
-        if len(there) == len(biases):
-            return _stacked(weights), _stacked(there)
+        if len(present) == len(biases):
+            return _stacked(weights), _stacked(present)
         sizes = zip(biases, self.rows(len(biases)), strict=True)
         filled = [weights[0].new_zeros(size) if part is None else part for part, size in sizes]
         return _stacked(weights), _stacked(filled)
 
     def rows(self, parts: int) -> list[int]:
-        """Rows of W that belong to each of its parts: as the tower has cut it, else equally many."""
-        own = [len(part) for part in self._weights()]
-        return own if len(own) == parts else [sum(own) // parts] * parts
+        """Number of rows of W in each of its parts: as the tower has split it, otherwise equal numbers."""
+        sizes = [len(part) for part in self._weights()]
+        return sizes if len(sizes) == parts else [sum(sizes) // parts] * parts
 
     def _weights(self) -> list[Tensor]:
-        own = [self._own(path) for path in self.weights]
-        there = [part for part in own if part is not None]
-        if len(there) < len(own):
+        weights = [self._own(path) for path in self.weights]
+        present = [part for part in weights if part is not None]
+        if len(present) < len(weights):
             raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
-        return there
+        return present
 
     def _own(self, path: str) -> Tensor | None:
-        """What the tower itself has there, also while something else stands before it."""
+        """The tower's own parameter or buffer of this path, also while an override is applied."""
         holder, _, name = path.rpartition(".")
         module = self.called.get_submodule(holder)
-        own = module._parameters.get(name)
-        return module._buffers.get(name) if own is None else own
+        parameter = module._parameters.get(name)
+        return module._buffers.get(name) if parameter is None else parameter
 
 
 @dataclass(frozen=True)
 class Block:
     """One transformer block x <- x + attention(norm1(x)); x <- x + branch(mlp(norm2(x))).
 
-    `entry` is what reads x in the second step: norm2, or the MLP where norm2 comes behind it. `branch` is the layer
-    scale, the stochastic depth behind it, or the identity in their place: the last step before x is added.
+    `entry` is the module that reads x in the second step: norm2, or the MLP where norm2 comes after it. `branch` is the
+    last module before x is added: the layer scale, the stochastic depth after it, or the identity in their place.
     """
 
     whole: nn.Module
@@ -127,17 +127,17 @@ class Block:
         """Query, key and value, stacked in this order, (3 w, w); grouped keys and values have fewer rows.
 
         Raises:
-            InputError: an attention that has them neither in one matrix nor in three.
+            InputError: an attention that has neither one matrix nor three.
         """
         if isinstance(getattr(self.attention, "in_proj_weight", None), Tensor):
             return Site("attention_in", self.attention, ("in_proj_weight",), ("in_proj_bias",))
         if isinstance(getattr(self.attention, "qkv", None), nn.Linear):
-            if isinstance(getattr(self.attention, "q_bias", None), Tensor):  # not called: its weight is read
+            if isinstance(getattr(self.attention, "q_bias", None), Tensor):  # qkv is not called: its weight is read
                 return Site("attention_in", self.attention, ("qkv.weight",), ("q_bias", "k_bias", "v_bias"))
             return Site("attention_in", self.attention.get_submodule("qkv"))
-        apart = ("q_proj", "k_proj", "v_proj")
-        if all(isinstance(getattr(self.attention, name, None), nn.Linear) for name in apart):
-            weights, biases = (tuple(f"{name}.{end}" for name in apart) for end in ("weight", "bias"))
+        separate = ("q_proj", "k_proj", "v_proj")
+        if all(isinstance(getattr(self.attention, name, None), nn.Linear) for name in separate):
+            weights, biases = (tuple(f"{name}.{end}" for name in separate) for end in ("weight", "bias"))
             return Site("attention_in", self.attention, weights, biases)
         raise _lacks(self.attention, "query, key and value (in_proj_weight, qkv, or q_proj, k_proj and v_proj)")
 
@@ -155,7 +155,7 @@ class Block:
         raise _lacks(self.attention, "an output projection (out_proj or proj)")
 
     def matrices(self) -> list[Site]:
-        """Those of attention and MLP, in the order they are passed."""
+        """The matrices of attention and MLP, in the order of the pass."""
         inside = [
             Site(f"mlp_{name.replace('.', '_')}", module)
             for name, module in self.mlp.named_modules()
@@ -164,7 +164,7 @@ class Block:
         return [self.attention_in(), self.attention_out(), *inside]
 
     def norms(self) -> list[Site]:
-        """The norms before attention and MLP, or behind them, and those within.
+        """The norms before attention and MLP, or after them, and those within.
 
         Raises:
             InputError: norms that have no shift.
@@ -183,12 +183,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision transformer, by its parts.
+    """The parts of a vision transformer.
 
     Args:
         root: the image tower.
-        blocks: in the order of the pass.
-        prefix: tokens before the patches that methods leave in front: the class token, if there is one.
+        blocks: its blocks, in the order of the pass.
+        prefix: number of tokens that stay before inserted ones: 1 if there is a class token, otherwise 0.
     """
 
     root: nn.Module
@@ -201,15 +201,15 @@ class Tower:
 
     @property
     def patch_numbers(self) -> int:
-        """Numbers in a patch, 3 p^2: what the first layer reads."""
+        """Number of values in a patch, 3 p^2, which the first layer reads."""
         first = next(module for module in self.root.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
         return first.weight[0].numel()
 
     def outer_norms(self) -> list[Site]:
         """The norms before and after the blocks."""
         names = ("ln_pre", "norm_pre", "ln_post", "norm", "fc_norm")
-        found = ((name, getattr(self.root, name, None)) for name in names)
-        return [Site(name, module) for name, module in found if isinstance(module, nn.LayerNorm)]
+        modules = ((name, getattr(self.root, name, None)) for name in names)
+        return [Site(name, module) for name, module in modules if isinstance(module, nn.LayerNorm)]
 
 
 def image_tower(module: nn.Module) -> nn.Module:
@@ -229,12 +229,12 @@ def transformer_tower(root: nn.Module, method: str, *, adds_tokens: bool = False
 
     Args:
         root: an image tower.
-        method: named in the error.
-        adds_tokens: whether the method puts tokens among those of the image. Only a tower that adds its positions to
-            the tokens before the blocks takes any.
+        method: name of the method, for the error.
+        adds_tokens: whether the method inserts tokens among those of the image. This needs a tower that adds its
+            positions to the tokens before the blocks.
 
     Raises:
-        InputError: another kind of net, with its class and what it lacks.
+        InputError: another kind of network, with its class and what it lacks.
     """
     for path, usual in LAYOUTS.items():
         blocks = _children_at(root, path)
@@ -242,32 +242,32 @@ def transformer_tower(root: nn.Module, method: str, *, adds_tokens: bool = False
             continue
         names = BLOCKS.get(type(blocks[0]).__name__, usual)
         needed = dict.fromkeys(names.values())
-        missing = [own for own in needed if not all(hasattr(block, own) for block in blocks)]
+        missing = [name for name in needed if not all(hasattr(block, name) for block in blocks)]
         if missing:
             raise _refused(method, root, f"has blocks ({type(blocks[0]).__name__}) without {', '.join(missing)}")
         if adds_tokens:
             _check_positions(root, method)
-        parts = [Block(block, **{part: getattr(block, own) for part, own in names.items()}) for block in blocks]
+        parts = [Block(block, **{part: getattr(block, name) for part, name in names.items()}) for block in blocks]
         has_class_token = any(getattr(root, name, None) is not None for name in ("class_embedding", "cls_token"))
         return Tower(root, parts, int(has_class_token))
     raise _refused(method, root, "has no transformer blocks (transformer.resblocks or blocks)")
 
 
 def stages(root: nn.Module) -> list[str]:
-    """Names of the blocks of a transformer, or of the stages of another net, in the order of the pass.
+    """Names of the blocks of a transformer, or of the stages of another network, in the order of the pass.
 
     Raises:
-        InputError: a net whose stages are not where nets have them.
+        InputError: a network without blocks or stages in the usual places.
     """
     for path in STAGES:
-        found = _children_at(root, path)
-        if found:
-            return [f"{path}.{number}" for number in range(len(found))]
+        children = _children_at(root, path)
+        if children:
+            return [f"{path}.{number}" for number in range(len(children))]
     numbered = sorted(name for name, _ in root.named_children() if name.startswith("layer") and name[5:].isdigit())
     if not numbered:
         raise InputError(
-            f"`last` and `lr_decay` need a net of blocks or stages ({', '.join(STAGES)}, or layer1, layer2, ...), "
-            f"{type(root).__name__} has none of them; tune it with method 'full' and without lr_decay"
+            f"`last` and `lr_decay` need a network of blocks or stages ({', '.join(STAGES)}, or layer1, layer2, ...), "
+            f"{type(root).__name__} has none of them; use tuning 'full' without lr_decay"
         )
     return numbered
 
@@ -279,18 +279,18 @@ def after_stages(root: nn.Module) -> list[str]:
 
 
 def beyond_features(root: nn.Module) -> set[str]:
-    """Names of the parameters that come after the features a head reads: the projection into the space of the text
-    features, or a classifier."""
+    """Names of the parameters that come after the features that a head reads: the projection into the space of the
+    text features, or a classifier."""
     outside = {"proj"} if "proj" in root._parameters else set()
     classifier = getattr(root, "get_classifier", lambda: None)()
     if isinstance(classifier, nn.Module):
-        theirs = {id(parameter) for parameter in classifier.parameters()}
-        outside |= {name for name, parameter in root.named_parameters() if id(parameter) in theirs}
+        parameters = {id(parameter) for parameter in classifier.parameters()}
+        outside |= {name for name, parameter in root.named_parameters() if id(parameter) in parameters}
     return outside
 
 
 def norms(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layer norms, by name."""
+    """The norms of a tower, by name."""
     return ((name, module) for name, module in root.named_modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm)))
 
 
@@ -303,18 +303,18 @@ def _check_positions(root: nn.Module, method: str) -> None:
         for name, what in POSITIONS.items():
             if isinstance(getattr(module, name, None), (nn.Module, Tensor)):
                 raise InputError(
-                    f"tuning method '{method}' puts tokens among those of the image, and {type(root).__name__} has "
-                    f"{what} ({name}) in its attention, which are for the image's own tokens only; take a method that "
-                    "leaves the image's tokens alone, as 'lora' and 'coop' do"
+                    f"tuning method '{method}' inserts tokens among those of the image, and {type(root).__name__} has "
+                    f"{what} ({name}) in its attention, which exist for the image's own tokens only; use a method "
+                    "that inserts none, such as 'lora' or 'coop'"
                 )
 
 
 def _children_at(root: nn.Module, path: str) -> list[nn.Module]:
     try:
-        found = root.get_submodule(path)
+        parent = root.get_submodule(path)
     except AttributeError:
         return []
-    return list(found.children()) if isinstance(found, (nn.Sequential, nn.ModuleList)) else []
+    return list(parent.children()) if isinstance(parent, (nn.Sequential, nn.ModuleList)) else []
 
 
 def _lacks(module: nn.Module, what: str) -> InputError:
@@ -324,5 +324,5 @@ def _lacks(module: nn.Module, what: str) -> InputError:
 def _refused(method: str, root: nn.Module, why: str) -> InputError:
     return InputError(
         f"tuning method '{method}' needs a vision transformer as open_clip or timm build it, {type(root).__name__} "
-        f"{why}; methods 'full' and 'partial' tune any net"
+        f"{why}; methods 'full' and 'partial' tune any network"
     )

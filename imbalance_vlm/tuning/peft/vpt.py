@@ -1,14 +1,16 @@
-"""VPT: learnable tokens among the image's own.
+"""VPT: learned tokens are inserted among those of the image.
 
 [0] Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim. Visual Prompt Tuning. ECCV 2022.
 [1] github.com/KMnP/vpt, src/models/vit_prompt/vit.py
 
     shallow: [class, P, patches] enters the first block
-    deep:    [class, P_i, patches] enters block i, in the place of what block i - 1 made of P_(i-1)
+    deep:    [class, P_i, patches] enters block i, where P_i replaces the outputs of block i - 1 for P_(i-1)
 
-P is uniform in ±sqrt(6 / (3 p^2 + w)) for patches of p x p pixels [1]. After the last block the prompts are taken out:
-poolings and decoders see the image's own tokens only. Unlike the other methods this one changes the outputs from the
-start. Differs from [1] in: no dropout on the prompts.
+P is uniform in ±sqrt(6 / (3 p^2 + w)) for patches of p x p pixels [1]. After the last block the prompts are removed, so
+that poolings and decoders read the image's own tokens only. Unlike the other methods, this one changes the outputs of
+the tower at the start.
+
+Differs from [1] in: no dropout on the prompts.
 """
 
 from __future__ import annotations
@@ -20,37 +22,37 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.components.ranges import Count
-from imbalance_vlm.tuning.peft.base import Added, Method, Tuned
+from imbalance_vlm.tuning.peft.base import Added, TowerMethod, TunedTower
 from imbalance_vlm.tuning.peft.towers import transformer_tower
 
 
 class Prompts(Added):
-    """Tokens (n, w) that enter a block behind the first `after` tokens, in the place of `replaces` others."""
+    """Tokens (n, w) that enter a block after its first `after` tokens and replace the next `replaces` ones."""
 
     def __init__(self, tokens: int, width: int, bound: float, after: int, replaces: int) -> None:
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(tokens, width).uniform_(-bound, bound))
         self.after, self.replaces = after, replaces
 
-    def put(self, block: nn.Module, args: Any) -> Any:
+    def insert(self, block: nn.Module, args: Any) -> Any:
         if not self.active:
             return None
         x, *more = args  # (B, T, w)
-        own = self.tokens.to(x.dtype).expand(len(x), -1, -1)  # (B, n, w)
-        return torch.cat([x[:, : self.after], own, x[:, self.after + self.replaces :]], dim=1), *more
+        prompts = self.tokens.to(x.dtype).expand(len(x), -1, -1)  # (B, n, w)
+        return torch.cat([x[:, : self.after], prompts, x[:, self.after + self.replaces :]], dim=1), *more
 
-    def take(self, block: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def remove(self, block: nn.Module, args: Any, output: Tensor) -> Tensor:
         if not self.active:
             return output
         return torch.cat([output[:, : self.after], output[:, self.after + len(self.tokens) :]], dim=1)
 
 
-class VPT(Method):
-    """Learnable tokens beside those of the image.
+class VPT(TowerMethod):
+    """Learns tokens that are inserted among those of the image.
 
     Args:
-        tokens: n, for each block that gets any.
-        deep: new tokens for every block; false gives them to the first alone.
+        tokens: n, the number of tokens per block that receives any.
+        deep: every block receives tokens of its own; false inserts them before the first block only.
     """
 
     name = "vpt"
@@ -59,11 +61,11 @@ class VPT(Method):
         self.tokens = tokens
         self.deep = deep
 
-    def inject(self, tuned: Tuned, num_classes: int) -> None:
+    def inject(self, tuned: TunedTower, num_classes: int) -> None:
         tower = transformer_tower(tuned.root, self.name, adds_tokens=True)
         bound = math.sqrt(6 / (tower.patch_numbers + tower.width))
         for number, block in enumerate(tower.blocks if self.deep else tower.blocks[:1]):
             module = Prompts(self.tokens, tower.width, bound, tower.prefix, self.tokens if number else 0)
             tuned.add(block.whole, self.name, module, like=block.norm2)
-            tuned.hook(block.whole.register_forward_pre_hook(module.put))
-        tuned.hook(tower.blocks[-1].whole.register_forward_hook(module.take))
+            tuned.hook(block.whole.register_forward_pre_hook(module.insert))
+        tuned.hook(tower.blocks[-1].whole.register_forward_hook(module.remove))

@@ -7,11 +7,11 @@
                        every token
     z_c = exp(logit_scale) * cos(f, g(v(f), name_c))
 
-An image is classified by text features of its own, so each image costs a pass over all classes, in training and in
-testing. Where one set of text features is wanted (regularizers, geometry, a second stage's start) it is the batch's
-mean, normalised, in training, and otherwise g(v(m), name_c) with the mean m of the training features seen so far.
+Each image is classified by its own text features, so each image costs a pass over all classes, in training and in
+testing. Where one set of text features is needed (regularizers, geometry, a second stage's start) it is the normalised
+mean over the batch in training, and otherwise g(v(m), name_c) with the mean m of the training features so far.
 
-Differs from [1] in: any batch size (the images go through the text tower one after the other, in bounded memory).
+Differs from [1] in: any batch size (the images pass the text tower one after the other, in bounded memory).
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
-from imbalance_vlm.encoders.prompt_layout import Position
-from imbalance_vlm.tuning.base import Task
-from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText
+from imbalance_vlm.tuning.base import TuningContext
+from imbalance_vlm.tuning.crops import CachedCrops
+from imbalance_vlm.tuning.prompt.base import PromptHead, SharedText
+from imbalance_vlm.tuning.prompt.coop import CoOp
+from imbalance_vlm.tuning.prompt.settings import Prompt, TextMemory
 
 NARROWING = 16
-"""How much narrower the hidden layer is than the image feature, as in [1]."""
+"""Ratio of the widths of the image feature and the hidden layer, as in [1]."""
 
 AT_ONCE = 8
 """Images whose text features are kept at once in testing, (AT_ONCE, C, d)."""
 
 
-def own_logits(embeddings: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Cosines to text features of each image's own, times the scale: (B, d), (B, C, d) -> (B, C)."""
+def logits_per_image(embeddings: Tensor, texts: Tensor, scale: float) -> Tensor:
+    """Cosines to each image's own text features, times the scale: (B, d), (B, C, d) -> (B, C)."""
     return scale * (texts.to(embeddings.dtype) @ embeddings.unsqueeze(2)).squeeze(2)
 
 
 class CoCoOpHead(PromptHead):
-    """A context that all images share, plus what a small network makes of the image.
+    """A context that all images share, plus a shift that a small network computes from the image.
 
     Args:
         prompted: the text features as a function of the context.
-        context: where the shared context starts, (n_ctx, w).
+        context: start of the shared context, (n_ctx, w).
         scale: the model's exp(logit_scale).
-        width: d of the image features.
+        width: d, the width of the image features.
     """
 
     mean: Tensor
@@ -59,7 +60,7 @@ class CoCoOpHead(PromptHead):
         net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, context.shape[-1]))
         self.net = net.to(context)
         self.register_buffer("mean", torch.zeros(width).to(context))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # training features in the mean
         self._texts: Tensor | None = None  # (B, C, d) of the last training batch
 
     def contexts(self, embeddings: Tensor) -> Tensor:
@@ -68,12 +69,13 @@ class CoCoOpHead(PromptHead):
         return self.context + shift.unsqueeze(1)
 
     def prompt(self) -> tuple[Tensor, Tensor | Sequence[Tensor]]:
-        return self.contexts(self.mean.clone()[None])[0], ()  # a step's graph outlives what `observe` changes in place
+        # A clone, because the graph of a step outlives the in-place changes of `observe`.
+        return self.contexts(self.mean.clone()[None])[0], ()
 
     def classify(self, embeddings: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             parts = [
-                own_logits(part, self.prompted.per_image(self.contexts(part)), self.scale)
+                logits_per_image(part, self.prompted.per_image(self.contexts(part)), self.logit_scale)
                 for part in embeddings.split(AT_ONCE)
             ]
             return torch.cat(parts)
@@ -81,7 +83,7 @@ class CoCoOpHead(PromptHead):
         if self.training:
             self._texts = texts
             self.text = F.normalize(texts.mean(0), dim=-1)
-        return own_logits(embeddings, texts, self.scale)
+        return logits_per_image(embeddings, texts, self.logit_scale)
 
     def gather(self, together: Callable[[Tensor], Tensor]) -> None:
         if self._texts is not None:
@@ -95,42 +97,23 @@ class CoCoOpHead(PromptHead):
         self.mean += (embeddings.to(self.mean) - self.mean).sum(0) / self.seen
 
 
-class CoCoOp(PromptTuning):
+class CoCoOp(CoOp):
     """Learns a context and a network that shifts it for each image.
 
     Args:
-        n_ctx: context tokens; None for as many as the words of `init` have, or 4 without words.
-        init: words that the context starts from, or None for N(0, .02).
-        position: where the name stands: behind the context ("end"), in the middle of it, or in front of it.
-        suffix: what stands directly behind the name.
-        views: 0 trains on the model's own view of each image; k > 0 on k random crops of it, epoch e on crop e mod k.
-        min_scale: smallest share of the image that a crop shows.
-        memory_gb: what the backward pass may keep of the text tower, in GiB; the result does not depend on it.
-        chunk: classes at once; None lets `memory_gb` decide.
+        prompt: the prompt and its start.
+        crops: views of the training images.
+        memory: limits on the memory of the text tower.
     """
 
     def __init__(
         self,
         *,
-        n_ctx: Count | None = None,
-        init: str | None = "a photo of a",
-        position: Position = "end",
-        suffix: str = ".",
-        views: Natural = 4,
-        min_scale: Part = 0.08,
-        memory_gb: Positive = 2.0,
-        chunk: Count | None = None,
+        prompt: Prompt = Prompt(),
+        crops: CachedCrops = CachedCrops(),
+        memory: TextMemory = TextMemory(),
     ) -> None:
-        super().__init__(
-            n_ctx=n_ctx,
-            init=init,
-            position=position,
-            suffix=suffix,
-            views=views,
-            min_scale=min_scale,
-            memory_gb=memory_gb,
-            chunk=chunk,
-        )
+        super().__init__(prompt=prompt, crops=crops, memory=memory)
 
-    def prompt_head(self, task: Task, prompted: SharedText, context: Tensor) -> PromptHead:
-        return CoCoOpHead(prompted, context, task.encoder.logit_scale, task.encoder.width(task.kind))
+    def head_from(self, context: TuningContext, prompted: SharedText, start: Tensor) -> PromptHead:
+        return CoCoOpHead(prompted, start, context.encoder.logit_scale, context.encoder.width(context.kind))

@@ -5,36 +5,49 @@
 
     L = loss + 8 * 1/C sum_c (1 - cos(t_c, t_c_frozen))
 
-t_c_frozen is the untouched tower's feature of the class name in the dataset's own sentence.
+t_c_frozen is the frozen tower's feature of the class name in the dataset's own sentence.
 
-Differs from [1] in: any loss in place of cross-entropy; the sentence can be a different one, or the mean of several.
+Differs from [1] in: any loss instead of cross-entropy; the sentence can be another one, or the mean of several.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from imbalance_vlm.balancing.regularizers.base import Regularizer
-from imbalance_vlm.balancing.regularizers.text_anchor import AnchorTarget, TextAnchor, templates_of
+from imbalance_vlm.balancing.regularizers.text_anchor import AnchorTarget, TextAnchor, target_templates
 from imbalance_vlm.components.ranges import NonNegative
-from imbalance_vlm.tuning.base import Task
-from imbalance_vlm.tuning.prompt.base import PromptTuning
+from imbalance_vlm.tuning.base import TuningContext
+from imbalance_vlm.tuning.crops import CachedCrops
+from imbalance_vlm.tuning.prompt.coop import CoOp
+from imbalance_vlm.tuning.prompt.settings import Prompt, TextMemory
 
 
-class KgCoOp(PromptTuning):
-    """CoOp whose text features stay near those of the sentence that a person would write.
+class KgCoOp(CoOp):
+    """CoOp whose text features stay near those of a hand-written sentence.
 
     Args:
-        weight: of the distance.
+        weight: weight of the distance.
         target: what to stay near: the first of the dataset's sentences ("template"), or the mean of all ("ensemble").
-        shared: the settings of `PromptTuning`.
+        prompt: the prompt and its start.
+        csc: a context per class, instead of one that all classes share.
+        crops: views of the training images.
+        memory: limits on the memory of the text tower.
     """
 
-    def __init__(self, *, weight: NonNegative = 8.0, target: AnchorTarget = "template", **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self,
+        *,
+        weight: NonNegative = 8.0,
+        target: AnchorTarget = "template",
+        prompt: Prompt = Prompt(),
+        csc: bool = False,
+        crops: CachedCrops = CachedCrops(),
+        memory: TextMemory = TextMemory(),
+    ) -> None:
+        super().__init__(prompt=prompt, csc=csc, crops=crops, memory=memory)
         self.weight = weight
-        self.target = target
+        self.target: AnchorTarget = target
 
-    def regularizers(self, task: Task) -> list[Regularizer]:
-        frozen = task.encoder.text_features(task.class_names, templates_of(task.templates, self.target))
-        return [TextAnchor(None, frozen, names="base", distance="cos", weight=self.weight)]
+    def regularizers(self, context: TuningContext) -> list[Regularizer]:
+        templates = target_templates(context.templates, self.target)
+        frozen = context.text_features(context.class_names, templates)
+        return [TextAnchor(None, frozen, distance="cos", weight=self.weight)]

@@ -1,11 +1,11 @@
-"""MaPLe: the image tower's prompts are made of the text tower's.
+"""MaPLe: the image tower's prompts are linear functions of the text tower's.
 
 [0] Khattak, Rasheed, Maaz, Khan, Khan. MaPLe: Multi-modal Prompt Learning. CVPR 2023.
 [1] github.com/muzairkhattak/multimodal-prompt-learning, trainers/maple.py and configs/trainers/MaPLe: 2 tokens, SGD
     3.5e-3 with one epoch of warm-up at 1e-5, batch 4, 5 epochs; across data sets depth 3, SGD 2.6e-3, 2 epochs
 
-    text:   [start, P_0, "of a", name, ".", end];   at block i < D the places of P_0 hold P_i
-    image:  [class, patches, A_0 P_0 + b_0];        at block i < D those of the last tokens hold A_i P_i + b_i
+    text:   [start, P_0, "of a", name, ".", end];   at block i < D, P_i replaces P_0
+    image:  [class, patches, A_0 P_0 + b_0];        at block i < D, A_i P_i + b_i replaces the last tokens
     P_0 starts from "a photo", P_i from N(0, .02)
 
 Differs from [1] in: each A_i starts at values of its own, where [1] copies those of A_1 to all later ones; the b_i do
@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from imbalance_vlm.tuning.base import Task
+from imbalance_vlm.tuning.base import TuningContext
+from imbalance_vlm.tuning.crops import PixelCrops
 from imbalance_vlm.tuning.prompt.base import SharedText
+from imbalance_vlm.tuning.prompt.settings import DeepPrompt, TextMemory
 from imbalance_vlm.tuning.prompt.vision_tokens import TwoTowerHead, TwoTowerTuning, VisionTokens
 
 
 class MaPLeHead(TwoTowerHead):
-    """Deep prompts in the text tower, and a linear map of each to the tokens of the image tower's block.
+    """Deep prompts in the text tower, and a linear map from each to the tokens of the image tower's block.
 
-    Args: as for `TwoTowerHead`; `depth` holds for both towers.
+    Args: as for `TwoTowerHead`; `depth` applies to both towers.
     """
 
     def __init__(
@@ -40,15 +42,27 @@ class MaPLeHead(TwoTowerHead):
 
 
 class MaPLe(TwoTowerTuning):
-    """Deep text prompts, and image prompts that are linear in them.
+    """Deep text prompts, and image prompts that are linear in them. Across data sets the paper uses depth 3.
 
-    The settings are those of `TwoTowerTuning`. Across data sets the paper uses depth 3.
+    Args:
+        prompt: the prompts and their start.
+        crops: views of the training images.
+        memory: limits on the memory of the text tower.
     """
 
     name = "maple"
 
+    def __init__(
+        self,
+        *,
+        prompt: DeepPrompt = DeepPrompt(),
+        crops: PixelCrops = PixelCrops(),
+        memory: TextMemory = TextMemory(),
+    ) -> None:
+        super().__init__(prompt=prompt, crops=crops, memory=memory)
+
     def two_tower_head(
-        self, task: Task, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor
+        self, context: TuningContext, prompted: SharedText, images: VisionTokens, start: Tensor, rest: Tensor
     ) -> MaPLeHead:
-        depth = min(self.depth, prompted.depth, images.depth)
-        return MaPLeHead(prompted, images, context, rest, depth, task.encoder.logit_scale)
+        depth = min(self.prompt.depth, prompted.depth, images.depth)
+        return MaPLeHead(prompted, images, start, rest, depth, context.encoder.logit_scale)

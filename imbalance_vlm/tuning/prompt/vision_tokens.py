@@ -5,19 +5,19 @@
 [1] github.com/muzairkhattak/multimodal-prompt-learning, clip/model.py (VisionTransformer, ResidualAttentionBlock_IVLP)
 
     [class, patches, P_0] pass the norm before the blocks, as the image's own tokens do, and enter block 0
-    [class, patches, P_i] enter block i < D: P_i takes the place of what block i - 1 made of P_(i-1)
-    what the last block made of the prompts is left out
+    [class, patches, P_i] enter block i < D, where P_i replaces the outputs of block i - 1 for P_(i-1)
+    the outputs of the last block for the prompts are removed
 
-Where prompts stand makes no difference to attention: they have no position. Behind the image's own tokens, as in [1],
-these stay where poolings and decoders look for them.
+The order of tokens makes no difference to attention, and prompts have no position. After the image's own tokens, as in
+[1], they leave these where poolings and decoders expect them.
 
 Differs from [1] in: any of the towers that `imbalance_vlm/tuning/peft/towers.py` knows, also one that pools its tokens;
-a depth beyond the tower's is the tower's; the width is the model's.
+a depth beyond that of the tower is reduced to it; the width is the model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,32 +26,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.components.ranges import Count, Natural, Part, Positive
-from imbalance_vlm.data.loading import Transform
+from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
-from imbalance_vlm.encoders.features import view_transforms
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
-from imbalance_vlm.tuning.base import Task
+from imbalance_vlm.tuning.base import TuningContext
+from imbalance_vlm.tuning.crops import PixelCrops
 from imbalance_vlm.tuning.peft.towers import image_tower, transformer_tower
-from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText, check_task
+from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText
+from imbalance_vlm.tuning.prompt.settings import DeepPrompt, TextMemory
 
 STD = 0.02
-"""Standard deviation that tokens without words start with, in both towers."""
+"""Standard deviation of the start of tokens without words, in both towers."""
 
 
 class VisionTokens:
-    """The image features of an encoder as a function of images and of tokens put among theirs.
+    """The image features of an encoder as a function of images and of tokens that are inserted among theirs.
 
-    It holds no parameters and is no module: what learns tokens holds one of these, and a copy of that shares it. The
-    tower is changed while a pass lasts and at no other time.
+    It holds no parameters and is not a module: a head that learns tokens holds a VisionTokens, and copies of the head
+    share it. The tower is changed during a pass only.
 
     Args:
         encoder: frozen; its precision is used.
-        method: named in errors.
+        method: name of the method, for errors.
 
     Raises:
-        InputError: an image tower that is no vision transformer, or one whose attention has no place for more tokens.
+        InputError: an image tower that is not a vision transformer, or one whose attention takes no further tokens.
     """
 
     def __init__(self, encoder: Encoder, method: str) -> None:
@@ -65,40 +64,40 @@ class VisionTokens:
 
     @property
     def depth(self) -> int:
-        """Blocks of the tower, each of which can get tokens."""
+        """Number of blocks of the tower, each of which can receive tokens."""
         return len(self.blocks)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not see the hooks come and go
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would ignore hooks that change
     def __call__(self, pixels: Tensor, tokens: Sequence[Tensor], kind: str = "embedding") -> Tensor:
-        """Features of preprocessed images, as `Encoder.image_features` gives them.
+        """Features of preprocessed images, as `Encoder.image_features` returns them.
 
         Args:
             pixels: (B, 3, H, W).
-            tokens: up to L tensors (n, w), for the tower's first blocks; () for the tower as it is.
+            tokens: up to L tensors (n, w) for the first blocks of the tower; () for the tower as it is.
             kind: see `imbalance_vlm.encoders.base.KINDS`.
 
         Raises:
             InputError: tokens of another width, or for more blocks than there are.
         """
-        if len(tokens) > self.depth or any(one.ndim != 2 or one.shape[1] != self.width for one in tokens):
+        if len(tokens) > self.depth or any(prompt.ndim != 2 or prompt.shape[1] != self.width for prompt in tokens):
             raise InputError(
                 f"`tokens` must be tensors of shape (n, {self.width}), one for each of at most {self.depth} blocks, "
-                f"got {[tuple(one.shape) for one in tokens]}"
+                f"got {[tuple(prompt.shape) for prompt in tokens]}"
             )
-        with self._inside(tokens):
+        with self._inserted(tokens):
             return self.encoder.image_features(pixels, kind)
 
     @contextmanager
-    def _inside(self, tokens: Sequence[Tensor]) -> Iterator[None]:
+    def _inserted(self, tokens: Sequence[Tensor]) -> Iterator[None]:
         handles = []
-        there = 0  # tokens that stand in the sequence already
+        present = 0  # prompts that are in the sequence already
         try:
-            for number, (block, own) in enumerate(zip(self.blocks, tokens, strict=False)):
+            for number, (block, prompt) in enumerate(zip(self.blocks, tokens, strict=False)):
                 norm = nn.Identity() if number else self._norm
-                handles.append(block.register_forward_pre_hook(partial(_put, own, there, norm)))
-                there = len(own)
+                handles.append(block.register_forward_pre_hook(partial(_insert, prompt, present, norm)))
+                present = len(prompt)
             if tokens:
-                handles.append(self.blocks[-1].register_forward_hook(partial(_take, there)))
+                handles.append(self.blocks[-1].register_forward_hook(partial(_remove, present)))
             yield
         finally:
             for handle in handles:
@@ -108,46 +107,45 @@ class VisionTokens:
         return self
 
 
-def _put(tokens: Tensor, there: int, norm: nn.Module, block: nn.Module, args: Any) -> Any:
-    """The inputs of a block with `tokens` (n, w) behind the image's own, in the place of the `there` last ones."""
+def _insert(tokens: Tensor, present: int, norm: nn.Module, block: nn.Module, args: Any) -> Any:
+    """The inputs of a block with `tokens` (n, w) after the image's own, instead of the last `present` ones."""
     x, *more = args  # (B, T, w)
-    own = norm(tokens.to(x.dtype)).expand(len(x), -1, -1)  # (B, n, w)
-    return torch.cat([x[:, : x.shape[1] - there], own], dim=1), *more
+    prompts = norm(tokens.to(x.dtype)).expand(len(x), -1, -1)  # (B, n, w)
+    return torch.cat([x[:, : x.shape[1] - present], prompts], dim=1), *more
 
 
-def _take(there: int, block: nn.Module, args: Any, output: Tensor) -> Tensor:
+def _remove(present: int, block: nn.Module, args: Any, output: Tensor) -> Tensor:
     """The output of the last block without the prompts."""
-    return output[:, : output.shape[1] - there]
+    return output[:, : output.shape[1] - present]
 
 
 class TwoTowerHead(PromptHead):
     """A prompt head that reads images: deep prompts in the text tower, and tokens in the image tower.
 
-    A subclass writes `vision`.
+    A subclass implements `vision`.
 
     Args:
         prompted: the text features as a function of the context.
         images: the image features as a function of their tokens.
-        context: (n, w) where the learned tokens start.
-        rest: (m, w) tokens behind them that stay as they are; m may be 0.
-        depth: blocks of the text tower that learned tokens enter, the first among them.
+        context: (n, w), start of the learned tokens.
+        rest: (m, w) tokens after them that are not learned; m may be 0.
+        depth: number of blocks of the text tower that receive learned tokens, starting with the first.
         scale: the model's exp(logit_scale).
     """
 
-    reads = "pixels"
     rest: Tensor
 
     def __init__(
         self, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor, depth: int, scale: float
     ) -> None:
         super().__init__(prompted, context, scale)
-        prompted.layout(len(context) + len(rest))  # refuses what is too long, before any work
+        prompted.layout(len(context) + len(rest))  # raises before any work if a prompt is too long
         self.images = images
-        self.register_buffer("rest", rest.detach().clone(), persistent=False)  # made of words, not of training
+        self.register_buffer("rest", rest.detach().clone(), persistent=False)  # follows from words, not from training
         self.deep = nn.Parameter(normal(depth - 1, *context.shape, like=context))  # (D - 1, n, w)
 
     def vision(self) -> list[Tensor]:
-        """Tokens (n', w') for the first blocks of the image tower, one tensor each."""
+        """Tokens (n', w') for the first blocks of the image tower, one tensor per block."""
         raise NotImplementedError
 
     def prompt(self) -> tuple[Tensor, Tensor | Sequence[Tensor]]:
@@ -167,73 +165,40 @@ def normal(*shape: int, like: Tensor) -> Tensor:
 
 
 class TwoTowerTuning(PromptTuning):
-    """Prompts in both towers, which are frozen otherwise; the head is made of the task, in place of the recipe's.
+    """Base class of methods that learn prompts in both towers, which are frozen otherwise.
 
-    A subclass writes `two_tower_head` and names itself.
+    A subclass implements `two_tower_head` and sets `name`.
 
     Args:
-        n_ctx: learned tokens in the text tower; those of the words of `init` that go beyond them stay as they are.
-        init: words that the context starts from, or None for N(0, .02).
-        depth: blocks of each tower that get tokens of their own; of a shorter tower all.
-        views: k random crops of each image (mirrored too, where the dataset's classes survive that), epoch e on crop
-            e mod k; None for a new one at every epoch, 0 for the model's own view.
-        min_scale: smallest share of the image that a crop shows.
-        suffix: what stands directly behind the name.
-        memory_gb: what the backward pass may keep of the text tower, in GiB; the result does not depend on it.
-        chunk: classes at once; None lets `memory_gb` decide.
+        prompt: the prompts and their start.
+        crops: views of the training images.
+        memory: limits on the memory of the text tower.
     """
 
     name: str
     reads_pixels = True
 
-    def __init__(
-        self,
-        *,
-        n_ctx: Count = 2,
-        init: str | None = "a photo of a",
-        depth: Count = 9,
-        views: Natural | None = None,
-        min_scale: Part = 0.08,
-        suffix: str = ".",
-        memory_gb: Positive = 2.0,
-        chunk: Count | None = None,
-    ) -> None:
-        super().__init__(
-            n_ctx=n_ctx, init=init, suffix=suffix, views=0, min_scale=min_scale, memory_gb=memory_gb, chunk=chunk
-        )
-        self.learned = n_ctx
-        self.depth = depth
-        self.crops = views
-        self._flags: list[tuple[nn.Parameter, bool]] = []
+    def __init__(self, *, prompt: DeepPrompt, crops: PixelCrops, memory: TextMemory) -> None:
+        super().__init__()
+        self.prompt = prompt
+        self.crops = crops
+        self.memory = memory
 
-    def transforms(self, task: Task) -> list[Transform]:
-        return pixel_transforms(task, self.crops, self.min_scale)
+    def transforms(self, context: TuningContext) -> list[View]:
+        return self.crops.transforms(context)
 
-    def head(self, task: Task, plain: Callable[[], Head]) -> Head:
-        check_task(task)
-        module = getattr(task.encoder, "module", nn.Identity())
-        self._flags = [(value, value.requires_grad) for value in module.parameters()]  # also of towers refused below
-        prompted = self.prompted(task)
-        images = VisionTokens(task.encoder, self.name)
-        task.encoder.module.requires_grad_(False)
-        none = prompted.tower.home.token_embedding.weight.detach()[:0]
-        words = none if self.init is None else prompted.words_to_context(self.init)
-        missing = max(self.learned - len(words), 0)
-        context = torch.cat([words[: self.learned], normal(missing, prompted.width, like=words)])
-        return self.two_tower_head(task, prompted, images, context, words[self.learned :])
+    def prompt_head(self, context: TuningContext) -> TwoTowerHead:
+        prompted = SharedText(context.encoder, context.class_names, suffix=self.prompt.suffix, memory=self.memory)
+        images = VisionTokens(context.encoder, self.name)
+        no_words = prompted.tower.home.token_embedding.weight.detach()[:0]
+        words = no_words if self.prompt.words is None else prompted.words_to_context(self.prompt.words)
+        n_ctx = self.prompt.n_ctx
+        missing = max(n_ctx - len(words), 0)
+        start = torch.cat([words[:n_ctx], normal(missing, prompted.width, like=words)])
+        return self.two_tower_head(context, prompted, images, start, words[n_ctx:])
 
     def two_tower_head(
-        self, task: Task, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor
+        self, context: TuningContext, prompted: SharedText, images: VisionTokens, start: Tensor, rest: Tensor
     ) -> TwoTowerHead:
-        """The method's head; see `TwoTowerHead` for what it is made of."""
+        """The method's head, whose context begins at `start`; see `TwoTowerHead` for its arguments."""
         raise NotImplementedError
-
-    def close(self) -> None:
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
-        self._flags = []
-
-
-def pixel_transforms(task: Task, views: int | None, min_scale: float) -> list[Transform]:
-    """As many crops as asked for; a tower that runs at every step anyway can have a new one at every epoch."""
-    return view_transforms(task.encoder, task.epochs if views is None else views, min_scale, task.flips)

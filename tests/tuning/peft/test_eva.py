@@ -1,10 +1,9 @@
-"""EVA's towers: layer scales without a module, query, key and value in one matrix or three, norms behind branches."""
+"""EVA's towers: layer scales without a module, query, key and value in one matrix or three, norms after branches."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +15,18 @@ from torch import Tensor, nn
 
 from imbalance_vlm import InputError
 from imbalance_vlm.tuning.peft.lora import LoRA
-from imbalance_vlm.tuning.peft.saving import load_trained, save_trained
 from imbalance_vlm.tuning.peft.towers import transformer_tower
 from imbalance_vlm.tuning.peft.vpt import VPT
-from tests.tuning.peft.test_methods import CLASSES, IN_PLACE, MERGED, METHODS, features, pixels, trained
+from imbalance_vlm.tuning.tower_head import module_of
+from tests.tuning.peft.tiny_towers import CLASSES, IN_PLACE, METHODS, features, pixels, train_steps
 
 ROTARY = {"use_rot_pos_emb": True, "ref_feat_shape": (2, 2)}
 KINDS: dict[str, dict[str, object]] = {
-    # one matrix, and biases beside it, none of them trained for the keys (EVA01)
+    # one matrix and separate biases, of which that of the keys is not trained (EVA01)
     "eva01": {"init_values": 0.3},
     # three matrices, a gated MLP in three, norms inside both branches (EVA02)
     "eva02": {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, **ROTARY},
-    # norms behind attention and MLP (EVA02-E)
+    # norms after attention and MLP (EVA02-E)
     "post_norm": {"use_post_norm": True, "global_pool": "token"},
     # one matrix with its bias, a norm before the blocks, pooling by attention (Perception Encoder)
     "pe": {
@@ -57,7 +56,7 @@ def _tower(kind: str) -> nn.Module:
     for block in net.blocks:
         block.attn.qkv_bias_separate = kind == "separate"
         if getattr(block.attn, "k_bias", None) is not None:
-            block.attn.k_bias += 0.2 * torch.randn_like(block.attn.k_bias)  # zeros in practice; kept in any case
+            block.attn.k_bias += 0.2 * torch.randn_like(block.attn.k_bias)  # zeros in practice
     return net.double().eval()
 
 
@@ -66,8 +65,8 @@ def tower(kind: str) -> nn.Module:
     return copy.deepcopy(_tower(kind))
 
 
-def loosened(net: nn.Module) -> nn.Module:
-    """The tower under tuning, with all that is trained away from its start."""
+def perturbed(net: nn.Module) -> nn.Module:
+    """The tower under tuning, with random changes of all that is trained."""
     torch.manual_seed(4)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -81,20 +80,20 @@ def loosened(net: nn.Module) -> nn.Module:
 
 @kinds
 @names
-def test_starts_as_the_untouched_tower_moves_and_gives_it_back(kind: str, name: str) -> None:
+def test_starts_as_the_untouched_tower_is_trained_and_restored(kind: str, name: str) -> None:
     net = tower(kind)
     before, state = features(net), copy.deepcopy(net.state_dict())
     buffers = {key: value.clone() for key, value in net.named_buffers()}  # k_bias is in no state
     tuned = METHODS[name].apply(net, CLASSES)
     assert torch.equal(features(net), before)
     start = {key: value.detach().clone() for key, value in tuned.named_parameters().items()}
-    trained(tuned)
+    train_steps(tuned)
     for key, parameter in net.named_parameters():
         assert parameter.requires_grad == (key in start)
         if key in start:
-            assert not torch.equal(parameter, start[key]), f"{key} did not move"
+            assert not torch.equal(parameter, start[key]), f"{key} did not change"
         else:
-            assert torch.equal(parameter, state[key]), f"{key} moved"
+            assert torch.equal(parameter, state[key]), f"{key} changed"
             assert parameter.grad is None
     after = features(net)
     assert not torch.allclose(after, before)
@@ -112,41 +111,25 @@ def test_starts_as_the_untouched_tower_moves_and_gives_it_back(kind: str, name: 
 
 @kinds
 @names
-def test_a_saved_state_comes_back_to_the_bit(kind: str, name: str, tmp_path: Path) -> None:
+def test_values_restore_what_was_trained_bit_for_bit(kind: str, name: str) -> None:
     net, other = tower(kind), tower(kind)
     torch.manual_seed(1)
     tuned = METHODS[name].apply(net, CLASSES)
-    trained(tuned)
-    save_trained(tmp_path / "tower.safetensors", tuned, "base")
+    train_steps(tuned)
+    state = {key: value.detach().clone() for key, value in tuned.values().items()}
     torch.manual_seed(2)  # other places
-    load_trained(tmp_path / "tower.safetensors", METHODS[name].apply(other, CLASSES), "base")
+    module_of(METHODS[name].apply(other, CLASSES).values()).load_state_dict(state)
     assert torch.equal(features(other), features(net))
     if name not in IN_PLACE:
-        assert not set(tuned.state()) & set(tower(kind).state_dict())
-
-
-@kinds
-@pytest.mark.parametrize("name", MERGED)
-def test_merged_weights_make_a_plain_tower_that_does_the_same(kind: str, name: str) -> None:
-    net, plain = tower(kind), tower(kind)
-    tuned = METHODS[name].apply(net, CLASSES)
-    loosened(net)
-    if name == "ssf" and kind != "pe" and kind != "grouped":
-        part = {"eva02": "k_proj.bias", "packed_gate": "qkv.bias"}.get(kind, "k_bias")
-        with pytest.raises(InputError, match=f"the tower has no blocks.0.attn.{part}; save it beside"):
-            tuned.merged_state()
-        return
-    plain.load_state_dict(tuned.merged_state())
-    torch.testing.assert_close(features(plain), features(net), rtol=0, atol=1e-10)
-    assert not torch.allclose(features(plain), features(tower(kind)), rtol=0, atol=1e-3)
+        assert not set(state) & set(tower(kind).state_dict())
 
 
 @pytest.mark.parametrize("kind", ["eva01", "eva02", "pe"])
 @pytest.mark.parametrize("name", ["adaptformer", "lora", "ssf"])
-def test_survives_deepcopy_autocast_and_checkpointing(kind: str, name: str) -> None:
+def test_works_with_deepcopy_autocast_and_checkpointing(kind: str, name: str) -> None:
     net = tower(kind)
     tuned = METHODS[name].apply(net, CLASSES)
-    loosened(net)
+    perturbed(net)
     twin = copy.deepcopy(net)
     twin.set_grad_checkpointing(True)
     twin.train()(pixels()).square().sum().backward()
@@ -165,16 +148,16 @@ def test_survives_deepcopy_autocast_and_checkpointing(kind: str, name: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eva01", "eva02", "pe"])
 @pytest.mark.parametrize("name", ["adaptformer", "lora", "ssf"])
-def test_compiles_in_one_piece(kind: str, name: str) -> None:
+def test_compiles_without_graph_breaks(kind: str, name: str) -> None:
     net = tower(kind)
     METHODS[name].apply(net, CLASSES)
-    loosened(net)
+    perturbed(net)
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(pixels()), net(pixels()))
 
 
-def test_a_failing_pass_leaves_no_weights_behind() -> None:
+def test_a_failed_pass_leaves_no_overridden_weights() -> None:
     for kind in ("eva01", "eva02"):
         net = tower(kind)
         METHODS["ssf"].apply(net, CLASSES)
@@ -198,7 +181,7 @@ def low_rank(up: Tensor, down: Tensor) -> Tensor:
 def test_lora_changes_query_and_value_alone(kind: str) -> None:
     net, plain = tower(kind), tower(kind)
     tuned = LoRA(rank=3).apply(net, CLASSES)
-    loosened(net)
+    perturbed(net)
     own = {key: value.detach() for key, value in tuned.named_parameters().items()}
     for number, block in enumerate(plain.blocks):
         for part in "qv":
@@ -214,18 +197,18 @@ def test_lora_changes_query_and_value_alone(kind: str) -> None:
 
 
 @kinds
-def test_ssf_scales_and_shifts_what_every_layer_gives(kind: str) -> None:
-    """In a tower of its own, behind every layer that is called; where query, key and value are read, in their rows."""
+def test_ssf_scales_and_shifts_the_output_of_every_layer(kind: str) -> None:
+    """In a second tower, by hooks after every layer that is called; where query, key and value are read, by rows."""
     net, plain = tower(kind), tower(kind)
     tuned = METHODS["ssf"].apply(net, CLASSES)
-    loosened(net)
+    perturbed(net)
     own = {key: value.detach() for key, value in tuned.named_parameters().items()}
-    seen = 0
+    count = 0
 
-    def behind(module: nn.Module, site: str, rows: slice = slice(None)) -> None:
-        nonlocal seen
+    def transform(module: nn.Module, site: str, rows: slice = slice(None)) -> None:
+        nonlocal count
         scale, shift = own[f"{site}.scale"][rows], own[f"{site}.shift"][rows]
-        seen += 2 * len(scale)
+        count += 2 * len(scale)
         module.register_forward_hook(lambda module, args, output: output * scale + shift)
 
     for number, block in enumerate(plain.blocks):
@@ -233,28 +216,28 @@ def test_ssf_scales_and_shifts_what_every_layer_gives(kind: str) -> None:
         if attention.qkv is None:
             start = 0
             for module in (attention.q_proj, attention.k_proj, attention.v_proj):
-                behind(module, f"{site}.attention_in", slice(start, start + module.out_features))
+                transform(module, f"{site}.attention_in", slice(start, start + module.out_features))
                 start += module.out_features
         elif getattr(attention, "q_bias", None) is None:
-            behind(attention.qkv, f"{site}.attention_in")
+            transform(attention.qkv, f"{site}.attention_in")
         else:
             scale, shift = own[f"{site}.attention_in.scale"], own[f"{site}.attention_in.shift"]
-            seen += 2 * len(scale)
+            count += 2 * len(scale)
             for row in range(96):
                 attention.qkv.weight.data[row] *= scale[row]
                 bias = (attention.q_bias, attention.k_bias, attention.v_bias)[row // 32].data
                 bias[row % 32] = bias[row % 32] * scale[row] + shift[row]
-        behind(attention.proj, f"{site}.attention_out")
+        transform(attention.proj, f"{site}.attention_out")
         for part, whole in (("attention", attention), ("mlp", block.mlp)):
             for name, module in whole.named_children():
                 if isinstance(module, nn.LayerNorm) or (part == "mlp" and isinstance(module, nn.Linear)):
-                    behind(module, f"{site}.{part}_{name}")
-        behind(block.norm1, f"{site}.norm1")
-        behind(block.norm2, f"{site}.norm2")
+                    transform(module, f"{site}.{part}_{name}")
+        transform(block.norm1, f"{site}.norm1")
+        transform(block.norm2, f"{site}.norm2")
     for name in ("norm_pre", "norm", "fc_norm"):
         if isinstance(getattr(plain, name), nn.LayerNorm):
-            behind(getattr(plain, name), f"ssf.{name}")
-    assert seen == tuned.count()
+            transform(getattr(plain, name), f"ssf.{name}")
+    assert count == tuned.count()
     torch.testing.assert_close(features(net), features(plain), rtol=0, atol=1e-11)
     assert not torch.allclose(features(net), features(tower(kind)), rtol=0, atol=1e-3)
 
@@ -266,10 +249,10 @@ def normed(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["adaptformer", "adapter"])
 @pytest.mark.parametrize("kind", ["eva01", "packed_gate", "post_norm"])
-def test_bottlenecks_are_their_formula_behind_bare_layer_scales_and_norms(kind: str, name: str) -> None:
+def test_bottlenecks_compute_their_formula_in_other_blocks(kind: str, name: str) -> None:
     net, plain = tower(kind), tower(kind).blocks[1]
     METHODS[name].apply(net, CLASSES)
-    loosened(net)
+    perturbed(net)
     x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 5, 32)))
     own = net.blocks[1].get_submodule(name)
 
@@ -297,7 +280,7 @@ def test_bottlenecks_are_their_formula_behind_bare_layer_scales_and_norms(kind: 
 
 @pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize("kind", ["eva01", "post_norm"])
-def test_vpt_enters_where_positions_were_added_before_the_blocks(kind: str, deep: bool) -> None:
+def test_vpt_inserts_tokens_where_positions_are_added_before_the_blocks(kind: str, deep: bool) -> None:
     net, plain = tower(kind), tower(kind)
     tuned = VPT(tokens=3, deep=deep).apply(net, CLASSES)
     prompts = [value.detach() for value in tuned.named_parameters().values()]
@@ -335,10 +318,10 @@ def relative(**settings: object) -> nn.Module:
     ],
 )
 @pytest.mark.parametrize("name", ["vpt", "vpt_shallow"])
-def test_no_tokens_where_attention_computes_with_positions(net: object, words: str, name: str) -> None:
+def test_no_tokens_where_attention_uses_positions(net: object, words: str, name: str) -> None:
     module = net()  # type: ignore[operator]
     before = features(module)
-    with pytest.raises(InputError, match=rf"method 'vpt' puts tokens among those of the image, and .*{words}.*'lora'"):
+    with pytest.raises(InputError, match=rf"method 'vpt' inserts tokens .*, and .*{words}.*'lora'"):
         METHODS[name].apply(module, CLASSES)
     assert all(parameter.requires_grad for parameter in module.parameters())
     with LoRA().apply(module, CLASSES):
@@ -346,13 +329,13 @@ def test_no_tokens_where_attention_computes_with_positions(net: object, words: s
 
 
 @names
-def test_relative_biases_are_in_no_other_methods_way(name: str) -> None:
+def test_relative_biases_work_with_all_other_methods(name: str) -> None:
     for settings in ({}, {"shared_rel_pos": True}):
         net = relative(**settings)
         before = features(net)
         with METHODS[name].apply(net, CLASSES) as tuned:
             assert torch.equal(features(net), before)
-            trained(tuned)
+            train_steps(tuned)
             assert not torch.allclose(features(net), before)
         assert torch.equal(features(net), before)
 

@@ -1,4 +1,4 @@
-"""What `show` says a method trains."""
+"""The list of what a method trains, which `show` prints."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def entry(name: str) -> catalogue.Entry:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_lines_add_up_to_what_is_trained(name: str) -> None:
-    first, *lines = trained_set(entry(name).load()().method).splitlines()
-    found = re.fullmatch(r"trains in the image tower of ViT-B-16, for 1,000 classes: ([\d,]+) numbers, and .*", first)
-    assert found
-    count = int(found[1].replace(",", ""))
+def test_the_lines_add_up_to_the_number_of_trained_values(name: str) -> None:
+    first, *lines = trained_set(entry(name).load()()).splitlines()
+    title = re.fullmatch(r"trains in the image tower of ViT-B-16, for 1,000 classes: ([\d,]+) values, and .*", first)
+    assert title
+    count = int(title[1].replace(",", ""))
     total = 0
     for line in lines:
         parts = re.fullmatch(r"  (\S+) \(([\d, ]+)\)(?: x (\d+))?", line)
@@ -39,6 +39,6 @@ def test_the_lines_add_up_to_what_is_trained(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"), [("bitfit", "  ln_pre.bias (768)"), ("full", "  conv1.weight (768, 3, 16, 16)")]
 )
-def test_show_prints_them(name: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_list(name: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", name]) == 0
     assert line in capsys.readouterr().out.splitlines()

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import save_file
 
 from imbalance_vlm import run
-from imbalance_vlm.data.few_shot import SETS, VARIANTS
-from imbalance_vlm.data.prepare import create_dataset, drawn
+from imbalance_vlm.data.few_shot import FEW_SHOT, VARIANTS
+from imbalance_vlm.data.prepare import create_dataset, with_draw_seed
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.problems import RecipeError
 from imbalance_vlm.recipe.study import plan
@@ -20,7 +20,7 @@ from imbalance_vlm.results.result import RunResult, StudyResult
 from tests.conftest import TINY_CLIP
 from tests.data.miniatures import MINIATURES, write_image
 
-ALL_SETS = ("imagenet", *SETS, "fgvc_aircraft", *VARIANTS)
+ALL_SETS = ("imagenet", *FEW_SHOT, "fgvc_aircraft", *VARIANTS)
 
 
 COLOURS = ("red_apple", "green_leaf", "blue_car", "white_cup")
@@ -140,10 +140,14 @@ def test_each_seed_draws_its_own_images_where_the_recipe_says_so(images: Path, t
     recipe["data"] |= {"shots": 1, "draw_seed": None}
     first, second = (plan(recipe, {"seed": seed}).recipes[0] for seed in (0, 1))
     of_first, of_second = (
-        create_dataset(**drawn(one["data"], one["seed"])).splits["train"].images.name(0) for one in (first, second)
+        create_dataset(**with_draw_seed(one["data"], one["seed"])).splits["train"].images.name(0)
+        for one in (first, second)
     )
     assert of_first != of_second
-    assert create_dataset(**drawn(first["data"] | {"draw_seed": 1}, 0)).splits["train"].images.name(0) == of_second
+    assert (
+        create_dataset(**with_draw_seed(first["data"] | {"draw_seed": 1}, 0)).splits["train"].images.name(0)
+        == of_second
+    )
 
 
 def test_fewer_images_than_a_batch_train(tmp_path: Path, tiny_clip: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from imbalance_vlm.tuning.prompt.anchors import anchor_for, external_names
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,7 +34,6 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.training.checkpoints import load_weights
 from imbalance_vlm.tuning.base import Task
-from imbalance_vlm.tuning.prompt.anchors import anchor_for, external_names
 from imbalance_vlm.tuning.prompt.base import PromptHead
 from imbalance_vlm.tuning.prompt.cocoop import CoCoOpHead
 
@@ -311,7 +311,7 @@ def test_cocoop_remembers_the_mean_image() -> None:
     }
     weight, _ = head.classifier()
     context = head.context + head.net(embeddings.mean(0))
-    expected = head.scale * text_by_open_clip(NAMES, context.expand(3, 3, 16))
+    expected = head.logit_scale * text_by_open_clip(NAMES, context.expand(3, 3, 16))
     torch.testing.assert_close(weight, expected, rtol=0, atol=1e-9)
 
 
@@ -565,7 +565,7 @@ def test_a_blank_head_with_the_saved_weights_says_what_the_run_said(recipe: dict
     head = method(name, n_ctx=2, init=None).head(on, _no_plain_head)
     load_weights(result.path / "head.safetensors", head)
     data = create_dataset(**recipe["data"])
-    source = ImageSource(data.splits["test"], net, "embedding", [net.transform], torch.device("cpu"))
+    source = ImageSource(data.splits["test"], net, "embedding", [net.preprocessing], torch.device("cpu"))
     with (result.path / "predictions.csv").open() as stream:
         said = [row["predicted"] for row in csv.DictReader(stream)]
     assert [names[label] for label in predict(head, source).predicted] == said

@@ -31,6 +31,8 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.training.loop import train
 from imbalance_vlm.training.optimizers import sgd
+from imbalance_vlm.training.schedules import constant
+from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.base import Task
 from imbalance_vlm.tuning.prompt.maple import MaPLeHead
 from imbalance_vlm.tuning.prompt.promptsrc import PromptSRC, PromptSRCHead, divergence, gaussian_weights
@@ -390,7 +392,7 @@ def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor
     pixels, labels = batch(8)
     source = FeatureSource([pixels.numpy()], labels.numpy(), torch.device("cpu"))
     optimizer = sgd(tuning.parameters(head), lr=0.05)
-    schedule = catalogue.SCHEDULES.get("constant").load()(optimizer, 4, 2)
+    schedule = constant(4, 2)
     sampler = catalogue.SAMPLERS.get("instance").load()(source.labels, 0)
     seen: list[Tensor] = []
 
@@ -407,7 +409,8 @@ def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor
         told(epoch, epochs)
 
     objective.on_epoch = on_epoch  # type: ignore[method-assign]
-    train(objective, source, sampler, optimizer, schedule, folder, after, epochs=4, batch_size=4, checkpoint_seconds=0)
+    plan = TrainingSettings(epochs=4, batch_size=4, checkpoint_seconds=0)
+    train(objective, source, sampler, optimizer, schedule, folder, after, settings=plan)
     before = nn.utils.parameters_to_vector(head.parameters()).detach().clone()
     assert torch.equal(before, seen[-1])
     tuning.finish(head)

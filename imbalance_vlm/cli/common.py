@@ -1,0 +1,16 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+Do = Callable[[argparse.Namespace], int | None]
+
+
+def command(commands: Any, name: str, do: Do, summary: str, description: str = "") -> argparse.ArgumentParser:
+    """Add the parser of one command, which calls `do` with its arguments."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=description or summary)
+    parser.set_defaults(do=do)
+    return parser

@@ -1,0 +1,92 @@
+"""`imbalance-vlm data verify` and `data show`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from imbalance_vlm.cli.common import command
+
+EXIT_FINDINGS = 1
+SOURCE = "a recipe, a folder of class folders, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz)"
+
+
+def add(commands: Any) -> None:
+    summary = "check a dataset before training on it, or look at its head and tail"
+    parser = commands.add_parser("data", help=summary, description=summary)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_verify(actions)
+    _add_show(actions)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help=SOURCE)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, or of a path's reader")
+
+
+def _add_verify(actions: Any) -> None:
+    parser = command(
+        actions,
+        "verify",
+        verify,
+        "counts, unreadable and repeated images, leakage, and the published numbers",
+        "Check every image of a dataset, and the dataset as a whole. Nothing is written beside the data. "
+        "Exit status: 0 without findings, 1 with findings, 2 for bad input.",
+    )
+    _add_source(parser)
+    parser.add_argument("--out", type=Path, help="write report.md, report.json, findings.csv, ... to this folder")
+    parser.add_argument("--embeddings", action="store_true", help="search for wrong labels with the recipe's encoder")
+    parser.add_argument("--neighbours", type=int, default=10, help="that must agree on another class (default 10)")
+    parser.add_argument("--near", type=int, default=12, help="of 128 bits that near duplicates differ in; -1: off")
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="KIND", help="kinds of findings to leave out")
+    parser.add_argument("--workers", type=int, help="processes that read images; one per core by default")
+    parser.add_argument("--device", default="auto", help="of the encoder: auto (default), cpu, cuda, ...")
+
+
+def _add_show(actions: Any) -> None:
+    parser = command(
+        actions,
+        "show",
+        show,
+        "a contact sheet of the largest and the smallest classes",
+        "Draw a contact sheet of the largest and the smallest classes, one row per class.",
+    )
+    _add_source(parser)
+    parser.add_argument("--classes", type=int, default=5, help="classes from each end (default 5)")
+    parser.add_argument("--images", type=int, default=8, help="images of each class (default 8)")
+    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="default: contact_sheet.png")
+
+
+def verify(options: argparse.Namespace) -> int:
+    from imbalance_vlm.progress import note
+    from imbalance_vlm.verification import report
+    from imbalance_vlm.verification import verify as verification
+    from imbalance_vlm.verification.collection import collect
+
+    collection = collect(options.source, options.overrides)
+    out = report.outside(options.out, collection.roots, "--out") if options.out else None
+    result = verification.verify(
+        collection,
+        embeddings=options.embeddings,
+        neighbours=options.neighbours,
+        near=options.near,
+        ignore=options.ignore,
+        workers=options.workers,
+        device=options.device,
+    )
+    print(report.text(result), end="")
+    if out:
+        report.save(result, out)
+        note(f"report: {out}")
+    return 0 if result.ok else EXIT_FINDINGS
+
+
+def show(options: argparse.Namespace) -> None:
+    from imbalance_vlm.progress import note
+    from imbalance_vlm.verification import contact_sheet
+
+    contact_sheet.show(
+        options.source, options.overrides, classes=options.classes, images=options.images, out=options.out
+    )
+    note(f"contact sheet: {options.out}")

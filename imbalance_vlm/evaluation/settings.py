@@ -1,0 +1,23 @@
+"""The settings of a recipe's `evaluation` section, beside its evaluators and the thresholds of its groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imbalance_vlm.components.ranges import Count
+from imbalance_vlm.components.settings import SettingGroup
+from imbalance_vlm.evaluation.tta import Tta
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(SettingGroup):
+    """How the test images are read.
+
+    Args:
+        tta: test-time augmentation: the logits are averaged over "five_crops" of each test image, or over these and
+            their mirror images ("five_crops_flips"), instead of its one view; see `imbalance_vlm.evaluation.tta`.
+        batch_size: most images at a time; of large images and of tokens there are fewer, to save memory.
+    """
+
+    tta: Tta = "none"
+    batch_size: Count = 1024

@@ -1,0 +1,198 @@
+"""From the sections of a complete recipe to the parts of a run.
+
+Every part is made in the same way: its positional parameters are taken by name from what the run offers, its
+keyword-only parameters from the recipe (`imbalance_vlm.components.registry.Entry.make`). Training, checking and
+predicting build the same parts; they differ in where heads start (`SplitFeatures` or `BlankStarts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imbalance_vlm.balancing.corrected import CorrectedClassifier
+from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.ranges import FinishedRun
+from imbalance_vlm.components.registry import Offers, Section
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.prepare import with_draw_seed
+from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.heads.base import Head
+from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.recipe.schema import settings_in
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.runs.splits import Starts
+from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, check_trained_on
+from imbalance_vlm.tuning.base import Tuning, TuningContext
+
+Recipe = Mapping[str, Any]
+
+
+def offer(**values: Any) -> Offers:
+    """Values that do not depend on the section that asks for them."""
+    return {name: partial(_value, value) for name, value in values.items()}
+
+
+def _value(value: Any, _section: Section) -> Any:
+    return value
+
+
+def make_tuning(recipe: Recipe) -> Tuning:
+    """The recipe's tuning. Whoever makes it calls `close`, which gives back the shared encoder as it was."""
+    tuning: Tuning = catalogue.TUNINGS.make(recipe["tuning"])
+    return tuning
+
+
+def feature_kind(recipe: Recipe) -> str:
+    """The image features that the recipe's head reads; see `imbalance_vlm.encoders.base.KINDS`."""
+    reads_tokens = "tokens" in catalogue.HEADS.needed(recipe["head"])
+    kind: str = "tokens" if reads_tokens else recipe["encoder"]["features"]
+    return kind
+
+
+def make_context(
+    recipe: Recipe,
+    encoder: Encoder,
+    device: torch.device,
+    resources: Resources,
+    *,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    novel_names: Sequence[str] = (),
+    flips: bool = False,
+) -> TuningContext:
+    """What the recipe's tuning builds on."""
+    return TuningContext(
+        encoder=encoder,
+        kind=feature_kind(recipe),
+        class_names=class_names,
+        novel_names=novel_names,
+        templates=templates,
+        device=device,
+        epochs=recipe["training"]["epochs"],
+        seed=recipe["seed"],
+        flips=flips,
+        text_features=partial(resources.text_features, encoder),
+    )
+
+
+def context_of(
+    recipe: Recipe, data: Dataset, novel: Dataset | None, encoder: Encoder, device: torch.device, resources: Resources
+) -> TuningContext:
+    """What the recipe's tuning builds on, for a dataset and the classes that it leaves out."""
+    return make_context(
+        recipe,
+        encoder,
+        device,
+        resources,
+        class_names=data.class_names,
+        templates=data.templates,
+        novel_names=novel.class_names if novel else (),
+        flips=data.flips,
+    )
+
+
+def novel_half(recipe: Recipe, resources: Resources) -> Dataset | None:
+    """The classes that a recipe on base classes leaves out; None for a recipe on all classes."""
+    if recipe["data"]["classes"] != "base":
+        return None
+    return resources.dataset(with_draw_seed(recipe["data"] | {"classes": "novel"}, recipe["seed"]))
+
+
+def make_long_tail(recipe: Recipe, data: Dataset) -> LongTail:
+    """The training counts, and the groups made of them."""
+    groups = recipe["evaluation"]["groups"]
+    return data.long_tail(groups["many"], groups["few"])
+
+
+def make_head(recipe: Recipe, context: TuningContext, tuning: Tuning, starts: Starts) -> Head:
+    """The head of the run: the recipe's own, or what the tuning makes around or in place of it."""
+
+    def directions(section: Section) -> Any:
+        init = section.get("init", "random")
+        return starts.prototypes(section) if init == "prototype" else starts.directions(init)
+
+    offers: Offers = {
+        **offer(
+            width=context.encoder.width(context.kind),
+            num_classes=len(context.class_names),
+            logit_scale=context.encoder.logit_scale,
+        ),
+        "directions": directions,
+        "prototypes": starts.prototypes,
+        "text": lambda _section: starts.directions("text"),
+    }
+    return tuning.head(context, partial(catalogue.HEADS.make, recipe["head"], offers)).to(context.device)
+
+
+def make_model(recipe: Recipe, head: Head, long_tail: LongTail) -> CorrectedClassifier:
+    """The head with the recipe's second stage and post-hoc correction, both before they are fitted."""
+    second_stage, post_hoc = recipe["balancing"]["second_stage"], recipe["balancing"]["post_hoc"]
+    with torch.no_grad():
+        weight, _ = head.classifier()
+    num_classes, width = weight.shape
+    return CorrectedClassifier(
+        head,
+        catalogue.SECOND_STAGES.make(second_stage, offer(width=width, num_classes=num_classes))
+        if second_stage
+        else None,
+        catalogue.POST_HOC.make(post_hoc, offer(long_tail=long_tail)) if post_hoc else None,
+    ).to(weight.device)
+
+
+def make_objective(
+    recipe: Recipe, head: Head, context: TuningContext, tuning: Tuning, starts: Starts, long_tail: LongTail
+) -> Objective:
+    """The recipe's loss, regularizers and gradient transform around the head."""
+    section = recipe["balancing"]
+    offers: Offers = {
+        **offer(
+            long_tail=long_tail,
+            head=head,
+            num_classes=long_tail.num_classes,
+            logit_scale=head.logit_scale,
+        ),
+        "prototypes": starts.prototypes,
+        "text": lambda _section: tuning.text(context, head),
+    }
+    check_reused(recipe, context.encoder)
+    criterion = catalogue.LOSSES.make(section["loss"], offers)
+    regularizers = [catalogue.REGULARIZERS.make(one, offers) for one in section["regularizers"]]
+    regularizers += tuning.regularizers(context)
+    transform = section["gradient"]
+    gradient = catalogue.GRADIENTS.make(transform, offers) if transform else tuning.gradient(context)
+    frozen_text = starts.directions("text") if head.learns_text else None
+    return Objective(head, criterion, regularizers, gradient, frozen_text).to(context.device)
+
+
+def check_reused(recipe: Recipe, encoder: Encoder) -> None:
+    """Check that the finished runs whose files the recipe uses are of its own encoder.
+
+    Raises:
+        InputError: with both fingerprints.
+    """
+    for _, setting, value in settings_in(recipe):
+        if setting.marked(FinishedRun) and value:
+            check_trained_on(Path(value).expanduser() / WEIGHTS_FILE, encoder.fingerprint)
+
+
+def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) -> None:
+    """Check that what is chosen on validation images has such images.
+
+    Raises:
+        InputError: there are none.
+    """
+    for key, part in (("second_stage", model.second_stage), ("post_hoc", model.post_hoc)):
+        if part is not None and part.needs_validation and "val" not in data.splits:
+            name = recipe["balancing"][key]["name"]
+            raise InputError(
+                f"`balancing.{key}` '{name}' chooses a setting on validation images, and dataset '{data.name}' has "
+                f"none; give the setting (`imbalance-vlm show {name}` lists them), or set images aside, for a folder "
+                "with data.val_fraction=0.1"
+            )

@@ -1,0 +1,240 @@
+"""A trained classifier: what training writes into a run's folder, and what predicting reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from imbalance_vlm.balancing.corrected import CorrectedClassifier
+from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
+from imbalance_vlm.data.loader import Decoder
+from imbalance_vlm.data.readability import unreadable
+from imbalance_vlm.data.resized_cache import resized_split
+from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.sources import ImageSource, PixelSource, Source
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.evaluation.evaluate import evaluate
+from imbalance_vlm.files import write_text
+from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.recipe.load import read_yaml
+from imbalance_vlm.results.result import read_result
+from imbalance_vlm.runs.build import feature_kind, make_context, make_head, make_model, make_tuning
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.runs.splits import BlankStarts
+from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, load_weights, save_weights
+from imbalance_vlm.training.devices import resolve_device
+from imbalance_vlm.tuning.base import Tuning
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECIPE_FILE = "recipe.resolved.yaml"
+SECTIONS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
+"""The keys of a recipe that a classifier is rebuilt from."""
+BATCH = 256
+
+
+class TrainedClassifier:
+    """The model of a finished run, with its class names and the recipe that it was trained by.
+
+    Use it as a context manager, or call `close`: a tuned image tower belongs to the encoder until then.
+
+    Args:
+        recipe: the complete recipe.
+        class_names: (C,) names.
+        long_tail: training counts and groups.
+        encoder: on its device.
+        tuning: as it made the head.
+        model: head, second stage and correction.
+        device: of the encoder.
+
+    >>> with TrainedClassifier.load("runs/photos/seed0-1234") as classifier:  # doctest: +SKIP
+    ...     classifier.predict(["new/1.jpg", "new/2.jpg"])
+    """
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        class_names: Sequence[str],
+        long_tail: LongTail,
+        encoder: Encoder,
+        tuning: Tuning,
+        model: CorrectedClassifier,
+        device: torch.device,
+    ) -> None:
+        self.recipe = recipe
+        self.class_names = tuple(class_names)
+        self.long_tail = long_tail
+        self.encoder = encoder
+        self.tuning = tuning
+        self.model = model
+        self.device = device
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str | torch.device = "auto", resources: Resources | None = None
+    ) -> TrainedClassifier:
+        """The classifier of a finished run.
+
+        Args:
+            folder: the run's folder, which holds result.json.
+            device: "auto" (a GPU where there is one), "cpu", "cuda", ...
+            resources: shared with other classifiers or runs; None for its own.
+
+        Raises:
+            InputError: no finished run, or an encoder that is not the one the run was trained on.
+        """
+        folder = Path(folder)
+        result = read_result(folder)
+        if result is None:
+            raise InputError(f"`run` must be the folder of a finished run (with result.json), got {str(folder)!r}")
+        recipe = read_yaml(folder / RECIPE_FILE)
+        missing = [key for key in SECTIONS if key not in recipe]
+        if missing:
+            raise InputError(
+                f"{folder / RECIPE_FILE} must be a complete recipe, and lacks {', '.join(map(repr, missing))}; run the "
+                "recipe again with --force"
+            )
+        classes, groups = result.record["classes"], recipe["evaluation"]["groups"]
+        names = list(classes["names"])
+        long_tail = LongTail(
+            classes["train_counts"],
+            names,
+            groups.get("many", 100),
+            groups.get("few", 20),
+            recipe["data"]["allow_empty"],
+            classes.get("group_counts"),
+        )
+        resources = resources or Resources()
+        device = resolve_device(device) if isinstance(device, str) else device
+        encoder = resources.encoder(recipe["encoder"], device)
+        tuning = make_tuning(recipe)
+        try:
+            context = make_context(
+                recipe, encoder, device, resources, class_names=names, templates=classes.get("templates") or ("{}",)
+            )
+            starts = BlankStarts(len(names), encoder.width(feature_kind(recipe)))
+            model = make_model(recipe, make_head(recipe, context, tuning, starts), long_tail)
+            classifier = cls(recipe, names, long_tail, encoder, tuning, model, device)
+            if any(True for _ in classifier._weights().state_dict()):
+                load_weights(folder / WEIGHTS_FILE, classifier._weights(), encoder.fingerprint)
+        except BaseException:
+            tuning.close()
+            raise
+        model.eval()
+        return classifier
+
+    def save(self, folder: Path, digest: str = "") -> None:
+        """Write the recipe and the weights, the latter with the fingerprint of the encoder that they belong to.
+
+        Args:
+            folder: of the run.
+            digest: hash of the recipe, its data and weights when the run began.
+        """
+        write_text(folder / RECIPE_FILE, yaml.safe_dump(plain(self.recipe), sort_keys=False))
+        if any(True for _ in self._weights().state_dict()):
+            header = {"recipe": self.recipe["name"], "recipe_hash": digest, "base": self.encoder.fingerprint}
+            save_weights(folder / WEIGHTS_FILE, self._weights(), header)
+
+    def _weights(self) -> torch.nn.Module:
+        """The module whose state is saved."""
+        return self.model.head if self.model.plain else self.model
+
+    def predict(self, images: Sequence[str | Path]) -> pd.DataFrame:
+        """Classify images.
+
+        Args:
+            images: image files, or folders of them (with all folders below).
+
+        Returns:
+            One row per image: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
+
+        Raises:
+            InputError: no images, or images that cannot be read.
+        """
+        import pandas as pd
+
+        files = find_images(images)
+        predictions = evaluate(self.model, self._source(files), (), BATCH)
+        return pd.DataFrame(
+            {
+                "image": [str(files.root / files.name(row)) for row in range(len(files))],
+                "predicted": [self.class_names[label] for label in predictions.predicted],
+                "confidence": predictions.confidence,
+            }
+        )
+
+    def _source(self, files: FileImages) -> Source:
+        """The images as the head reads them."""
+        caching = self.recipe["encoder"]
+        labels = np.zeros(len(files), np.int64)  # unknown, and not used by predictions
+        split = resized_split(Split(files, labels), caching.get("resized", 0), keep=False)
+        views = [self.encoder.preprocessing]
+        if self.tuning.reads_pixels:
+            return PixelSource(split, views, self.device, caching.get("decoder", "pil"))
+        # Kept features are always made with PIL, so that these are too.
+        decoder: Decoder = "pil" if caching["cache"] else caching.get("decoder", "pil")
+        return ImageSource(split, self.encoder, feature_kind(self.recipe), views, self.device, decoder)
+
+    def close(self) -> None:
+        """Give back the encoder as it was."""
+        self.tuning.close()
+
+    def __enter__(self) -> TrainedClassifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def predict_images(run: str | Path, images: Sequence[str | Path], device: str = "auto") -> pd.DataFrame:
+    """Classify images with the model of a finished run; see `TrainedClassifier.predict`.
+
+    Args:
+        run: the folder of a finished run.
+        images: image files, or folders of them (with all folders below).
+        device: where the model runs: "auto" (a GPU where there is one), "cpu", "cuda", ...
+    """
+    with TrainedClassifier.load(run, device) as classifier:
+        return classifier.predict(images)
+
+
+def find_images(places: Sequence[str | Path]) -> FileImages:
+    """The image files among these files and folders.
+
+    Raises:
+        InputError: a place that does not exist, no images at all, or images that cannot be read.
+    """
+    paths: list[Path] = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise InputError(f"no such image or folder: {place}")
+        if place.is_dir():
+            paths += sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            paths.append(place)
+    if not paths:
+        raise InputError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places))}")
+    files = FileImages(Path(), tuple(map(str, paths)))
+    reasons = unreadable(files)
+    if reasons:
+        lines = "\n".join(f"  - {files.name(row)}: {reason}" for row, reason in reasons.items())
+        raise InputError(f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{lines}")
+    return files
+
+
+def plain(value: Any) -> Any:
+    """Nested values as plain mappings, lists and strings, for YAML."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

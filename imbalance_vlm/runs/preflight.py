@@ -1,0 +1,85 @@
+"""Checks all runs of a study before the first of them trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.data.prepare import with_draw_seed
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.progress import bar
+from imbalance_vlm.runs.build import (
+    check_validation,
+    context_of,
+    feature_kind,
+    make_head,
+    make_long_tail,
+    make_model,
+    make_objective,
+    make_tuning,
+    novel_half,
+    offer,
+)
+from imbalance_vlm.runs.identity import config_hash
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.runs.splits import BlankStarts
+
+
+def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resources: Resources) -> None:
+    """Build every run, without encoding an image or training, and report what fails, for all runs together.
+
+    Runs that differ in their seed only are built once.
+
+    Raises:
+        InputError: what is wrong with each run.
+    """
+    problems: dict[str, list[str]] = {}  # run names by message
+    distinct = {config_hash(recipe): recipe for recipe in reversed(recipes)}
+    state = torch.get_rng_state()
+    with bar(len(distinct), "check", "run") as progress:
+        for recipe in reversed(distinct.values()):
+            try:
+                build_only(recipe, device, resources)
+            except InputError as error:
+                problems.setdefault(str(error), []).append(recipe["name"])
+            progress.update()
+    torch.set_rng_state(state)
+    if problems:
+        lines = [f"  - {', '.join(names)}: {message}" for message, names in problems.items()]
+        count = sum(map(len, problems.values()))
+        raise InputError(
+            "\n".join([f"{count} of {len(distinct)} configurations cannot run; nothing was trained", *lines])
+        )
+
+
+def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resources) -> None:
+    """Build the parts of a run and close it again.
+
+    Raises:
+        InputError: whatever the run itself would raise before its training.
+    """
+    data = resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
+    encoder = resources.encoder(recipe["encoder"], device)
+    tuning = make_tuning(recipe)
+    with closing(tuning):
+        if tuning.trains:
+            data.require_training(f"tuning '{recipe['tuning']['name']}'")
+        long_tail = make_long_tail(recipe, data)
+        novel = novel_half(recipe, resources)
+        context = context_of(recipe, data, novel, encoder, device, resources)
+        starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)))
+        head = make_head(recipe, context, tuning, starts)
+        check_validation(recipe, make_model(recipe, head, long_tail), data)
+        tuning.transforms(context)
+        if tuning.trains:
+            make_objective(recipe, head, context, tuning, starts, long_tail)
+            catalogue.SCHEDULES.make(recipe["training"]["schedule"], _steps(recipe, len(data.splits["train"])))
+
+
+def _steps(recipe: Mapping[str, Any], images: int) -> Any:
+    training = recipe["training"]
+    return offer(epochs=training["epochs"], steps_per_epoch=-(-images // training["batch_size"]))

@@ -1,0 +1,108 @@
+"""What the runs of a study share: datasets, encoders, prototypes and text features, each made once."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from imbalance_vlm.balancing.prototypes import create_prototypes
+from imbalance_vlm.components.settings import settings_of
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.prepare import create_dataset, dataset_identity
+from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.factory import encoder_spec
+from imbalance_vlm.encoders.features import feature_source
+from imbalance_vlm.heads.prototype import PrototypeKind
+from imbalance_vlm.training.devices import fast_layout
+
+T = TypeVar("T")
+Section = Mapping[str, Any]
+
+
+class Recent(OrderedDict[str, Any]):
+    """The values used last, by key.
+
+    Args:
+        size: how many are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def get_or_make(self, key: str, make: Callable[[], T]) -> T:
+        """The value of a key, made if it is not kept."""
+        if key not in self:
+            self[key] = make()
+        self.move_to_end(key)
+        while len(self) > self.size:
+            self.popitem(last=False)
+        value: T = self[key]
+        return value
+
+
+class Resources:
+    """Datasets, encoders, prototypes and text features by what they are made from.
+
+    Files are looked at once in the lifetime of this object: it belongs to one call of `run`, or to a program whose data
+    and weights do not change meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._datasets = Recent(4)  # base and novel halves come in pairs
+        self._encoders = Recent(2)
+        self._prototypes = Recent(2)
+        self._texts = Recent(16)
+        self._identities = Recent(100_000)
+
+    def dataset(self, section: Section) -> Dataset:
+        """The dataset of a recipe's `data` section, as the run draws it."""
+        return self._datasets.get_or_make(_key(section), lambda: create_dataset(**section))
+
+    def dataset_identity(self, section: Section) -> str:
+        """What the data are, without reading the images."""
+        return self._identities.get_or_make(_key(section), lambda: dataset_identity(section))
+
+    def encoder(self, section: Section, device: torch.device) -> Encoder:
+        """The encoder of a recipe's `encoder` section, frozen, on its device."""
+
+        def build() -> Encoder:
+            encoder = encoder_spec(own_settings(section)).build()
+            fast_layout(encoder.module.requires_grad_(False), device)
+            return encoder
+
+        return self._encoders.get_or_make(f"{_key(own_settings(section))} {device}", build)
+
+    def encoder_identity(self, section: Section) -> str:
+        """What the encoder is, weights included, without loading it."""
+        own = own_settings(section)
+        return self._identities.get_or_make(_key(own), lambda: encoder_spec(own).identity())
+
+    def forget_encoders(self) -> None:
+        """Load encoders again when they are next asked for, since a run has taken one apart."""
+        self._encoders.clear()
+
+    def prototypes(self, num_classes: int, dim: int, kind: PrototypeKind, seed: int) -> Tensor:
+        """(C, d) uniform prototypes in arbitrary order; do not change them in place."""
+        key = f"{num_classes} {dim} {kind} {seed}"
+        return self._prototypes.get_or_make(key, lambda: create_prototypes(num_classes, dim, kind=kind, seed=seed))
+
+    def text_features(self, encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(C, d) unit text features of the untouched text tower; do not change them in place."""
+        key = json.dumps([encoder.fingerprint, encoder.precision, list(class_names), list(templates)])
+        return self._texts.get_or_make(key, lambda: encoder.text_features(class_names, templates))
+
+
+def own_settings(section: Section) -> dict[str, Any]:
+    """An `encoder` section without the settings that say how its features are kept."""
+    shared = settings_of(feature_source)
+    return {key: value for key, value in section.items() if key not in shared}
+
+
+def _key(section: Section) -> str:
+    return json.dumps(section, sort_keys=True, default=str)

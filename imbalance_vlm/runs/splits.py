@@ -1,0 +1,148 @@
+"""The splits of a run's dataset as its head reads them, and the directions that heads start from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from imbalance_vlm.balancing.prototypes import assign_prototypes
+from imbalance_vlm.components.settings import settings_of
+from imbalance_vlm.data.dataset import Dataset
+from imbalance_vlm.data.resized_cache import resized_split
+from imbalance_vlm.encoders.features import feature_source, view_transforms
+from imbalance_vlm.encoders.sources import PixelSource, Source
+from imbalance_vlm.evaluation.base import View
+from imbalance_vlm.evaluation.tta import views_of
+from imbalance_vlm.heads.factory import class_mean_directions, text_directions
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.tuning.base import Tuning, TuningContext
+
+RANDOM_CROPS = 2
+RANDOM_CROP_SCALE = 0.5
+"""Number and smallest scale of the random crops of an image, for methods that compare two views of it."""
+
+
+class SplitFeatures:
+    """What the head of a run reads of each split: features of the frozen tower, or images for a tower that is trained.
+
+    Args:
+        data: the dataset.
+        context: what the tuning builds on.
+        tuning: decides what is read and how training images are augmented.
+        resources: shared by the runs of a study.
+        encoder_section: the recipe's `encoder` section.
+        tta: test-time augmentation.
+
+    Attributes:
+        seconds: time spent on encoding.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        context: TuningContext,
+        tuning: Tuning,
+        resources: Resources,
+        encoder_section: Mapping[str, Any],
+        tta: Any = "none",
+    ) -> None:
+        self.data = data
+        self.context = context
+        self.encoder = context.encoder
+        self.kind = context.kind
+        self.device = context.device
+        self.tuning = tuning
+        self.resources = resources
+        self.caching = {key: encoder_section[key] for key in settings_of(feature_source)}
+        self.seconds = 0.0
+        plain = [self.encoder.preprocessing]
+        self._views = {
+            "plain": plain,
+            "train": tuning.transforms(context),
+            "tta": views_of(self.encoder.preprocessing, tta, data.flips),
+            "random": view_transforms(self.encoder, RANDOM_CROPS, RANDOM_CROP_SCALE, data.flips),
+        }
+        self._sources: dict[tuple[str, tuple[str, ...]], Source] = {}
+        self._directions: dict[str, Tensor | None] = {}
+
+    def of(self, split: str, view: View = "plain") -> Source:
+        """What the head reads of a split; see `imbalance_vlm.evaluation.base.SplitFeatures.of`."""
+        if not self.tuning.reads_pixels:
+            return self.encoded(split, view)
+        images = resized_split(self.data.splits[split], self.caching["resized"])
+        return PixelSource(images, self._transforms(split, view), self.device, self.caching["decoder"])
+
+    def encoded(self, split: str, view: View = "plain") -> Source:
+        """The features of a split, from the frozen tower."""
+        if self.tuning.reads_pixels:
+            view = "plain"  # the crops of a tower that is trained are new in every epoch
+        transforms = self._transforms(split, view)
+        key = split, tuple(transform.key() for transform in transforms)
+        if key not in self._sources:
+            start = time.monotonic()
+            self._sources[key] = feature_source(
+                self.encoder,
+                self.data.splits[split],
+                self.kind,
+                transforms,
+                self.device,
+                f"{self.data.name} {split}",
+                **self.caching,
+            )
+            self.seconds += time.monotonic() - start
+        return self._sources[key]
+
+    def _transforms(self, split: str, view: View) -> Any:
+        return self._views["train" if (split, view) == ("train", "random") else view]
+
+    def directions(self, init: str) -> Tensor | None:
+        """(C, w) unit rows that a head can start from; None for "random"."""
+        if init not in self._directions:
+            with self.tuning.base():
+                self._directions[init] = self._make_directions(init)
+        return self._directions[init]
+
+    def _make_directions(self, init: str) -> Tensor | None:
+        if init == "text":
+            kind = "class_token" if self.kind == "tokens" else self.kind
+            names, templates = self.data.class_names, self.data.templates
+            return text_directions(self.encoder, kind, names, self.context.text_features(names, templates))
+        if init == "class_mean":
+            return class_mean_directions(self.encoded("train", "random"), self.data.num_classes)
+        return None
+
+    def prototypes(self, section: Mapping[str, Any]) -> Tensor:
+        """(C, w) uniform prototypes, each assigned to a class as the section of a head or regularizer says."""
+        width = self.encoder.width(self.kind)
+        rows = self.resources.prototypes(self.data.num_classes, width, section["kind"], section["prototype_seed"])
+        like = self.directions(section["assign"])
+        return rows.clone() if like is None else rows[assign_prototypes(rows, like)].to(like.device)
+
+
+class Starts(Protocol):
+    """Where heads and prototypes start."""
+
+    def directions(self, init: str) -> Tensor | None: ...
+    def prototypes(self, section: Mapping[str, Any]) -> Tensor: ...
+
+
+class BlankStarts:
+    """Starts of the right shape without content, for a model whose weights are loaded, or that is only checked.
+
+    Args:
+        num_classes: C.
+        width: w of the features.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        self.shape = num_classes, width
+
+    def directions(self, init: str) -> Tensor | None:
+        return None if init == "random" else torch.zeros(self.shape)
+
+    def prototypes(self, section: Mapping[str, Any]) -> Tensor:
+        return torch.zeros(self.shape)

@@ -1,0 +1,194 @@
+"""`run`: a recipe or a study, by file, name or mapping. Finished runs are read, not run again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.progress import bar, note
+from imbalance_vlm.recipe.study import EPOCH, Plan, plan
+from imbalance_vlm.results.averages import with_averages
+from imbalance_vlm.results.comparison import compare
+from imbalance_vlm.results.curves import curves
+from imbalance_vlm.results.plots import plot
+from imbalance_vlm.results.result import RunResult, StudyResult, read_result
+from imbalance_vlm.results.tables import columns_of, save_table, select, table
+from imbalance_vlm.runs.experiment import run_recipe
+from imbalance_vlm.runs.identity import run_folder
+from imbalance_vlm.runs.preflight import preflight
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.training.devices import resolve_device
+from imbalance_vlm.training.distributed.processes import join, process_group, world_size
+
+Recipe = Mapping[str, Any]
+
+
+def run(
+    recipe: str | Path | Recipe,
+    overrides: Iterable[str] | Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path = "runs",
+    force: bool = False,
+    device: str = "auto",
+    jobs: int = 1,
+) -> RunResult | StudyResult:
+    """Run a recipe or a study and return its result.
+
+    Args:
+        recipe: a YAML file, the name of a packaged recipe, or a mapping.
+        overrides: "key.path=value" strings, or a mapping with dotted keys.
+        runs: folder for the run folders.
+        force: run again what is already finished.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+        jobs: number of a study's runs at a time, each in its own process with its share of the cores.
+
+    Returns:
+        A RunResult for a recipe, a StudyResult for a recipe with a `grid`.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, before any work.
+        InputError: data or weights that are missing or do not fit. All runs of a study are checked before the first one
+            trains.
+    """
+    if jobs < 1:
+        raise InputError(f"`jobs` must be at least 1, got {jobs}")
+    wanted = plan(recipe, overrides)
+    resources = Resources()
+    folders = _folders(wanted, Path(runs), resources)
+    if not wanted.is_study:
+        return _run_or_read(wanted.recipes[0], folders[0], force, device, resources)
+    todo = [one for one, folder in zip(wanted.recipes, folders, strict=True) if force or read_result(folder) is None]
+    if len(todo) > 1 and world_size() == 1:
+        preflight(todo, resolve_device(device), resources)
+    if jobs > 1:
+        _run_in_processes(wanted, folders, force, device, jobs)
+        force = False  # the runs are finished; what follows reads them
+    results = [_run_or_read(one, folder, force, device, resources) for one, folder in _with_progress(wanted, folders)]
+    return _report(wanted, results, Path(runs) / wanted.name)
+
+
+def _folders(wanted: Plan, root: Path, resources: Resources) -> list[Path]:
+    """The folder of each run. This looks at all data and weights, and reports everything that is missing at once."""
+    folders, problems = [], []
+    for recipe in wanted.recipes:
+        try:
+            folders.append(run_folder(root, recipe, resources))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return folders
+
+
+def _with_progress(wanted: Plan, folders: Sequence[Path]) -> Iterator[tuple[Recipe, Path]]:
+    """The recipes of a study and their folders, with a progress bar."""
+    with bar(len(wanted.recipes), wanted.name, "run") as progress:
+        for recipe, folder in zip(wanted.recipes, folders, strict=True):
+            progress.set_postfix_str(f"{wanted.label(recipe)}, seed {recipe['seed']}")
+            yield recipe, folder
+            progress.update()
+
+
+# -- one run ---------------------------------------------------------------------------------------------------------
+def _run_or_read(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
+    if world_size() > 1:
+        return _run_distributed(recipe, folder, force, device, resources)
+    return _run_locked(recipe, folder, force, device, resources)
+
+
+def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
+    """One run over the processes that a launcher started: process 0 writes the folder, the others a temporary one."""
+    own_device = str(join(device))
+    group = process_group()
+    finished: RunResult | None = group.broadcast(read_result(folder) if group.is_main and not force else None)
+    if finished is not None:
+        return finished
+    if group.is_main:
+        return group.broadcast(_run_locked(recipe, folder, force, own_device, resources))
+    with tempfile.TemporaryDirectory() as temporary:
+        return group.broadcast(_run_locked(recipe, Path(temporary) / folder.name, force, own_device, resources))
+
+
+def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
+    if not force and (finished := read_result(folder)):
+        return finished
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+        if not force and (finished := read_result(folder)):  # another process has run it meanwhile
+            return finished
+        if force:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return run_recipe(recipe, folder, resolve_device(device), resources)
+        except InputError:
+            with suppress(OSError):  # of a folder with a checkpoint to resume from
+                folder.rmdir()
+            raise
+
+
+# -- many runs -------------------------------------------------------------------------------------------------------
+def _run_in_processes(wanted: Plan, folders: Sequence[Path], force: bool, device: str, jobs: int) -> None:
+    """Run a study in `jobs` processes; the first error stops what has not begun."""
+    threads = max(1, (os.cpu_count() or jobs) // jobs)
+    # Processes are spawned: torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+    try:
+        futures = [
+            pool.submit(_run_in_worker, recipe, folder, force, device)
+            for recipe, folder in zip(wanted.recipes, folders, strict=True)
+        ]
+        with bar(len(futures), wanted.name, "run") as progress:
+            for future in as_completed(futures):
+                future.result()
+                progress.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_resources: list[Resources] = []
+
+
+def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> RunResult:
+    """A run in a process of the pool, whose runs share their resources."""
+    if not _worker_resources:
+        _worker_resources.append(Resources())
+    return _run_or_read(recipe, folder, force, device, _worker_resources[0])
+
+
+def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult:
+    """Write the study's table (and plot) beside its runs."""
+    full, columns = table(results), columns_of(results)
+    if wanted.table.get("baseline"):
+        full = compare(full, results, wanted.table["baseline"], wanted.table["score"])
+    full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
+    places = wanted.coordinates()
+    if wanted.table.get("average"):
+        full = with_averages(full, places, wanted.table["average"])
+    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"), columns)
+    save_table(full, folder / "table.csv", columns)
+    save_table(shown, folder / "table.md", columns)
+    write_json(folder / "study.json", {"name": wanted.name, "runs": [str(r.path.relative_to(folder)) for r in results]})
+    if wanted.plot and not find_spec("matplotlib"):
+        note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
+    elif wanted.plot:
+        frame = curves(results) if wanted.plot["x"] == EPOCH else full
+        for column in next(iter(places.values())):
+            if column not in frame.columns:
+                frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
+        plot(frame, folder / "plot.png", **wanted.plot)
+    return StudyResult(folder, results, shown)

@@ -1,0 +1,169 @@
+"""Contracts of evaluators, over everything registered, and seen to fail on evaluators that are wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from imbalance_vlm import LongTail
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.evaluation.base import Column, Evaluator, columns_of, registered_columns
+from imbalance_vlm.evaluation.evaluate import evaluate
+from imbalance_vlm.evaluation.recorder import PredictionRecorder
+from tests.evaluation import evaluator_contracts
+from tests.evaluation.evaluator_contracts import CONTRACTS, Make
+from tests.evaluation.scenes import BASE, NOVEL, Features, LogitSource, constant, directions, text_features, zero_shot
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "base_to_novel": {"curve": 2},
+    "transfer": {"datasets": [{"name": "pets"}, {"name": "food"}]},
+}
+
+
+def offers() -> dict[str, Any]:
+    """What a run offers to evaluators."""
+    history = [{"epoch": 2, "loss": 1.0, "base": 50.0, "novel": 30.0, "h": 37.5}]
+    return {
+        "long_tail": LongTail([200, 50, 3]),
+        "head": zero_shot(),
+        "features": Features(BASE, 1),
+        "novel_features": Features(NOVEL, 5, ("x", "y")),
+        "open_features": lambda section: Features(len(section["name"]), 9),
+        "text": lambda: directions(BASE, 7),
+        "text_features": text_features,
+        "history": history,
+    }
+
+
+def make_of(name: str) -> Make:
+    section = {"name": name, **SETTINGS.get(name, {})}
+    offered = {key: constant(value) for key, value in offers().items()}
+    return lambda: (catalogue.EVALUATORS.make(section, offered), section)
+
+
+@pytest.mark.parametrize("name", catalogue.EVALUATORS.names())
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
+def test_every_evaluator_keeps_the_contract(contract: Any, name: str) -> None:
+    contract(make_of(name))
+
+
+class Good(Evaluator):
+    """Share of the targets that are class 0."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("zeros"),)
+
+    def __init__(self) -> None:
+        self.targets: list[Tensor] = []
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        self.targets.append(targets)
+
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield "zeros", float((torch.cat(self.targets) == 0).double().mean())
+
+
+class LastBatchOnly(Good):
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        self.targets = [targets]
+
+
+class FirstImage(Good):
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield "zeros", float(torch.cat(self.targets)[0])
+
+
+class OtherName(Good):
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield "zeroes", 1.0
+
+
+class ColumnTwice(Good):
+    columns = (Column("zeros"), Column("zeros"))
+
+
+class TensorValue(Good):
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield "zeros", torch.tensor(1.0)  # type: ignore[misc]
+
+
+class UnknownEpochNumber(Good):
+    def after_epoch(self, epoch: int, epochs: int) -> Iterator[tuple[str, float]]:
+        yield "ones", 1.0
+
+
+class Draws(Good):
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        super().update(logits, targets[torch.randperm(len(targets))])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "contract"),
+    [
+        (LastBatchOnly, "batches_do_not_matter"),
+        (FirstImage, "order_does_not_matter"),
+        (OtherName, "yields_its_columns"),
+        (ColumnTwice, "yields_its_columns"),
+        (TensorValue, "values_are_floats"),
+        (UnknownEpochNumber, "epochs_are_among_the_columns"),
+        (Draws, "draws_no_random_numbers"),
+    ],
+)
+def test_each_contract_fails_on_an_evaluator_that_breaks_it(wrong: type[Good], contract: str) -> None:
+    check = getattr(evaluator_contracts, contract)
+    check(lambda: (Good(), {}))
+    with pytest.raises(AssertionError):
+        check(lambda: (wrong(), {}))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "calibration"])
+def test_without_images_everything_is_nan(name: str) -> None:
+    evaluator, _ = make_of(name)()
+    scores = dict(evaluator.compute())
+    assert len(scores) == 9 if name == "accuracy" else 8
+    assert all(math.isnan(value) for value in scores.values())
+
+
+def test_columns_follow_from_the_sections_of_a_recipe() -> None:
+    sections: list[Mapping[str, Any]] = [{"name": "accuracy"}, {"name": "transfer", "datasets": [{"name": "pets"}]}]
+    names = [column.name for column in columns_of(sections)]
+    assert names[:4] == ["overall", "many", "medium", "few"]
+    assert names[-2:] == ["transfer_pets", "transfer"]
+    assert "best_epoch" not in [column.name for column in columns_of([{"name": "base_to_novel"}])]
+    assert "best_epoch" in [column.name for column in columns_of([{"name": "base_to_novel", "curve": 1}])]
+
+
+def test_no_two_registered_evaluators_share_a_column() -> None:
+    names = [column.name for column in registered_columns()]
+    assert len(set(names)) == len(names)
+
+
+def test_an_evaluator_does_nothing_by_default() -> None:
+    evaluator = Evaluator()
+    evaluator.update(torch.zeros(1, 2), torch.zeros(1))
+    assert [*evaluator.compute(), *evaluator.after_epoch(1, 2)] == []
+    assert type(evaluator).columns_of({}) == ()
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [
+        (torch.zeros(4, 3, 5, 5), torch.zeros(4, 5, 5, dtype=torch.long)),
+        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.bool)),
+    ],
+    ids=["per pixel", "several labels per image"],
+)
+def test_evaluators_receive_other_outputs_than_one_label_per_image(logits: Tensor, targets: Tensor) -> None:
+    evaluator = Good()
+    predictions = evaluate(torch.nn.Identity(), LogitSource(logits, targets), [evaluator], 3)
+    assert torch.equal(torch.cat(evaluator.targets), targets)
+    assert dict(evaluator.compute()) == {"zeros": 1.0}
+    assert not len(predictions.labels)
+
+
+def test_the_recorder_has_no_columns() -> None:
+    assert PredictionRecorder.columns == ()

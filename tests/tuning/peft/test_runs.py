@@ -1,0 +1,347 @@
+"""Tuning of the image tower by a recipe: what is trained, what stays as it was, and what is reproduced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+import imbalance_vlm
+from imbalance_vlm import InputError, assembly
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
+from imbalance_vlm.heads.cosine import CosineHead
+from imbalance_vlm.results.result import RunResult
+from imbalance_vlm.training.optimizers import parameter_groups
+from imbalance_vlm.tuning.peft.tuning import PeftTuning
+from imbalance_vlm.tuning.tower_head import TowerHead
+
+Recipe = dict[str, Any]
+NAMES = ("red apple", "green leaf", "blue car", "white cup")
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"name": "peft", "method": name} for name in catalogue.PEFT.names()},
+    "full": {"name": "full", "lr_decay": 0.5, "kl": 0.5},
+}
+ZERO_INITIALISED = [name for name in METHODS if name != "vpt"]
+every = pytest.mark.parametrize("name", METHODS)
+
+
+def run(recipe: Recipe, *overrides: str, **how: Any) -> RunResult:
+    result = imbalance_vlm.run(recipe, overrides, device="cpu", **how)
+    assert isinstance(result, RunResult)
+    return result
+
+
+def tuned_recipe(recipe: Recipe, name: str, **more: Any) -> Recipe:
+    """One epoch of a cosine head on a tuned tower."""
+    training = {"epochs": 1, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.05}}
+    return recipe | {"tuning": METHODS[name], "head": {"name": "cosine"}, "training": training} | more
+
+
+def shared_encoder(recipe: Recipe) -> Encoder:
+    """The encoder that the runs of this recipe share."""
+    from imbalance_vlm.encoders.factory import encoder_identity
+    from imbalance_vlm.recipe.study import plan
+
+    (full,) = plan(recipe).recipes
+    settings, device = assembly.encoder_settings(full), torch.device("cpu")
+    return assembly.encoder(assembly.as_key(settings), encoder_identity(full["encoder"]), device)
+
+
+def make_tuning(name: str, **settings: Any) -> PeftTuning:
+    section = METHODS[name] | settings
+    tuning = catalogue.TUNINGS.make(section, {})
+    assert isinstance(tuning, PeftTuning)
+    return tuning
+
+
+@pytest.fixture(autouse=True)
+def _own_encoders() -> Iterator[None]:
+    assembly.encoder.cache_clear()
+    yield
+    assembly.encoder.cache_clear()
+
+
+@every
+def test_a_run_trains_the_tower_and_restores_the_shared_encoder(recipe: Recipe, name: str) -> None:
+    wanted = tuned_recipe(recipe, name)
+    net = shared_encoder(wanted)
+    before, fingerprint = list(net.module.state_dict()), weights_fingerprint(net.module)
+    result = run(wanted)
+    assert shared_encoder(wanted) is net
+    assert list(net.module.state_dict()) == before
+    assert weights_fingerprint(net.module) == fingerprint
+    assert not any(parameter.requires_grad for parameter in net.module.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.module.modules())
+
+    tuning = make_tuning(name)
+    tuned = tuning.method.apply(net.module, 4)
+    head = CosineHead(net.width("embedding"), 4)
+    count = tuned.count() + head.weight.numel()
+    names = {f"tower.{key}" for key in tuned.values()} | {f"inner.{key}" for key in head.state_dict()}
+    start = {f"tower.{key}": value for key, value in tuned.values().items()}
+    tuned.remove()
+    assert result.record["cost"]["trainable_parameters"] == count
+    saved = load_file(result.path / "head.safetensors")
+    assert set(saved) == names, "what was trained and nothing else"
+    if name not in ("random_mask", "vpt", "lora", "adapter", "adaptformer"):  # these start from random numbers
+        moved = [key for key, value in start.items() if not torch.equal(saved[key], value)]
+        assert moved, "the tower did not change"
+    assert result.record["identity"]["tuning"] == METHODS[name]["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [*((name, "cosine") for name in ZERO_INITIALISED), ("adaptformer", "decoder"), ("full", "decoder")],
+)
+def test_a_learning_rate_near_zero_gives_the_linear_probe(recipe: Recipe, name: str, head: str) -> None:
+    training = {"epochs": 1, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 1e-12}}
+    same = {"head": {"name": head, "init": "text"}, "training": training, "encoder": recipe["encoder"]}
+    section = METHODS[name] | ({"kl": 0.0} if name == "full" else {})
+    probe, tuned = (
+        run(recipe | same | {"tuning": tuning}) for tuning in ({"name": "linear_probe"}, section | {"crops": "none"})
+    )
+    keys = ("overall", "many", "medium", "few", "nll")
+    tolerance = 1e-3 if head == "decoder" else 1e-5  # the cache keeps tokens in half precision
+    np.testing.assert_allclose([tuned.scores[key] for key in keys], [probe.scores[key] for key in keys], rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["adaptformer", "random_mask", "full"])
+def test_the_seed_decides_all_numbers(recipe: Recipe, name: str) -> None:
+    wanted = tuned_recipe(recipe, name)
+    first, second = run(wanted, runs="a"), run(wanted, runs="b")
+    assert (first.path / "head.safetensors").read_bytes() == (second.path / "head.safetensors").read_bytes()
+    np.testing.assert_equal(first.scores, second.scores)
+    other = run(wanted, "seed=1", runs="a")
+    assert not torch.equal(*(load_file(r.path / "head.safetensors")["inner.weight"] for r in (first, other)))
+
+
+def kill_when(path: Path, ready: Callable[[], bool]) -> None:
+    """Start the recipe in a process of its own and `kill -9` it as soon as `ready()`."""
+    command = [sys.executable, "-m", "imbalance_vlm", "run", str(path), "--runs", "killed", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not ready():
+            assert process.poll() is None, f"it ended too early: {process.communicate()[0].decode()}"
+            assert time.monotonic() < deadline, "it took too long"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", ["adaptformer", "random_mask", "vpt", "full"])
+def test_an_interrupted_run_resumes_and_ends_with_the_same_weights(
+    recipe: Recipe, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tuned_recipe(recipe, name)
+    wanted["training"] |= {"epochs": 3, "checkpoint_seconds": 0, "ema": 0.9}
+    undisturbed = run(wanted, runs="undisturbed")
+    net, steps, embed = shared_encoder(wanted), [0], TowerHead.embed
+    before = weights_fingerprint(net.module)
+
+    def interrupted(head: TowerHead, features: Tensor) -> Tensor:
+        steps[0] += 1
+        if steps[0] == 6:
+            raise KeyboardInterrupt
+        return embed(head, features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TowerHead, "embed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(wanted, runs="interrupted")
+    assert list(Path("interrupted").rglob("checkpoint.pt"))
+    assert weights_fingerprint(net.module) == before
+    resumed = run(wanted, runs="interrupted")
+    assert steps[0] == 6
+    assert (resumed.path / "head.safetensors").read_bytes() == (undisturbed.path / "head.safetensors").read_bytes()
+    np.testing.assert_equal(resumed.scores, undisturbed.scores)
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
+    wanted = tuned_recipe(recipe, "lora")
+    wanted["training"] |= {"epochs": 12, "checkpoint_seconds": 0}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(wanted))
+
+    def in_the_middle() -> bool:
+        return bool(list(Path("killed").rglob("checkpoint.pt")))
+
+    kill_when(path, in_the_middle)
+    assert list(Path("killed").rglob("checkpoint.pt"))
+    assert not list(Path("killed").rglob("result.json"))
+    resumed, undisturbed = run(wanted, runs="killed"), run(wanted, runs="undisturbed")
+    assert (resumed.path / "head.safetensors").read_bytes() == (undisturbed.path / "head.safetensors").read_bytes()
+    np.testing.assert_equal(resumed.scores, undisturbed.scores)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head": {"name": "decoder", "depth": 1}, "balancing": {"loss": "logit_adjustment", "sampler": "class_aware"}},
+        {"head": "linear", "balancing": {"loss": "paco", "second_stage": "crt"}},
+        {"head": {"name": "text"}, "balancing": {"loss": "ldam"}} | {"head": {"name": "cosine"}},
+        {"head": {"name": "prototype", "assign": "text"}, "balancing": {"loss": "vs"}},
+        {"encoder": {"features": "class_token"}, "balancing": {"loss": "focal", "sampler": "class_balanced"}},
+        {"encoder": {"precision": "bf16"}},
+    ],
+    ids=["decoder", "second stage", "cosine units", "prototypes", "class token", "bf16"],
+)
+def test_heads_losses_samplers_and_second_stages_work_on_a_tuned_tower(recipe: Recipe, more: Recipe) -> None:
+    wanted = tuned_recipe(recipe, "lora", **(more | {"encoder": recipe["encoder"] | more.get("encoder", {})}))
+    assert 0 <= run(wanted).scores["overall"] <= 100
+
+
+def test_towers_without_the_parts_are_refused(recipe: Recipe) -> None:
+    wanted = tuned_recipe(recipe, "adaptformer", encoder={"name": "timm:test_resnet", "pretrained": "random"})
+    wanted["head"] = "linear"
+    with pytest.raises(InputError, match="'adaptformer' needs a vision transformer .* methods 'full' and 'partial'"):
+        run(wanted)
+
+
+@pytest.mark.parametrize("name", ["full", "partial"])
+def test_convolutional_networks_are_tuned(recipe: Recipe, name: str) -> None:
+    wanted = tuned_recipe(recipe, name, encoder={"name": "timm:test_resnet", "pretrained": "random"})
+    wanted["head"] = {"name": "linear", "init": "class_mean"}
+    net = shared_encoder(wanted)
+    before = weights_fingerprint(net.module)
+    run(wanted)
+    assert weights_fingerprint(net.module) == before, "including the statistics of its norms"
+
+
+def test_a_failed_run_restores_the_encoder(recipe: Recipe) -> None:
+    wanted = tuned_recipe(recipe, "ssf")
+    wanted["training"] |= {"optimizer": {"name": "sgd", "lr": 1e38}, "epochs": 3}
+    net = shared_encoder(wanted)
+    before = weights_fingerprint(net.module)
+    with pytest.raises(InputError, match="training loss became"):
+        run(wanted)
+    assert weights_fingerprint(net.module) == before
+    assert run(tuned_recipe(recipe, "lora")).scores["overall"] >= 0
+
+
+def test_predict_uses_the_tuned_tower(recipe: Recipe) -> None:
+    from imbalance_vlm.predicting import predict_images
+
+    for name in ("vpt", "random_mask", "full"):
+        result = run(tuned_recipe(recipe, name))
+        found = predict_images(result.path, [Path(recipe["data"]["root"]) / "test"])
+        rows = [line.split(",") for line in (result.path / "predictions.csv").read_text().splitlines()[1:]]
+        wanted = {row[0]: (row[2], float(row[3])) for row in rows}
+        for image, predicted, confidence in found.itertuples(index=False):
+            label, share = wanted[str(Path(image).relative_to(recipe["data"]["root"]))]
+            assert (predicted, confidence) == (label, pytest.approx(share, abs=2e-4))
+
+
+def test_an_interpolated_run_lies_between_start_and_end(recipe: Recipe) -> None:
+    """Tower and head, as saved in the folder of the run."""
+    wanted = tuned_recipe(recipe, "full")
+    wanted["tuning"] = {"name": "full"}
+    start, half, end = (
+        load_file(run(wanted, change, runs=runs).path / "head.safetensors")
+        for change, runs in (
+            ("training.optimizer.lr=1e-30", "start"),
+            ("training.interpolation=0.5", "half"),
+            ("training.interpolation=1.0", "end"),
+        )
+    )
+    for name, value in half.items():
+        torch.testing.assert_close(value, (start[name] + end[name]) / 2, msg=name)
+    assert not any(torch.allclose(half[name], end[name]) for name in ("inner.weight", "tower.ln_post.weight"))
+
+
+def test_the_learning_rate_decays_towards_the_input(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    real = parameter_groups
+
+    def seen(parameters: Any, weight_decay: float) -> Any:
+        given.append(parameters)
+        return real(parameters, weight_decay)
+
+    monkeypatch.setattr("imbalance_vlm.training.optimizers.parameter_groups", seen)
+    wanted = tuned_recipe(recipe, "full")
+    run(wanted)
+    assert [group.get("lr_scale", 1.0) for group in given[0]] == [1.0, 1.0, 0.5, 0.25, 0.125]
+
+
+def test_resized_copies_do_not_change_the_numbers_of_a_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a tower that is trained nor for features that are kept; the images are PNG files of 20 pixels."""
+    for tuning in ({"name": "peft", "method": "bitfit", "crops": "none"}, "linear_probe"):
+        wanted = tuned_recipe(recipe, "bitfit") | {"tuning": tuning}
+        plain, copies = (run(wanted, f"encoder.resized={size}", runs=f"{size}") for size in (0, 16))
+        assert copies.scores == plain.scores
+        both = [load_file(result.path / "head.safetensors") for result in (plain, copies)]
+        assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+        assert list(Path("cache/images/16").rglob("*.npy"))
+
+
+def test_the_decoder_of_a_recipe_reads_the_images(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's is near PIL's, and on a machine without a GPU it is the GPU's."""
+    wanted = tuned_recipe(recipe, "bitfit")
+    wanted["tuning"]["crops"] = "none"
+    pil, other, gpu = (run(wanted, f"encoder.decoder={decoder}") for decoder in ("pil", "torchvision", "gpu"))
+    assert other.scores["nll"] == pytest.approx(pil.scores["nll"], rel=0.02)
+    assert other.scores["nll"] != pil.scores["nll"]
+    if not torch.cuda.is_available():
+        assert gpu.scores == other.scores
+
+
+@pytest.mark.parametrize("tuning", [{"name": "peft", "method": "vpt"}, "linear_probe"])
+def test_test_time_crops_change_the_scores_of_heads_on_images_and_on_features(recipe: Recipe, tuning: Any) -> None:
+    wanted = tuned_recipe(recipe, "vpt") | {"tuning": tuning}
+    single, crops, both = (run(wanted, f"evaluation.tta={tta}") for tta in ("none", "five_crops", "five_crops_flips"))
+    assert len({result.scores["nll"] for result in (single, crops, both)}) == 3
+    with pytest.raises(InputError, match="evaluation.tta"):
+        run(wanted, "evaluation.tta=five_crops_flips", "data.flips=false")
+
+
+def test_prototypes_of_a_regularizer_are_those_of_the_untouched_tower(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made after the head, when `vpt` is already in the tower."""
+    found: list[Tensor] = []
+    real = assembly.class_mean_directions
+
+    def seen(*given: Any) -> Tensor:
+        found.append(real(*given))
+        return found[-1]
+
+    monkeypatch.setattr(assembly, "class_mean_directions", seen)
+    terms = {"loss": "cross_entropy", "regularizers": [{"name": "prototype_contrastive", "assign": "class_mean"}]}
+    head = {"name": "cosine", "adapter": 8}
+    run(tuned_recipe(recipe, "vpt", balancing=terms, head=head))
+    monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(Path("another_cache").absolute()))
+    run(recipe | {"tuning": "linear_probe", "balancing": terms, "head": head})
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tuning": {"name": "full", "kl": 1.0}, "head": {"name": "cosine", "init": "random"}}, "tuning.kl"),
+        ({"tuning": {"name": "full", "average": 0.5}}, r"tuning\.average: .*It is `training\.interpolation` now"),
+        ({"tuning": {"name": "full"}, "training": {"epochs": 1, "shard": True, "ema": 0.9}}, "needs training.ema 0"),
+        (
+            {"training": {"epochs": 1, "shard": True}},
+            "training.shard: .*use tuning 'full' or 'peft', got 'linear_probe'",
+        ),
+    ],
+)
+def test_settings_that_have_no_meaning_are_refused(recipe: Recipe, more: Recipe, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(recipe | more)
