@@ -33,7 +33,7 @@ from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.json_schema import json_schema
 from imbalance_vlm.recipe.load import load
 from imbalance_vlm.recipe.reference import reference
-from imbalance_vlm.recipe.study import coordinates, plan
+from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.averages import with_averages
 from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.result import RunResult
@@ -49,6 +49,7 @@ _FIELDS = (
     "seed",
     "identity",
     "scores",
+    "columns",
     "chosen",
     "images",
     "paper",
@@ -121,7 +122,7 @@ def study_frame(name: str) -> pd.DataFrame:
         frame = compare(frame, results, settings["baseline"], settings.get("score") or "overall")
     frame["recipe"] = frame["recipe"].str.removeprefix(f"{name}/")
     if settings.get("average"):
-        frame = with_averages(frame, coordinates(plan(ROOT / "recipes" / f"{name}.yaml")), settings["average"])
+        frame = with_averages(frame, plan(ROOT / "recipes" / f"{name}.yaml").coordinates(), settings["average"])
     return frame
 
 
@@ -226,10 +227,7 @@ def components() -> str:
 
 def capabilities() -> str:
     """What components can need and provide."""
-    rows = [
-        f"| `{name}` | {getattr(capability, 'description', capability)} |"
-        for name, capability in catalogue.CAPABILITIES.items()
-    ]
+    rows = [f"| `{name}` | {capability.description} |" for name, capability in catalogue.CAPABILITIES.items()]
     return "\n".join(["| capability | what has it |", "|---|---|", *rows])
 
 

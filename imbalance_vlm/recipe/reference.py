@@ -202,7 +202,13 @@ def _table(keys: Sequence[Key]) -> list[str]:
     if not keys:
         return []
     rows = [("key", "type", "default", "meaning"), ("---",) * 4, *map(_shown, keys)]
-    return [*(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows), ""]
+    return [*(f"| {' | '.join(map(_cell, row))} |" for row in rows), ""]
+
+
+def _cell(text: str) -> str:
+    """A text as the cell of a Markdown table; "<" outside of code would start an HTML tag."""
+    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
 def _shown(key: Key) -> tuple[str, str, str, str]:

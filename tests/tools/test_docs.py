@@ -12,7 +12,7 @@ import open_clip
 import pytest
 import torch
 
-from imbalance_vlm.encoders.open_clip import MINI_CLIP
+from imbalance_vlm.encoders.pretraining import MINI_CLIP
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
