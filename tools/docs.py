@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm import create_dataset
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.encoders.pretraining import samples_seen
 from imbalance_vlm.files import write_json, write_text
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.json_schema import json_schema
@@ -115,7 +116,7 @@ def packed(records: list[dict[str, Any]]) -> dict[str, Any]:
 def study_frame(name: str) -> pd.DataFrame:
     """One row per configuration of a kept study, with all columns."""
     study = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
-    results = [RunResult(KEPT, record) for record in study["runs"]]
+    results = [RunResult(KEPT, with_samples(record)) for record in study["runs"]]
     frame = table(results)
     settings = table_settings(name)
     if settings.get("baseline"):
@@ -124,6 +125,13 @@ def study_frame(name: str) -> pd.DataFrame:
     if settings.get("average"):
         frame = with_averages(frame, plan(ROOT / "recipes" / f"{name}.yaml").coordinates(), settings["average"])
     return frame
+
+
+def with_samples(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a kept run with the samples of its encoder's pre-training, which older runs did not record."""
+    identity = record["identity"]
+    samples = {"samples_seen": samples_seen(identity["encoder"], identity["pretrained"])}
+    return record | {"identity": samples | identity}
 
 
 def table_settings(name: str) -> dict[str, Any]:

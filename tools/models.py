@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import open_clip as open_clip_encoders
 from imbalance_vlm.encoders import text_tower
 from imbalance_vlm.encoders.architectures import skeleton, text_config
@@ -132,12 +133,11 @@ def ways() -> dict[str, Callable[[OnMeta], None]]:
     }
     for saving in SAVINGS:
         asked[f"exact {saving}"] = partial(exact, saving=saving)
-    for entry in catalogue.PROMPTS:
-        asked[f"prompt: {entry.name}"] = partial(tuned, make=entry.load())
-    for entry in catalogue.PEFT:
-        asked[f"peft: {entry.name}"] = partial(tuned, make=entry.load())
-    asked["full"] = partial(tuned, make=catalogue.TUNINGS.get("full").load())
-    asked["full, lr_decay"] = partial(tuned, make=partial(catalogue.TUNINGS.get("full").load(), lr_decay=0.7))
+    for family, methods in (("prompt", catalogue.PROMPTS), ("peft", catalogue.PEFT)):
+        for method in methods.names():
+            asked[f"{family}: {method}"] = partial(tuned, section={"name": family, "method": method})
+    asked["full"] = partial(tuned, section={"name": "full"})
+    asked["full, lr_decay"] = partial(tuned, section={"name": "full", "lr_decay": 0.7})
     return asked
 
 
@@ -152,8 +152,7 @@ def answer(ask: Callable[[], None], name: str) -> str:
 
 
 def zero_shot(encoder: OnMeta) -> None:
-    directions = encoder.text_features(NAMES, ("a {}.",))
-    head = TextHead(encoder.width("embedding"), len(NAMES), directions)
+    head = TextHead(encoder.text_features(NAMES, ("a {}.",)))
     head(encoder.frozen())
 
 
@@ -172,13 +171,24 @@ def exact(encoder: OnMeta, saving: str) -> None:
         raise InputError("the text tower looks both ways, or pools what stands behind the text")
 
 
-def tuned(encoder: OnMeta, make: Callable[[], Tuning]) -> None:
+def tuned(encoder: OnMeta, section: dict[str, Any]) -> None:
     """Make a method's head, and send an image through it."""
-    tuning = make()
-    task = TuningContext(encoder, "embedding", NAMES, (), ("a {}.",), META, epochs=1, seed=0, flips=False)
+    tuning: Tuning = catalogue.TUNINGS.make(section, {})
+    context = TuningContext(
+        encoder,
+        "embedding",
+        NAMES,
+        (),
+        ("a {}.",),
+        META,
+        epochs=1,
+        seed=0,
+        flips=False,
+        text_features=encoder.text_features,
+    )
     try:
-        head = tuning.head(task, partial(linear, encoder, "embedding")).to(META)
-        head(make_image(encoder) if head.reads == "pixels" else encoder.frozen())
+        head = tuning.head(context, partial(linear, encoder, "embedding")).to(META)
+        head(make_image(encoder) if tuning.reads_pixels else encoder.frozen())
     finally:
         tuning.close()
 
@@ -189,7 +199,9 @@ def linear(encoder: OnMeta, kind: str) -> Head:
 
 def encoder_of(module: nn.Module, name: str) -> OnMeta:
     """Words come from open_clip's own tokenizer, whatever the architecture's: only their number matters here."""
-    return OnMeta(module, lambda image: torch.zeros(3), words(module), name, "random", None, "")
+    height, width = image_size(module)
+    preprocessing = Preprocessing((height, width), mean=(0, 0, 0), std=(1, 1, 1))
+    return OnMeta(module, preprocessing, words(module), name, "random", None, "")
 
 
 def words(module: nn.Module) -> Any:
@@ -207,9 +219,13 @@ def words(module: nn.Module) -> Any:
 
 
 def make_image(encoder: Any) -> Tensor:
-    size = encoder.module.visual.image_size
+    return torch.zeros(1, 3, *image_size(encoder.module), device=META)
+
+
+def image_size(module: Any) -> tuple[int, int]:
+    size = module.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return torch.zeros(1, 3, height, width, device=META)
+    return height, width
 
 
 def shorten(module: nn.Module) -> None:

@@ -112,12 +112,7 @@ class CifarLTReader:
             "train": Split(ArrayImages(pixels[rows], f"{self.name}/train/"), labels[rows]),
             "test": Split(ArrayImages(test_pixels, f"{self.name}/test/"), test_labels),
         }
-        return Listing(
-            name=self.name,
-            class_names=class_names,
-            splits=splits,
-            group_counts=groups,
-        )
+        return Listing(name=self.name, class_names=class_names, splits=splits, group_counts=groups)
 
     def read(self) -> Dataset:
         """The dataset.

@@ -61,7 +61,7 @@ def decode_on(device: torch.device, files: Sequence[Tensor]) -> list[Tensor]:
     (CMYK).
 
     Args:
-        device: where the images are wanted.
+        device: of the result.
         files: results of `encoded`.
 
     Returns:

@@ -25,7 +25,7 @@ OnError = Literal["raise", "skip"]
 
 FORMAT = "one `relative/path label` per line"
 _FEW = 16
-"""If fewer files of a folder are wanted, each is checked by itself; otherwise the folder is listed once."""
+"""If fewer files of a folder are listed, each is checked by itself; otherwise the folder is read once."""
 
 
 @dataclass(frozen=True)

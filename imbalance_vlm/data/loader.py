@@ -42,19 +42,19 @@ class TransformedImages(TorchDataset[Tensor]):
         self.images = images
         on_tensors = decoder != "pil"
         self.views = [with_tensors(view) for view in views] if on_tensors else list(views)
-        with_form = [isinstance(view, Preprocessing) and view.has_tensor_form and view for view in views]
-        of_files = on_tensors and isinstance(images, FileImages)
-        self.preprocessings = [view if of_files and view else None for view in with_form]
+        files_to_tensors = on_tensors and isinstance(images, FileImages)
+        self.preprocessings = [_with_tensor_form(view) if files_to_tensors else None for view in views]
         self.gpu_decodes = [decoder == "gpu" and view is not None for view in self.preprocessings]
         self.batch_transforms = [self._batch_transform(view, on_tensors) for view in views]
 
     def _batch_transform(self, view: View, on_tensors: bool) -> Callable[[Tensor], Tensor] | None:
-        """What prepares a batch of images in memory, which have one size, in one step; None where nothing does."""
+        """A function that prepares a batch of images in memory, which all have one size, in one step; or None."""
         if not isinstance(self.images, ArrayImages) or not isinstance(view, Preprocessing):
             return None
         if view.only_normalises(*self.images.pixels.shape[1:3]):
             return view.normalise
-        return view.on_tensors if on_tensors and view.has_tensor_form else None
+        preprocessing = _with_tensor_form(view) if on_tensors else None
+        return preprocessing.on_tensors if preprocessing else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,6 +90,10 @@ class TransformedImages(TorchDataset[Tensor]):
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"image {self.images.name(row)!r} cannot be read: {error}") from error
         return self.views[view](image)
+
+
+def _with_tensor_form(view: View) -> Preprocessing | None:
+    return view if isinstance(view, Preprocessing) and view.has_tensor_form else None
 
 
 class PassSampler(Sampler[list[tuple[int, int]]]):

@@ -43,10 +43,10 @@ def _drawn(split: Split, count: int, generator: random.Random) -> Split:
     rows_of: dict[int, list[int]] = {}
     for row, label in enumerate(split.labels.tolist()):
         rows_of.setdefault(label, []).append(row)
-    kept: list[int] = []
+    rows_drawn: list[int] = []
     for rows in rows_of.values():
-        kept += generator.sample(rows, count) if len(rows) >= count else rows
-    return split.take(np.array(kept, np.int64))
+        rows_drawn += generator.sample(rows, count) if len(rows) >= count else rows
+    return split.take(np.array(rows_drawn, np.int64))
 
 
 def base_novel(dataset: Dataset) -> tuple[Dataset, Dataset]:
@@ -116,9 +116,9 @@ def with_decay(dataset: Dataset, largest: int, tau: float, seed: int = 0) -> Dat
     """
     dataset.require_training("a decay of the classes")
     train = dataset.splits["train"]
-    wanted = np.empty(dataset.num_classes, np.int64)
-    wanted[np.random.default_rng(seed).permutation(dataset.num_classes)] = decay_counts(
+    targets = np.empty(dataset.num_classes, np.int64)
+    targets[np.random.default_rng(seed).permutation(dataset.num_classes)] = decay_counts(
         dataset.num_classes, largest, tau
     )
-    kept = [np.flatnonzero(train.labels == label)[: wanted[label]] for label in range(dataset.num_classes)]
-    return replace(dataset, splits={**dataset.splits, "train": train.take(np.concatenate(kept))})
+    rows = [np.flatnonzero(train.labels == label)[: targets[label]] for label in range(dataset.num_classes)]
+    return replace(dataset, splits={**dataset.splits, "train": train.take(np.concatenate(rows))})

@@ -74,12 +74,12 @@ def subsample_by_counts(labels: NDArray[np.int64], counts: NDArray[np.int64], se
         seed: of the generator.
     """
     shuffle = np.random.RandomState(seed).shuffle
-    kept = []
+    chunks = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         shuffle(rows)
-        kept.append(rows[: counts[label]])
-    return np.concatenate(kept)
+        chunks.append(rows[: counts[label]])
+    return np.concatenate(chunks)
 
 
 def head_order(counts: NDArray[np.int64], order: Order, seed: int) -> NDArray[np.int64]:
@@ -108,10 +108,10 @@ def with_tail(
         InputError: the dataset is for testing only.
     """
     dataset.require_training("a tail")
-    wanted = np.empty(dataset.num_classes, np.int64)
+    targets = np.empty(dataset.num_classes, np.int64)
     counts = tail_counts(kind, dataset.num_classes, largest or int(dataset.counts.max()), factor)
-    wanted[head_order(dataset.counts, order, seed)] = counts
-    rows = subsample_by_counts(dataset.splits["train"].labels, wanted, seed)
+    targets[head_order(dataset.counts, order, seed)] = counts
+    rows = subsample_by_counts(dataset.splits["train"].labels, targets, seed)
     return replace(dataset, splits={**dataset.splits, "train": dataset.splits["train"].take(rows)})
 
 
@@ -126,9 +126,9 @@ def with_shifted_test(dataset: Dataset, shift: Shift, factor: float, seed: int =
     available = test.counts(dataset.num_classes)
     present = np.flatnonzero(available)
     ranked = present[np.argsort(-dataset.counts[present], kind="stable")]
-    wanted = np.zeros(dataset.num_classes, np.int64)
+    targets = np.zeros(dataset.num_classes, np.int64)
     largest = int(available[present].min())
     counts = tail_counts("exponential", len(ranked), largest, factor if shift != "uniform" else 1.0)
-    wanted[ranked] = counts if shift != "backward" else counts[::-1]
-    rows = np.sort(subsample_by_counts(test.labels, wanted, seed))
+    targets[ranked] = counts if shift != "backward" else counts[::-1]
+    rows = np.sort(subsample_by_counts(test.labels, targets, seed))
     return replace(dataset, splits={**dataset.splits, "test": test.take(rows)})

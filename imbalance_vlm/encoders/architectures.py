@@ -1,4 +1,4 @@
-"""open_clip's architectures without weights: built on the meta device, compared with a file, and filled from one."""
+"""open_clip's architectures: built without weights, compared with the tensors of a file, and filled from it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from imbalance_vlm.encoders.formats import Weights, differences
 from imbalance_vlm.errors import InputError
 
 NAMED = 3
-"""Tensors that a message about weights of another architecture names."""
+"""Most tensors that an error about weights of another architecture names."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """open_clip logs to the root logger, also what it raises, and that no weights were loaded where none were asked
-    for."""
+    """Silence open_clip, which logs to the root logger: also the errors that it raises, and that no weights were loaded
+    when none were requested."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)
@@ -40,38 +40,38 @@ def skeleton(name: str) -> nn.Module:
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """The configuration of one of open_clip's architectures, {} for another name."""
+    """The configuration of one of open_clip's architectures, {} for any other name."""
     import open_clip
 
-    found = None if ":" in name else open_clip.get_model_config(name.replace("/", "-"))
-    return found or {}
+    config = None if ":" in name else open_clip.get_model_config(name.replace("/", "-"))
+    return config or {}
 
 
 def text_config(name: str) -> dict[str, Any]:
-    """The text tower's part of it."""
-    found: dict[str, Any] = configuration(name).get("text_cfg", {})
-    return found
+    """The text tower's part of the configuration."""
+    text: dict[str, Any] = configuration(name).get("text_cfg", {})
+    return text
 
 
 def has_transformers() -> bool:
-    """Whether the library is installed that text towers and tokenizers from Hugging Face need."""
+    """Whether transformers is installed, which text towers and tokenizers from Hugging Face need."""
     return importlib.util.find_spec("transformers") is not None
 
 
 def fill(net: nn.Module, weights: Weights, model: str, pretrained: str) -> None:
-    """Load weights into a model, every tensor of both, and see that images and texts give finite features.
+    """Load weights into a model: all tensors of both must match, and features must be finite.
 
     Args:
         net: an open_clip model.
         weights: from a file.
-        model, pretrained: what the recipe calls them.
+        model, pretrained: as in the recipe.
 
     Raises:
         InputError: weights of another architecture, with the architectures they fit, or weights that are not finite.
     """
-    own = net.state_dict()
-    state = adapted(own, weights.state)
-    wrong = differences(own, state)
+    expected = net.state_dict()
+    state = adapted(expected, weights.state)
+    wrong = differences(expected, state)
     if wrong:
         more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise InputError(
@@ -82,59 +82,65 @@ def fill(net: nn.Module, weights: Weights, model: str, pretrained: str) -> None:
     _check_forward(net, pretrained)
 
 
-def adapted(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in the shape that a model wants, where that is a matter of spelling: the text tower's parts on the
-    model or on its `text`, one number or a vector of one, position numbers that older libraries saved."""
+def adapted(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Resolve differences in notation between a model's state dict and that of a file.
+
+    The text tower's parts may be on the model or on its `text`, a number may be a vector of one, and older libraries
+    saved position numbers.
+    """
     from open_clip import model as library
 
     new = dict(state)
-    if "text.positional_embedding" in own and "positional_embedding" in new:
+    if "text.positional_embedding" in expected and "positional_embedding" in new:
         new = library.convert_to_custom_text_state_dict(new)
-    if "positional_embedding" in own and "text.positional_embedding" in new:
+    if "positional_embedding" in expected and "text.positional_embedding" in new:
         new = {name.removeprefix("text."): value for name, value in new.items()}
     for name in ("logit_scale", "logit_bias"):
-        if name in own and name in new and own[name].numel() == new[name].numel():
-            new[name] = new[name].reshape(own[name].shape)
-    numbers = "text.transformer.embeddings.position_ids"
-    if numbers not in own:
-        new.pop(numbers, None)
+        if name in expected and name in new and expected[name].numel() == new[name].numel():
+            new[name] = new[name].reshape(expected[name].shape)
+    position_numbers = "text.transformer.embeddings.position_ids"
+    if position_numbers not in expected:
+        new.pop(position_numbers, None)
     return new
 
 
 def fitting(weights: Weights) -> list[str]:
-    """The architectures of open_clip's that a file's tensors fit to the last one."""
-    found = []
+    """The architectures of open_clip whose tensors are exactly those of a file."""
+    names = []
     for name in _candidates(weights.state):
         try:
-            own = skeleton(name).state_dict()
-        except Exception:  # noqa: S112  # an architecture that needs another library is no advice
+            expected = skeleton(name).state_dict()
+        except Exception:  # noqa: S112  # an architecture that needs another library is of no help
             continue
-        if not differences(own, adapted(own, weights.state)):
-            found.append(name)
-    return found
+        if not differences(expected, adapted(expected, weights.state)):
+            names.append(name)
+    return names
 
 
 def _candidates(state: Mapping[str, Tensor]) -> Iterator[str]:
-    """Architectures whose text tower has a file's vocabulary, width and length: the few that are worth building."""
+    """Architectures whose text tower has the vocabulary, width and length of a file: the few worth building."""
     import open_clip
 
     plain = {name.removeprefix("text."): tuple(value.shape) for name, value in state.items()}
-    wanted = plain.get("token_embedding.weight"), plain.get("positional_embedding")
+    shapes = plain.get("token_embedding.weight"), plain.get("positional_embedding")
     for name in open_clip.list_models():
         text = text_config(name)
         width = text.get("width", 512)
         length = text.get("context_length", 77) + bool(text.get("embed_cls"))
-        if "hf_model_name" not in text and wanted == ((text.get("vocab_size", 49408), width), (length, width)):
+        if "hf_model_name" not in text and shapes == ((text.get("vocab_size", 49408), width), (length, width)):
             yield name
 
 
 def _advice(weights: Weights) -> str:
     quick = weights.quick_gelu
     names = [name for name in fitting(weights) if quick is None or quick or not name.endswith("-quickgelu")]
-    if quick:  # the plain name is given QuickGELU too; the other says so
+    if quick:  # the plain name gets QuickGELU too; the other name is explicit
         names = [name for name in names if f"{name}-quickgelu" not in names]
     if not names:
-        return "None of open_clip's architectures has these shapes; name the one that the file was trained with"
+        return (
+            "None of open_clip's architectures has these shapes; set encoder.name to the one that the file was trained "
+            "with"
+        )
     return f"Set encoder.name to {' or '.join(repr(name) for name in names)}, whose shapes these are"
 
 
@@ -153,6 +159,6 @@ def _check_forward(net: Any, pretrained: str) -> None:
     for what, values in features.items():
         if not bool(values.isfinite().all()):
             raise InputError(
-                f"`pretrained` {pretrained!r} holds weights that make features of {what} that are not finite; the file "
+                f"`pretrained` {pretrained!r} holds weights that give features of {what} that are not finite; the file "
                 "is damaged, or its training diverged"
             )

@@ -112,7 +112,7 @@ def check_base(path: Path, trained_on: str, fingerprint: str) -> None:
     if trained_on != fingerprint:
         raise InputError(
             f"{path} was trained on another base model: it belongs to the encoder with fingerprint {trained_on}, and "
-            f"the encoder's is {fingerprint}; restore the weights of that encoder, or train on these by running the "
+            f"the encoder's is {fingerprint}; put back the weights of that encoder, or train on these by running the "
             "recipe again"
         )
 

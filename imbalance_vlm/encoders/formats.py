@@ -1,17 +1,17 @@
-"""Weights of CLIP and SigLIP models in the formats they come in, under open_clip's names.
+"""Weights of CLIP and SigLIP models in the formats they are published in, under open_clip's names.
 
 [0] Radford, Kim, Hallacy, et al. Learning Transferable Visual Models From Natural Language Supervision. ICML 2021.
     Zhai, Mustafa, Kolesnikov, Beyer. Sigmoid Loss for Language Image Pre-Training. ICCV 2023.
 [1] github.com/huggingface/transformers, models/clip/modeling_clip.py and models/siglip/modeling_siglip.py
 
     open_clip  a state dict, or a training checkpoint that has one under `state_dict`; names may begin with `module.`
-    openai     a TorchScript archive or its state dict, with input_resolution, context_length and vocab_size among it
-    hf_clip    the CLIPModel of [1]: query, key and value apart, projections as linear layers (transposed)
-    hf_siglip  the SiglipModel of [1]: the same, and a pooling head whose query is apart in open_clip's (timm's) tower
+    openai     a TorchScript archive or its state dict, which includes input_resolution, context_length and vocab_size
+    hf_clip    the CLIPModel of [1]: separate query, key and value, projections as linear layers (transposed)
+    hf_siglip  the SiglipModel of [1]: the same, and a pooling head, whose query is separate in open_clip's tower
     big_vision the .npz files of SigLIP's authors, which open_clip reads itself
 
-What no rule renames keeps its name, and is found by the comparison with the architecture: nothing is dropped unseen but
-the buffers of position numbers, and OpenAI's three sizes.
+A tensor that no rule renames keeps its name, so the comparison with the architecture reports it. Only buffers of
+position numbers and OpenAI's three sizes are dropped.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
-"""What hubs call the weights in a model's folder, in the order of preference."""
+"""Usual names of the weights in a model's folder, in order of preference."""
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
-_SIZES = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's archives hold besides weights
+_SIZES = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives, besides the weights
 
 _CLIP_NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
@@ -96,15 +96,15 @@ _TIMM_BLOCK = {
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Args:
-        file: where it is.
-        format: how it was written.
-        state: the tensors, under open_clip's names; none of a format that open_clip reads itself.
-        quick_gelu: whether the model was trained with QuickGELU; None when neither the file nor what lies beside it
-            tells.
-        preprocess: what the configuration beside it says of the images, as open_clip names it; {} without any.
+        file: its path.
+        format: see the module's description.
+        state: the tensors, under open_clip's names; {} for a format that open_clip reads itself.
+        quick_gelu: whether the model was trained with QuickGELU; None if neither the file nor a configuration beside it
+            says so.
+        preprocess: the preprocessing in the configuration beside it, with open_clip's keys; {} without one.
     """
 
     file: Path
@@ -121,7 +121,7 @@ def read_weights(path: Path) -> Weights:
         path: a file (.safetensors, .bin, .pt, .pth, .npz), or a folder with one of `FILES`.
 
     Raises:
-        InputError: a folder without weights, or a file that holds none.
+        InputError: a folder without weights, or a file without any.
     """
     file = weights_file(path)
     if file.suffix == ".npz":
@@ -132,40 +132,42 @@ def read_weights(path: Path) -> Weights:
         raise InputError(
             f"`pretrained` '{file}' could not be read as weights: {' '.join(str(error).split())[:300]}"
         ) from error
-    found = detect(state)
-    if found == "open_clip" and (archive or all(name in state for name in _SIZES)):
-        found = "openai"
-    config = read_json(file.parent / "config.json") if found.startswith("hf") else {}
-    own = read_json(file.parent / "open_clip_config.json")
+    kind = detect(state)
+    if kind == "open_clip" and (archive or all(name in state for name in _SIZES)):
+        kind = "openai"
+    hf_config = read_json(file.parent / "config.json") if kind.startswith("hf") else {}
+    config = read_json(file.parent / "open_clip_config.json")
     return Weights(
         file,
-        found,
-        converted(state, found),
-        _quick_gelu(found, config, own),
-        own.get("preprocess_cfg") or _preprocess(read_json(file.parent / "preprocessor_config.json")),
+        kind,
+        converted(state, kind),
+        _quick_gelu(kind, hf_config, config),
+        config.get("preprocess_cfg") or _preprocess(read_json(file.parent / "preprocessor_config.json")),
     )
 
 
 def weights_file(path: Path) -> Path:
-    """The weights in a model's folder; a file is itself.
+    """The weights file in a model's folder; a file is returned as it is.
 
     Raises:
-        InputError: none, or several of which none has a usual name.
+        InputError: no weights in the folder, or several files without a usual name.
     """
     if not path.is_dir():
         return path
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    others = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(others) == 1:
-        return others[0]
-    what = f"{len(others)} files ({others[0].name}, ...); name one of them" if others else "none"
-    raise InputError(f"a model's folder must hold weights, such as {FILES[0]} or model.safetensors; {path} has {what}")
+    candidates = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(candidates) == 1:
+        return candidates[0]
+    content = f"{len(candidates)} files ({candidates[0].name}, ...); name one of them" if candidates else "none"
+    raise InputError(
+        f"a model's folder must hold weights, such as {FILES[0]} or model.safetensors; {path} has {content}"
+    )
 
 
 def detect(state: Mapping[str, Tensor]) -> Format:
-    """The format of a state dict, by its names.
+    """The format of a state dict, by the names of its tensors.
 
     >>> detect({"vision_model.head.probe": torch.zeros(1)}), detect({"visual.proj": torch.zeros(1)})
     ('hf_siglip', 'open_clip')
@@ -175,14 +177,14 @@ def detect(state: Mapping[str, Tensor]) -> Format:
     return "hf_siglip" if any(name.startswith("vision_model.head.") for name in state) else "hf_clip"
 
 
-def converted(state: Mapping[str, Tensor], found: Format) -> dict[str, Tensor]:
-    """The same tensors under open_clip's names; a name that no rule knows stays."""
-    if found == "openai":
+def converted(state: Mapping[str, Tensor], kind: Format) -> dict[str, Tensor]:
+    """The tensors of a format under open_clip's names; a tensor that no rule renames keeps its name."""
+    if kind == "openai":
         return {name: value for name, value in state.items() if name not in _SIZES}
-    if found == "open_clip":
+    if kind == "open_clip":
         return dict(state)
     packed = _packed({name: value for name, value in state.items() if not name.endswith(".position_ids")})
-    if found == "hf_clip":
+    if kind == "hf_clip":
         named = {_renamed(name, _CLIP_NAMES, _OPEN_CLIP_BLOCK): value for name, value in packed.items()}
         for name in ("visual.proj", "text_projection"):
             if name in named:
@@ -193,23 +195,25 @@ def converted(state: Mapping[str, Tensor], found: Format) -> dict[str, Tensor]:
         blocks = _OPEN_CLIP_BLOCK if name.startswith("text_model.") else _TIMM_BLOCK
         new = _renamed(name, _SIGLIP_NAMES, blocks)
         if new.startswith("visual.trunk.attn_pool.in_proj_"):
-            place, kind = new.split(".in_proj_")
+            layer, parameter = new.split(".in_proj_")
             w = len(value) // 3
-            named[f"{place}.q.{kind}"], named[f"{place}.kv.{kind}"] = value[:w], value[w:]
+            named[f"{layer}.q.{parameter}"], named[f"{layer}.kv.{parameter}"] = value[:w], value[w:]
         else:
             named[new] = value[None] if new == "visual.trunk.pos_embed" else value
     return named
 
 
-def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps a state dict from being that of a model, a clause for each tensor; [] when it fits to the last one."""
+def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Differences between a model's state dict and another, one clause per tensor; [] if names and shapes are equal."""
     wrong = []
-    for name, value in own.items():
+    for name, value in expected.items():
         if name not in state:
             wrong.append(f"{name}: expected {tuple(value.shape)}, got nothing")
         elif state[name].shape != value.shape:
             wrong.append(f"{name}: expected {tuple(value.shape)}, got {tuple(state[name].shape)}")
-    return wrong + [f"{name}: expected nothing, got {tuple(state[name].shape)}" for name in state if name not in own]
+    return wrong + [
+        f"{name}: expected nothing, got {tuple(state[name].shape)}" for name in state if name not in expected
+    ]
 
 
 def _tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
@@ -223,7 +227,7 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
         return _unwrapped(load_file(file)), False
     if _is_archive(file):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files stay what they are
+            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript, in which OpenAI's files are written
             return _unwrapped(torch.jit.load(str(file), map_location="cpu").state_dict()), True
     return _unwrapped(torch.load(file, map_location="cpu", weights_only=True)), False
 
@@ -236,7 +240,7 @@ def _is_archive(file: Path) -> bool:
 
 
 def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, without the names that wrappers put in front."""
+    """The state dict of a checkpoint, without the prefixes of wrappers."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
@@ -249,13 +253,13 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
 
 
 def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value of each attention, stacked in this order."""
+    """The state with query, key and value of each attention stacked in this order."""
     packed = {}
     for name, value in state.items():
         if ".self_attn.q_proj." in name:
             names = [name.replace("q_proj", f"{letter}_proj") for letter in "qkv"]
-            if all(one in state for one in names):
-                packed[name.replace("q_proj", "qkv")] = torch.cat([state[one] for one in names])
+            if all(part in state for part in names):
+                packed[name.replace("q_proj", "qkv")] = torch.cat([state[part] for part in names])
                 continue
         query = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
         if ".self_attn.q_proj." not in query or query == name or query not in state:
@@ -274,19 +278,19 @@ def _renamed(name: str, names: Mapping[str, str], block: Mapping[str, str]) -> s
     return name
 
 
-def _quick_gelu(found: Format, config: Mapping[str, Any], own: Mapping[str, Any]) -> bool | None:
-    if found == "openai":
+def _quick_gelu(kind: Format, hf_config: Mapping[str, Any], config: Mapping[str, Any]) -> bool | None:
+    if kind == "openai":
         return True
-    if found == "hf_siglip":
+    if kind == "hf_siglip":
         return False
-    if found == "hf_clip" and config:
-        towers = [config.get(tower) or {} for tower in ("vision_config", "text_config")]
+    if kind == "hf_clip" and hf_config:
+        towers = [hf_config.get(tower) or {} for tower in ("vision_config", "text_config")]
         return all(tower.get("hidden_act", "quick_gelu") == "quick_gelu" for tower in towers)  # the default of [1]
-    return bool(own["model_cfg"].get("quick_gelu", False)) if own.get("model_cfg") else None
+    return bool(config["model_cfg"].get("quick_gelu", False)) if config.get("model_cfg") else None
 
 
 def _preprocess(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Hugging Face's description of the preprocessing in open_clip's words."""
+    """Hugging Face's description of the preprocessing with open_clip's keys."""
     if "image_mean" not in config or "image_std" not in config:
         return {}
     size = config.get("size")

@@ -171,7 +171,7 @@ class OpenClipEncoder(nn.Module):
         """Unit text features in the space of the image features of `kind`.
 
         For features f before the image tower's projection P (w, d), the product (f P) . t is f . (P t), so P t is the
-        direction of a class with text feature t there (Shi et al., ICML 2024).
+        direction of a class with text feature t in that space (Shi et al., ICML 2024).
 
         Raises:
             InputError: an image tower without a linear projection.

@@ -1,4 +1,4 @@
-"""How much data a model was pre-trained on, and for how long, as far as the name of its weights tells."""
+"""How much data a model was pre-trained on, and for how long, according to the name of its weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pretrain_pairs(pretrained: str | None) -> int | None:
 def samples_seen(encoder: str, pretrained: str | None) -> int | None:
     """Image-text pairs seen in pre-training, every epoch counted; None if unknown.
 
-    open_clip's tags tell it in samples ("_s34b" is 34 billion) or in epochs ("_e32") over their pairs.
+    open_clip's tags give it in samples ("_s34b" is 34 billion) or in epochs ("_e32") over their pairs.
 
     >>> samples_seen("ViT-B-32", "datacomp_m_s128m_b4k"), samples_seen("ViT-B-16", "laion400m_e32")
     (128000000, 13024000000)

@@ -1,9 +1,9 @@
-"""The prompts of all classes as tokens: where the context goes, where the name, and which token is the feature.
+"""The prompts of all classes as tokens: the places of the context and of the name, and the token that is the feature.
 
 [1] github.com/KaiyangZhou/CoOp, trainers/coop.py (PromptLearner)
 
-Differs from [1] in: any tokenizer of open_clip's, whose start, end and padding tokens are found out from its output; a
-prompt that is too long is refused instead of cut.
+Differs from [1] in: any tokenizer of open_clip can be used, its start, end and padding tokens are derived from its
+output; a prompt that is too long is refused instead of truncated.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Layout:
     """The prompts of all classes for a number of context tokens, on the CPU.
 
     Args:
-        ids: (C, T) tokens, with a stand-in where the context goes.
-        slots: (C, T) which context token a position holds, -1 for none.
+        ids: (C, T) tokens, with a placeholder where the context goes.
+        slots: (C, T) index of the context token at a position, -1 for none.
         pooled: (C,) position of the token that becomes the feature.
-        shared: tokens that all prompts begin with, if the context is shared.
-        shared_without: the same if each class has a context of its own.
+        shared: number of leading tokens that all prompts share, if they share the context.
+        shared_without: the same if each class has its own context.
     """
 
     ids: Tensor
@@ -41,25 +41,31 @@ class Layout:
 
 
 class Tokens:
-    """The tokens of texts without what a tokenizer puts around them; that is found out from the tokenizer itself.
+    """The tokens of texts without those that a tokenizer adds, which are derived from its output.
 
-    `start` and `end` stand around every text, `pad` behind it, and `stand_in` is a token that ends nothing.
+    The tokenizer puts `start` before a text, `end` after it and `pad` at the end; `placeholder` is an ordinary token.
+
+    Args:
+        tokenizer: of open_clip.
+        context_length: of the text tower.
     """
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
-        self._room = 4 * context_length + 64  # longer than any tower reads: a long name is refused, not cut unseen
+        self._room = (
+            4 * context_length + 64
+        )  # longer than any tower reads: a long name is refused, not silently truncated
         empty, letter = self._rows(["", "x"])
         self.pad = int(empty[-1])
-        around, whole = self._stripped(empty), self._stripped(letter)
+        added, with_letter = self._stripped(empty), self._stripped(letter)
         start = 0
-        while start < min(len(around), len(whole)) and around[start] == whole[start]:
+        while start < min(len(added), len(with_letter)) and added[start] == with_letter[start]:
             start += 1
-        self.start = around[:start]
-        self.stand_in = whole[start]
-        # A tokenizer that pads with its end token (SigLIP's) has one behind the text, wherever the padding begins.
-        self.end = around[start:] or [self.pad]
-        self._after = len(around) - start
+        self.start = added[:start]
+        self.placeholder = with_letter[start]
+        # A tokenizer that pads with its end token (SigLIP's) has one after the text, wherever the padding begins.
+        self.end = added[start:] or [self.pad]
+        self._after = len(added) - start
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         rows = []
@@ -81,10 +87,10 @@ class Prompts:
 
     Args:
         tower: the text tower that reads them.
-        tokens: what its tokenizer makes of texts.
+        tokens: of its tokenizer.
         class_names: as a person would write them.
-        position: where the name stands: behind the context, in the middle of it, or in front of it.
-        suffix: what stands directly behind the name, such as ".".
+        position: of the name: at the end of the context, in the middle of it, or in front of it.
+        suffix: follows the name directly, such as ".".
     """
 
     def __init__(
@@ -115,35 +121,35 @@ class Prompts:
         for number, name in enumerate(self._names):
             places = self._places(number, n_ctx)
             words = iter(name)
-            body = [self.tokens.stand_in if place >= 0 else next(words) for place in places]
+            body = [self.tokens.placeholder if place >= 0 else next(words) for place in places]
             row = [*self.tokens.start, *body, *self.tokens.end]
             if len(row) > ids.shape[1]:
                 raise self._too_long(n_ctx)
             ids[number, : len(row)] = torch.tensor(row)
             slots[number, first : first + len(places)] = torch.tensor(places)
         pooled = self.tower.pooled_at(ids)
-        same = ((ids == ids[0]) & (slots == slots[0])).all(0)  # (T,)
-        most = int(pooled.min())  # the pooled token is each prompt's own, even when all names are the same
+        same = ((ids == ids[0]) & (slots == slots[0])).all(0)  # (T,), for all classes
+        most = int(pooled.min())  # the pooled token is never shared, even if all names are the same
         return Layout(ids, slots, pooled, _leading(same, most), _leading(same & (slots < 0).all(0), most))
 
     def _places(self, number: int, n_ctx: int) -> list[int]:
-        """Which context token stands at each place between start and end, -1 for a token of the name."""
+        """The context token at each place between start and end, -1 for a token of the name."""
         count = len(self._names[number])
-        # The tokens of the name without its full stop tell where the full stop begins, as in [1].
+        # The full stop begins after as many tokens as the name has without it, as in [1].
         name = count if self.position == "end" else min(self._name_lengths[number], count)
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.position]
         return [*range(before), *[-1] * name, *range(before, n_ctx), *[-1] * (count - name)]
 
     def _too_long(self, n_ctx: int) -> InputError:
-        """What is wrong with the longest name, so that its remedy is one for all."""
+        """The error about the longest name, whose remedy works for all classes."""
         name, first = max((len(tokens), -number) for number, tokens in enumerate(self._names))
-        most, around = self.tower.context_length, len(self.tokens.start) + len(self.tokens.end)
-        room = most - name - around
+        most, added = self.tower.context_length, len(self.tokens.start) + len(self.tokens.end)
+        room = most - name - added
         remedy = f"n_ctx of at most {room}, or a shorter name" if room > 0 else "a shorter name"
         return InputError(
-            f"a prompt must have at most {most} tokens for '{self.tower.name}', got {n_ctx + name + around} for class "
+            f"a prompt must have at most {most} tokens for '{self.tower.name}', got {n_ctx + name + added} for class "
             f"{-first} ('{self.class_names[-first]}'): {n_ctx} of context, {name} of the name and its full stop, "
-            f"{around} around them. Use {remedy}"
+            f"{added} around them. Use {remedy}"
         )
 
 

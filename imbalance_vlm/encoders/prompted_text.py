@@ -1,20 +1,20 @@
-"""Text features of class names behind learned context, exactly, at a cost that allows thousands of classes.
+"""Text features of class names with a learned context, exactly, at a cost that allows thousands of classes.
 
 [0] Zhou, Yang, Loy, Liu. Learning to Prompt for Vision-Language Models. IJCV 2022.
     Khattak, Rasheed, Maaz, Khan, Khan. MaPLe: Multi-modal Prompt Learning. CVPR 2023 (deep prompts).
 [1] github.com/KaiyangZhou/CoOp, trainers/coop.py; github.com/muzairkhattak/multimodal-prompt-learning, clip/model.py
 
     end:     start, context, name, ".", end              middle:  start, half, name, other half, ".", end
-    front:   start, name, context, ".", end              deep:    at blocks 1..D the context's places hold new tokens
+    front:   start, name, context, ".", end              deep:    at blocks 1..D new tokens take the context's places
 
-In [1] every step runs all classes at the tower's whole length and keeps all of it for the backward pass. Three savings,
-none of which changes a feature or a gradient beyond rounding:
-    cut      a chunk of classes stops at its last end-of-text token            (causal towers)
-    prefix   the tokens that all prompts begin with are computed once          (causal towers)
-    chunks   no graph at first; each chunk is computed again for its gradient  (all towers)
+In [1] every step runs all classes at the tower's full length and keeps all activations for the backward pass. Three
+savings, none of which changes a feature or a gradient beyond rounding:
+    cut      a chunk of classes stops at its last end-of-text token              (causal towers)
+    prefix   the tokens that all prompts begin with are computed once            (causal towers)
+    chunks   the graph is not kept; the backward pass computes each chunk again  (all towers)
 
-Differs from [1] in: the features are the same, and the remaining words of a half-learned context ("of a" behind two
-learned tokens in MaPLe) are given as context vectors that are not learned.
+Differs from [1] in: the fixed words after a partly learned context ("of a" after two learned tokens in MaPLe) are
+passed as context vectors that are not learned; the features are the same.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ Saving = Literal["cut", "prefix", "chunks"]
 SAVINGS: tuple[Saving, ...] = get_args(Saving)
 
 MOST_AT_ONCE = 256
-"""Classes in a chunk when memory allows more: larger ones are no faster, and pad short names to longer ones."""
+"""Most classes in a chunk: larger ones are no faster, and pad short names to longer ones."""
 
 
 class PromptedText:
     """The text features of fixed class names, as a function of the context.
 
-    It holds no parameters and is no module: what learns a context holds one of these, and saves the context alone. The
-    text tower of the encoder is frozen, in place.
+    It has no parameters and is not a module, so that a module that learns a context saves the context alone. The text
+    tower of the encoder is frozen in place.
 
     Args:
         encoder: an open_clip encoder; its precision is used.
-        class_names: one for each class; "_" stands for a space.
-        position: where the name stands: behind the context, in the middle of it, or in front of it.
-        suffix: what stands directly behind the name.
-        memory_gb: what the backward pass may keep of the text tower, in GiB; it decides the chunks.
-        chunk: classes in a chunk; None lets `memory_gb` decide.
-        savings: which of the exact savings to use; those that the tower does not allow are left out (`self.savings` has
-            the rest). () is the way of the papers' code: whole length, all classes at once.
+        class_names: one per class; "_" is read as a space.
+        position: of the name: at the end of the context, in the middle of it, or in front of it.
+        suffix: follows the name directly.
+        memory_gb: GiB that the text tower may keep for the backward pass; this decides the size of the chunks.
+        chunk: classes per chunk; None for as many as `memory_gb` allows.
+        savings: exact savings to use, as far as the tower allows (`self.savings` are those in use). () is the method of
+            the papers' code: full length, all classes at once.
 
     Raises:
         InputError: an encoder whose text tower takes no context, or no class names.
@@ -104,29 +104,32 @@ class PromptedText:
 
     @property
     def depth(self) -> int:
-        """Blocks of the text tower; deep prompts can stand in all but the first."""
+        """Blocks of the text tower; deep prompts are possible in all but the first."""
         return len(self.tower.blocks)
 
     def words_to_context(self, words: str) -> Tensor:
-        """Token embeddings of words, (n, w): a start for the context, which they give its length.
+        """Token embeddings of words, (n, w): initial values of a context of n tokens.
 
         Raises:
             InputError: no words.
         """
         tokens = self._tokens([words.replace("_", " ")])[0]
         if not tokens:
-            raise InputError("a context from words must have at least one token, got none; name words, or give n_ctx")
+            raise InputError("a context from words must have at least one token, got none; give words or `n_ctx`")
         weight: Tensor = self.tower.home.token_embedding.weight
         return weight.detach()[torch.tensor(tokens, device=weight.device)].clone()
 
     def __call__(self, context: Tensor, deep: Tensor | Sequence[Tensor] = (), rows: Tensor | None = None) -> Tensor:
-        """Unit text features, (C, d), in float32 at least; differentiable by `context` and `deep`.
+        """Unit text features, differentiable with respect to `context` and `deep`.
 
         Args:
-            context: (n_ctx, w), or (C, n_ctx, w) for a context for each class.
-            deep: (D, n, w), or D tensors (n, w): tokens that take the places of the first n context tokens at the input
-                of blocks 1..D.
-            rows: class indices to encode, none twice; None for all.
+            context: (n_ctx, w), or (C, n_ctx, w) for one context per class.
+            deep: (D, n, w), or D tensors (n, w): tokens that replace the first n context tokens at the input of blocks
+                1..D.
+            rows: class indices to encode, each at most once; None for all.
+
+        Returns:
+            (C, d), or (len(rows), d), in float32 at least.
 
         Raises:
             InputError: shapes that do not fit, or a prompt longer than the tower reads.
@@ -134,7 +137,7 @@ class PromptedText:
         return self._features(context, self._deep(deep), rows, 1)
 
     def per_image(self, contexts: Tensor, deep: Tensor | Sequence[Tensor] = (), rows: Tensor | None = None) -> Tensor:
-        """Features for a context for each image, (B, n_ctx, w) -> (B, C, d); one after the other."""
+        """Features for one context per image, (B, n_ctx, w) -> (B, C, d), one image after the other."""
         if contexts.ndim != 3 or contexts.shape[2] != self.width:
             raise InputError(
                 f"contexts per image must have the shape (images, n_ctx, {self.width}), got {tuple(contexts.shape)}"
@@ -143,7 +146,7 @@ class PromptedText:
         return torch.stack([self._features(context, tokens, rows, len(contexts)) for context in contexts])
 
     def layout(self, n_ctx: int) -> Layout:
-        """The prompts with `n_ctx` context tokens; asked for at once, it refuses before any work what is too long.
+        """The prompts with `n_ctx` context tokens; call it early to refuse prompts that are too long before any work.
 
         Raises:
             InputError: a prompt longer than the tower reads.
@@ -151,7 +154,7 @@ class PromptedText:
         return self._prompts.layout(n_ctx)
 
     def kept_bytes(self, n_ctx: int) -> int:
-        """Bytes that a step with a shared context keeps of the text tower for its backward pass, by arithmetic."""
+        """Bytes that the text tower keeps for the backward pass of a step with a shared context, by arithmetic."""
         layout = self.layout(n_ctx)
         rows = torch.arange(len(layout.ids))
         chunks, kept = self._chunks(layout, rows, layout.shared if "prefix" in self.savings else 0)
@@ -162,7 +165,7 @@ class PromptedText:
             deep = torch.stack(list(deep)) if len(deep) else torch.zeros(0, 0, self.width, device=self.tower.device)
         if deep.ndim != 3 or deep.shape[2] != self.width or len(deep) >= self.depth:
             raise InputError(
-                f"`deep` must have the shape (D, n, {self.width}) with D at most {self.depth - 1}, one for each block "
+                f"`deep` must have the shape (D, n, {self.width}) with D at most {self.depth - 1}, one per block "
                 f"after the first, got {tuple(deep.shape)}"
             )
         return deep
@@ -171,7 +174,7 @@ class PromptedText:
         C, w = len(self.class_names), self.width
         if context.ndim not in (2, 3) or context.shape[-1] != w or (context.ndim == 3 and len(context) != C):
             raise InputError(
-                f"`context` must have the shape (n_ctx, {w}), or ({C}, n_ctx, {w}) for a context for each class, "
+                f"`context` must have the shape (n_ctx, {w}), or ({C}, n_ctx, {w}) for one context per class, "
                 f"got {tuple(context.shape)}"
             )
         if len(deep) and deep.shape[1] > context.shape[-2]:
@@ -184,37 +187,38 @@ class PromptedText:
         C = len(self.class_names)
         if rows.ndim != 1 or len(rows.unique()) != len(rows) or not bool(((rows >= 0) & (rows < C)).all()):
             raise InputError(
-                f"`rows` must be class indices from 0 to {C - 1}, none twice, got {rows.tolist()}; use torch.unique"
+                f"`rows` must be class indices from 0 to {C - 1}, each at most once, got {rows.tolist()}; "
+                "use torch.unique"
             )
         return rows.cpu()
 
     def _features(self, context: Tensor, deep: Tensor, rows: Tensor | None, times: int) -> Tensor:
-        """Features of the rows; `times` is how often this happens before the backward pass."""
+        """Features of the rows; `times` is the number of calls before the backward pass."""
         self._check(context, deep)
         layout = self.layout(context.shape[-2])
         rows = torch.arange(len(layout.ids)) if rows is None else self._rows(rows)
-        own = context.ndim == 3
+        per_class = context.ndim == 3
         with autocast(self.tower.device, "bf16") if self._precision == "bf16" else nullcontext():
-            before = self.tower.nothing_before()
+            before = self.tower.no_prefix()
             if "prefix" in self.savings:
-                first = layout.shared_without if own else layout.shared
-                before = self._beginning(layout, first, context[0] if own else context, deep)
+                first = layout.shared_without if per_class else layout.shared
+                before = self._prefix(layout, first, context[0] if per_class else context, deep)
             chunks, keeps = self._chunks(layout, rows, before.shape[3])
             order = torch.cat(chunks)
             encode = _Encode(self.tower, layout, "cut" in self.savings, self._whole)
             fits = keeps * times <= self._most_kept(len(rows) * times)
             passes = one_pass if fits or not torch.is_grad_enabled() else two_pass
             parts = [rows[chunk] for chunk in chunks]
-            features = passes(encode, parts, (False, own, False), before, context, deep)
+            features = passes(encode, parts, (False, per_class, False), before, context, deep)
         return features[order.argsort().to(features.device)]  # (len(rows), d)
 
-    def _beginning(self, layout: Layout, first: int, context: Tensor, deep: Tensor) -> Tensor:
+    def _prefix(self, layout: Layout, first: int, context: Tensor, deep: Tensor) -> Tensor:
         """Keys and values of the first tokens, which all prompts share, (L, 2, heads, first, w / heads)."""
         if first == 0:
-            return self.tower.nothing_before()
+            return self.tower.no_prefix()
         slots = layout.slots[:1, :first]
         x = self.tower.embed(layout.ids[:1, :first], slots, context)
-        return self.tower.continued(x, slots, deep, self.tower.nothing_before())[1]
+        return self.tower.continued(x, slots, deep, self.tower.no_prefix())[1]
 
     def _chunks(self, layout: Layout, rows: Tensor, before: int) -> tuple[list[Tensor], int]:
         """Positions in `rows` chunk by chunk, and the bytes that the backward pass would keep of all of them."""
@@ -231,7 +235,7 @@ class PromptedText:
         return [torch.tensor(chunk) for chunk in packed], kept
 
     def _most_kept(self, prompts: int) -> float:
-        """Bytes up to which one pass over so many prompts will do."""
+        """Most bytes to keep for which a single pass over this number of prompts is used."""
         if "chunks" not in self.savings:
             return float("inf")
         if self.chunk is not None:
@@ -241,7 +245,7 @@ class PromptedText:
 
 @dataclass(frozen=True)
 class _Encode:
-    """The features of some classes from the keys and values before them, their context and the deep prompts."""
+    """The features of some classes from the keys and values of the prefix, their context and the deep prompts."""
 
     tower: TextTower
     layout: Layout

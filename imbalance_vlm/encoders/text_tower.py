@@ -1,15 +1,15 @@
-"""open_clip's text towers, opened: embeddings can be put in, and what a tower allows is found out, not assumed.
+"""open_clip's text towers with replaceable token embeddings; what a tower allows is derived from its parts.
 
 [0] Radford, Kim, Hallacy, et al. Learning Transferable Visual Models From Natural Language Supervision. ICML 2021.
 [1] github.com/mlfoundations/open_clip, src/open_clip/transformer.py (TextTransformer and its two kinds of block).
 
-A causal tower that reads its answer at the end-of-text token can be cut behind that token, and the keys and values of
-the tokens that all prompts begin with can be computed once: a token never sees what comes after it. A tower that looks
-both ways, pools the last position or appends a class token cannot, and runs at its whole length through [1]'s own
-blocks.
+In a causal tower a token never attends to later ones. If the feature is that of the end-of-text token, the sequence can
+be cut after that token, and the keys and values of the tokens that all prompts begin with can be computed once. A tower
+that attends in both directions, pools the last position or appends a class token runs at its full length through [1]'s
+own blocks.
 
-Differs from [1] in: the causal path computes attention from the blocks' own weights, in two parts (the shared beginning
-and the prompt's own tokens), because the keys of the shared beginning need not be repeated for every class.
+Differs from [1] in: the causal path computes attention from the blocks' own weights, in two parts (the shared prefix
+and the prompt's own tokens), because the keys of the shared prefix need not be repeated for every class.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from imbalance_vlm.errors import InputError
 
 
 class TextTower:
-    """The text tower of an open_clip model, frozen. Its weights stay where they are: moving the model moves it.
+    """The text tower of an open_clip model, frozen. It shares the weights with the model, and moves with it.
 
     Args:
         model: an open_clip model; its text tower's weights stop requiring gradients.
-        name: what messages call the encoder.
+        name: of the encoder, for errors.
 
     Raises:
-        InputError: a text tower from elsewhere (HuggingFace), or one that gives no single feature a text.
+        InputError: a text tower from another library (HuggingFace), or one without a single feature per text.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -49,20 +49,20 @@ class TextTower:
         parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
         if not all(hasattr(self.home, part) for part in parts) or not hasattr(self.home.transformer, "resblocks"):
             raise InputError(
-                f"prompts need a text tower of open_clip's own kind, whose token embeddings can be replaced; encoder "
+                f"prompts need a text tower of open_clip's own, whose token embeddings can be replaced; encoder "
                 f"'{self.name}' has a {type(self.home).__name__}. Choose an encoder without `hf_model_name` in its "
                 "configuration"
             )
         if self._pool == "none":
             raise InputError(
-                f"prompts need a text tower that gives one feature a text, encoder '{self.name}' pools 'none'; "
+                f"prompts need a text tower with one feature per text, encoder '{self.name}' pools 'none'; "
                 "choose one that pools at the end-of-text token or the last position"
             )
         if not getattr(self.home.transformer, "batch_first", True):
             raise InputError(f"prompts need a text tower with the batch first, encoder '{self.name}' has it second")
         if self._masks_padding and not hasattr(self.home, "_build_additive_mask"):
             raise InputError(
-                f"encoder '{self.name}' hides padding from its tokens in a way that this open_clip does not show; "
+                f"encoder '{self.name}' masks padding in a way that this version of open_clip does not expose; "
                 "use open_clip 3.3 or newer"
             )
 
@@ -72,7 +72,7 @@ class TextTower:
 
     @property
     def _class_token(self) -> Tensor | None:
-        """CoCa's class token, appended behind the padding."""
+        """CoCa's class token, appended after the padding."""
         return getattr(self.home, "cls_emb", None)
 
     @property
@@ -98,7 +98,7 @@ class TextTower:
 
     @property
     def causal(self) -> bool:
-        """Whether a text's feature depends on nothing behind one of its own tokens, seen from the tower's parts."""
+        """Whether tokens depend only on earlier ones, and the feature on no padding; false if that is not known."""
         return (
             self._pool in ("argmax", "eos")
             and not self._masks_padding
@@ -107,7 +107,7 @@ class TextTower:
         )
 
     def pooled_at(self, ids: Tensor) -> Tensor:
-        """(C,) position of the token that becomes a text's feature, (C, T) ids."""
+        """Position of the token that becomes a text's feature, (C, T) ids -> (C,)."""
         if self._class_token is not None:
             return torch.full((len(ids),), ids.shape[1])
         if self._pool == "argmax":
@@ -118,7 +118,7 @@ class TextTower:
         return torch.full((len(ids),), 0 if self._pool == "first" else ids.shape[1] - 1)
 
     def embed(self, ids: Tensor, slots: Tensor, context: Tensor, first: int = 0) -> Tensor:
-        """What enters the first block, (B, T) ids and slots -> (B, T, w), for the positions from `first` on."""
+        """The input of the first block for the positions from `first` on, (B, T) ids and slots -> (B, T, w)."""
         dtype = self.home.transformer.get_cast_dtype()
         x = self.home.token_embedding(ids.to(self.device)).to(dtype)
         x = insert(x, slots, context)
@@ -127,7 +127,7 @@ class TextTower:
         return x + self.home.positional_embedding[first : first + x.shape[1]].to(dtype)
 
     def whole(self, x: Tensor, ids: Tensor, slots: Tensor, deep: Tensor) -> Tensor:
-        """Through [1]'s own blocks at the whole length, (B, T, w) -> (B, T, w)."""
+        """Through [1]'s own blocks at full length, (B, T, w) -> (B, T, w)."""
         mask = self.home.attn_mask
         if self._masks_padding:
             padding = self.home._build_additive_mask(ids.to(self.device), x.shape[1], x.dtype)  # (B * heads, T, T)
@@ -139,27 +139,27 @@ class TextTower:
         return x
 
     def continued(self, x: Tensor, slots: Tensor, deep: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Through a causal tower, behind tokens whose keys and values are known.
+        """Through a causal tower, after a prefix whose keys and values are known.
 
         Args:
             x: (B, S, w).
             slots: (B, S), see `insert`.
-            deep: (D, n, w) tokens put in at blocks 1..D.
-            before: (L, 2, heads, P, w / heads) keys and values of the shared beginning in each block; P may be 0.
+            deep: (D, n, w) tokens that are inserted at blocks 1..D.
+            before: (L, 2, heads, P, w / heads) keys and values of the shared prefix in each block; P may be 0.
 
         Returns:
-            The blocks' output (B, S, w), and the keys and values of the first text's tokens in the form of `before`.
+            The blocks' output (B, S, w), and the keys and values of the first text's tokens, shaped as `before`.
         """
-        own = []
+        keys_and_values = []
         for number, block in enumerate(self.blocks):
             if 0 < number <= len(deep):
                 x = insert(x, slots, deep[number - 1])
             x, key, value = causal_block(block, x, before[number])
-            own.append(torch.stack([key[:, 0], value[:, 0]]))
-        return x, torch.stack(own)
+            keys_and_values.append(torch.stack([key[:, 0], value[:, 0]]))
+        return x, torch.stack(keys_and_values)
 
-    def nothing_before(self) -> Tensor:
-        """`before` of a text that shares nothing."""
+    def no_prefix(self) -> Tensor:
+        """`before` of texts that share no prefix."""
         heads = self.blocks[0].attn.num_heads
         return torch.zeros(len(self.blocks), 2, heads, 0, self.width // heads, device=self.device)
 
@@ -172,13 +172,13 @@ class TextTower:
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
     def saved_bytes(self, own: int, before: int, whole: bool) -> int:
-        """Bytes that the backward pass of one text of `own` tokens keeps, which stand behind `before` shared ones.
+        """Bytes that one text of `own` tokens after `before` shared ones keeps for its backward pass.
 
-        For each token and block: the inputs of the two norms (2 w), queries, keys and values (3 w), the input of the
-        activation (m, the MLP's width; a sigmoid-weighted one keeps its sigmoid too), and either the attention weights
-        (heads * (before + own), `continued`) or the attention's output (w, `whole`). Frozen linear layers keep
-        nothing: their gradient needs their weights alone. ViT-B/16 (w 512, m 2048, 8 heads, 12 blocks) keeps 18.0 MiB
-        for 77 tokens, and 1.5 MiB for 7 tokens behind 17 shared ones.
+        Per token and block: the inputs of the two norms (2 w), queries, keys and values (3 w), the input of the
+        activation (m, the MLP's width; a sigmoid-weighted activation keeps its sigmoid too), and either the attention
+        weights (heads * (before + own), `continued`) or the attention's output (w, `whole`). Frozen linear layers keep
+        nothing, because their gradient needs only their weights. ViT-B/16 (w 512, m 2048, 8 heads, 12 blocks) keeps
+        18.0 MiB for 77 tokens, and 1.5 MiB for 7 tokens after 17 shared ones.
         """
         block = self.blocks[0]
         w = self.width
@@ -190,9 +190,15 @@ class TextTower:
 
 
 def insert(x: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
-    """Put learned tokens in their places, (B, T, w), (B, T), (n, w) or (B, n, w) -> (B, T, w).
+    """Insert learned tokens.
 
-    `slots` says which token a position holds, -1 for none; tokens beyond n stay as they are in `x`.
+    Args:
+        x: (B, T, w).
+        slots: (B, T) index of the token for a position, -1 for none; positions with indices of n or more keep `x`.
+        tokens: (n, w) or (B, n, w).
+
+    Returns:
+        (B, T, w).
     """
     n = tokens.shape[-2]
     row, column = ((slots >= 0) & (slots < n)).nonzero(as_tuple=True)
@@ -200,24 +206,24 @@ def insert(x: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
         return x
     slot = slots[row, column].to(x.device)
     row, column = row.to(x.device), column.to(x.device)
-    # One copy of the tokens a text: no index occurs twice, so that the backward pass adds in a fixed order.
+    # One copy of the tokens per text: no index occurs twice, so the backward pass adds in a fixed order.
     values = tokens.expand(len(x), -1, -1)[row, slot]
     return x.index_put((row, column), values.to(x.dtype))
 
 
 def causal_block(block: Any, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One of [1]'s blocks with a causal mask, for tokens that follow a shared beginning.
+    """One of [1]'s blocks with a causal mask, for tokens after a shared prefix.
 
     softmax([q K', q k']) [V; v] with the shared K, V (heads, P, h) and the text's own k, v (heads, B, S, h). q K' is
-    one matrix product a head over all tokens of all texts, and K, V are kept once.
+    one matrix product per head over all tokens of all texts, and K, V are kept once.
 
     Args:
-        block: a block that `TextTower.causal` knows.
+        block: of a tower for which `TextTower.causal` is true.
         x: (B, S, w).
-        before: (2, heads, P, h) keys and values of the beginning; P may be 0.
+        before: (2, heads, P, h) keys and values of the prefix; P may be 0.
 
     Returns:
-        The block's output, and the own keys and values, (heads, B, S, h) each.
+        The block's output, and the keys and values of `x`, (heads, B, S, h) each.
     """
     attention = block.attn
     B, S, w = x.shape
@@ -256,7 +262,7 @@ def _is_causal(mask: Tensor | None, length: int) -> bool:
 
 
 def _is_known(block: nn.Module) -> bool:
-    """Whether `causal_block` computes what this block does."""
+    """Whether `causal_block` computes the same as this block."""
     from open_clip import transformer
 
     if type(block) is transformer.ResidualAttentionBlock:

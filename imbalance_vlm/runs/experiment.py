@@ -21,6 +21,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.base import Evaluator
 from imbalance_vlm.evaluation.evaluate import evaluate
 from imbalance_vlm.heads.base import Head
+from imbalance_vlm.launcher import world_size
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
 from imbalance_vlm.recipe.columns import evaluator_sections
@@ -43,7 +44,6 @@ from imbalance_vlm.runs.record import describe, write_run
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import SplitFeatures
 from imbalance_vlm.training import second_stage
-from imbalance_vlm.training.distributed.processes import world_size
 from imbalance_vlm.training.distributed.sharding import shard_tower
 from imbalance_vlm.training.first_pass import first_pass
 from imbalance_vlm.training.loop import Trained, steps_per_epoch, train

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
 from imbalance_vlm.results.averages import with_averages
@@ -31,7 +32,7 @@ from imbalance_vlm.runs.identity import run_folder
 from imbalance_vlm.runs.preflight import preflight
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.training.devices import resolve_device
-from imbalance_vlm.training.distributed.processes import join, process_group, world_size
+from imbalance_vlm.training.distributed.processes import join, process_group
 
 Recipe = Mapping[str, Any]
 

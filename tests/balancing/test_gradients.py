@@ -87,9 +87,9 @@ def descend(gradient: Gradient, steps: int = 25, **hyper: float) -> tuple[Tensor
 
 
 def subspace(rank: int = 3, keep: int = 6) -> Subspace:
-    made = Subspace(keep=keep, rank=rank)
-    made.learn(snapshots(keep))
-    return made
+    transform = Subspace(keep=keep, rank=rank)
+    transform.learn(snapshots(keep))
+    return transform
 
 
 def outside(move: Tensor, basis: Tensor) -> float:

@@ -58,15 +58,15 @@ def test_the_draw_is_the_one_that_papers_share() -> None:
     counts = [40, 20, 10, 5, 2]
     state = np.random.get_state()
     np.random.seed(0)
-    wanted: list[int] = []
+    expected: list[int] = []
     for label in range(5):
         rows = [row for row in range(300) if labels[row] == label]
         array = np.array(rows)
         np.random.shuffle(array)
-        wanted += array[: counts[label]].tolist()
+        expected += array[: counts[label]].tolist()
     np.random.set_state(state)
-    assert subsample_by_counts(labels, np.array(counts), 0).tolist() == wanted
-    assert wanted != [row for label in range(5) for row in np.flatnonzero(labels == label)[: counts[label]]]
+    assert subsample_by_counts(labels, np.array(counts), 0).tolist() == expected
+    assert expected != [row for label in range(5) for row in np.flatnonzero(labels == label)[: counts[label]]]
     assert np.array_equal(np.random.get_state()[1], state[1]), "the global generator must not move"
 
 
@@ -87,9 +87,9 @@ def test_root_may_be_the_folder_of_the_batches(root: Path) -> None:
 
 def test_a_tail_of_the_balanced_dataset_is_the_same_draw(root: Path) -> None:
     ours = create_dataset("cifar10_lt", root=root, imbalance=10)
-    made = apply_protocol(create_dataset("cifar10_lt", root=root, imbalance=1), tail="exponential", tail_factor=10)
-    assert ours.counts.tolist() == made.counts.tolist()
-    assert np.array_equal(pixels(ours), pixels(made))
+    thinned = apply_protocol(create_dataset("cifar10_lt", root=root, imbalance=1), tail="exponential", tail_factor=10)
+    assert ours.counts.tolist() == thinned.counts.tolist()
+    assert np.array_equal(pixels(ours), pixels(thinned))
     assert not np.array_equal(pixels(ours), pixels(create_dataset("cifar10_lt", root=root, imbalance=10, draw=1)))
 
 

@@ -68,9 +68,9 @@ def test_variants_are_for_testing_only(name: str, tmp_path: Path) -> None:
     data = build(miniatures.MINIATURES[name](tmp_path))
     assert data.test_only
     assert set(data.splits) == {"test"}
-    wanted = ("tench", "goldfish", "missile", "missile (projectile)")
+    expected = ("tench", "goldfish", "missile", "missile (projectile)")
     assert data.class_names == (
-        wanted if name != "imagenet_v2" else ("tench", "great white shark", "brambling", "toilet paper")
+        expected if name != "imagenet_v2" else ("tench", "great white shark", "brambling", "toilet paper")
     )
     assert data.splits["test"].counts(4).tolist() == [2] * 4
     with pytest.raises(InputError, match="is for testing only"):

@@ -39,8 +39,8 @@ def _save(folder: Path, splits: dict[str, list[Any]], names: list[str] | None, a
         columns = {"image": images, "label": labels, "note": ["x"] * len(labels)}
         return datasets.Dataset.from_dict(columns, features=kinds)
 
-    made = {name: part(labels) for name, labels in splits.items()}
-    (next(iter(made.values())) if alone else datasets.DatasetDict(made)).save_to_disk(str(folder))
+    parts = {name: part(labels) for name, labels in splits.items()}
+    (next(iter(parts.values())) if alone else datasets.DatasetDict(parts)).save_to_disk(str(folder))
     return folder
 
 

@@ -88,8 +88,8 @@ def test_the_near_duplicate_check_would_notice_one(dataset: Dataset, hashes: dic
     """A few pixels of anti-aliasing more must not hide a copy: the checks above would pass on a hash that is noise."""
     copies = _pixels(dataset, "test")[:300].copy()
     copies[:, 10:12, 10:12] = np.maximum(copies[:, 10:12, 10:12], 34) - 34
-    found, _ = near_pairs(hashes["test"][:300], perceptual_hash(copies), THRESHOLD)
-    assert len(np.unique(found)) > 270
+    rows, _ = near_pairs(hashes["test"][:300], perceptual_hash(copies), THRESHOLD)
+    assert len(np.unique(rows)) > 270
 
 
 def test_no_test_image_is_pixel_for_pixel_in_another_split(dataset: Dataset) -> None:

@@ -47,10 +47,10 @@ def test_every_field_is_in_the_key(field: str) -> None:
 
 
 def test_equal_values_have_equal_keys_whatever_their_types() -> None:
-    whole = Preprocessing((16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+    integers = Preprocessing((16, 16), mean=(0, 0, 0), std=(1, 1, 1))
     same = Preprocessing([16, 16], np.zeros(3), np.ones(3, np.float32), resized=(16, 16))  # type: ignore[arg-type]
-    assert same == whole
-    assert same.key() == whole.key()
+    assert same == integers
+    assert same.key() == integers.key()
 
 
 def test_views_of_one_preprocessing_have_different_keys() -> None:

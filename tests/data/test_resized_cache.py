@@ -39,30 +39,30 @@ def pixels(images: Images, size: int) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_scaling_equals_torchvision(width: int, height: int) -> None:
     image = smooth(0, width, height)
-    wanted = resize(image, [16], InterpolationMode.BICUBIC) if min(width, height) > 16 else image
-    assert np.array_equal(np.asarray(resized(image, 16)), np.asarray(wanted))
+    expected = resize(image, [16], InterpolationMode.BICUBIC) if min(width, height) > 16 else image
+    assert np.array_equal(np.asarray(resized(image, 16)), np.asarray(expected))
 
 
 def test_copies_at_the_models_size_change_no_number(photographs: FileImages, tmp_path: Path) -> None:
-    (wanted,) = pixels(photographs, 16)
+    (expected,) = pixels(photographs, 16)
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     for _ in range(2):  # when the copies are made, and when they are read
-        (found,) = pixels(copies, 16)
-        assert torch.equal(found, wanted)
+        (actual,) = pixels(copies, 16)
+        assert torch.equal(actual, expected)
 
 
 def test_a_copy_is_read_and_the_image_is_not(photographs: FileImages, tmp_path: Path) -> None:
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
     before = {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()}
-    wanted = [np.asarray(copies[row]) for row in range(len(copies))]
+    expected = [np.asarray(copies[row]) for row in range(len(copies))]
     assert {path: path.stat().st_mtime_ns for path in photographs.root.iterdir()} == before, "nothing is written there"
-    made = [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
-    assert len(made) == len(SIZES) - 1, "a small image needs no copy"
-    assert {path.suffix for path in made} == {".npy"}
-    for path in made:
+    files_made = [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
+    assert len(files_made) == len(SIZES) - 1, "a small image needs no copy"
+    assert {path.suffix for path in files_made} == {".npy"}
+    for path in files_made:
         np.save(path, np.load(path) ^ 1)
     larger = [row for row in range(len(copies)) if min(copies.images[row].size) > 16]
-    assert all(np.array_equal(np.asarray(copies[row]), wanted[row] ^ 1) for row in larger)
+    assert all(np.array_equal(np.asarray(copies[row]), expected[row] ^ 1) for row in larger)
 
 
 def test_a_changed_image_gets_a_new_copy(photographs: FileImages, tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_other_lists_of_the_same_files_share_copies(photographs: FileImages, tmp
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY half", b"something else"])
 def test_a_damaged_copy_is_replaced(content: bytes, photographs: FileImages, tmp_path: Path) -> None:
     copies = ResizedImages(photographs, 16, tmp_path / "copies")
-    wanted, path = np.asarray(copies[0]), copies.path(0)
+    expected, path = np.asarray(copies[0]), copies.path(0)
     assert path is not None
     path.write_bytes(content)
-    assert np.array_equal(np.asarray(copies[0]), wanted)
-    assert np.array_equal(np.load(path), wanted)
+    assert np.array_equal(np.asarray(copies[0]), expected)
+    assert np.array_equal(np.load(path), expected)
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing(
@@ -115,10 +115,10 @@ def test_images_in_archives_have_copies_too(tmp_path: Path) -> None:
             content.append((0, start, stream.tell() - start))
     images = TarImages((tmp_path / "a.tar",), "stamp", np.array(content), ("0", "1"))
     copies = ResizedImages(images, 16, tmp_path / "copies")
-    (wanted,) = pixels(images, 16)
+    (expected,) = pixels(images, 16)
     for _ in range(2):
-        (found,) = pixels(copies, 16)
-        assert torch.equal(found, wanted)
+        (actual,) = pixels(copies, 16)
+        assert torch.equal(actual, expected)
     assert len(list((tmp_path / "copies").rglob("*.npy"))) == 2
 
 

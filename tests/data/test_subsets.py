@@ -45,17 +45,17 @@ def numbers(part: Split) -> list[int]:
 )
 def test_the_shapes_of_tails(classes: int, largest: int, factor: float) -> None:
     last = max(classes - 1, 1)
-    wanted = {
+    expected = {
         "exponential": [largest * (1 / factor) ** (rank / last) for rank in range(classes)],
         "pareto": [largest / (rank + 1) ** math.log(factor, max(classes, 2)) for rank in range(classes)],
         "step": [largest] * max(classes // 2, 1) + [largest / factor] * (classes - max(classes // 2, 1)),
     }
-    for kind, exact in wanted.items():
-        made = tail_counts(kind, classes, largest, factor)  # type: ignore[arg-type]
-        assert made.tolist() == [max(int(count + 1e-9 * (kind == "pareto")), 1) for count in exact], kind
-        assert made[0] == largest
+    for kind, exact in expected.items():
+        counts = tail_counts(kind, classes, largest, factor)  # type: ignore[arg-type]
+        assert counts.tolist() == [max(int(count + 1e-9 * (kind == "pareto")), 1) for count in exact], kind
+        assert counts[0] == largest
         if classes > 1:
-            assert abs(made[-1] - largest / factor) < 1 + 1e-9
+            assert abs(counts[-1] - largest / factor) < 1 + 1e-9
     assert not np.array_equal(tail_counts("exponential", 10, 5000, 100), tail_counts("pareto", 10, 5000, 100))
 
 
@@ -107,10 +107,10 @@ def test_shots_are_the_draw_that_papers_share() -> None:
     data = few_shot(dataset(labels, val=labels), 8, seed=7)
     random.seed(7)
     for name, count in (("train", 8), ("val", 4)):
-        wanted: list[int] = []
+        expected: list[int] = []
         for label in dict.fromkeys(labels.tolist()):
-            wanted += random.sample([row for row in range(120) if labels[row] == label], count)
-        assert numbers(data.splits[name]) == wanted
+            expected += random.sample([row for row in range(120) if labels[row] == label], count)
+        assert numbers(data.splits[name]) == expected
         assert data.splits[name].counts(5).tolist() == [count] * 5
     assert numbers(data.splits["test"]) == numbers(dataset().splits["test"])
 
@@ -137,8 +137,8 @@ def test_base_and_novel_classes_are_labelled_from_zero() -> None:
     assert base.counts.tolist() == [20] * 3
     assert novel.counts.tolist() == [20] * 2
     whole = dataset().splits["test"]
-    wanted = [number for number, label in zip(numbers(whole), whole.labels, strict=True) if label >= 3]
-    assert numbers(novel.splits["test"]) == wanted
+    expected = [number for number, label in zip(numbers(whole), whole.labels, strict=True) if label >= 3]
+    assert numbers(novel.splits["test"]) == expected
     assert novel.splits["test"].labels.tolist() == [0] * 10 + [1] * 10
 
 
@@ -159,9 +159,9 @@ def test_classes_without_images_are_refused() -> None:
     assert "val" not in data[1].splits
 
 
-@pytest.mark.parametrize(("tau", "wanted"), [(1.0, [16] * 5), (0.25, [16, 11, 8, 5, 4]), (0.06, [16, 7, 3, 1, 1])])
-def test_decay_counts(tau: float, wanted: list[int]) -> None:
-    assert decay_counts(5, 16, tau).tolist() == wanted
+@pytest.mark.parametrize(("tau", "expected"), [(1.0, [16] * 5), (0.25, [16, 11, 8, 5, 4]), (0.06, [16, 7, 3, 1, 1])])
+def test_decay_counts(tau: float, expected: list[int]) -> None:
+    assert decay_counts(5, 16, tau).tolist() == expected
     assert decay_counts(1, 16, tau).tolist() == [16]
 
 
@@ -182,10 +182,10 @@ def test_shots_are_drawn_before_classes_are_selected() -> None:
     data = dataset(labels, classes=6)
     whole = few_shot(data, 3, seed=0)
     novel = apply_protocol(data, shots=3, classes="novel")
-    wanted = [
+    expected = [
         n for n, label in zip(numbers(whole.splits["train"]), whole.splits["train"].labels, strict=True) if label > 2
     ]
-    assert numbers(novel.splits["train"]) == wanted
+    assert numbers(novel.splits["train"]) == expected
 
 
 def test_groups_by_the_full_dataset_or_by_the_training_images() -> None:

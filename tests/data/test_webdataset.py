@@ -54,8 +54,8 @@ def test_images_are_read_in_any_order(tmp_path: Path) -> None:
         with tarfile.open(Path(section["root"]) / shard) as archive:
             content = archive.extractfile(name)
             assert content is not None
-            wanted = np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB"))
-        assert np.array_equal(np.asarray(part.images[row]), wanted)
+            expected = np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB"))
+        assert np.array_equal(np.asarray(part.images[row]), expected)
     taken = part.take(np.array([7, 0]))
     assert taken.images.name(0) == part.images.name(7)
     assert np.array_equal(np.asarray(taken.images[1]), np.asarray(part.images[0]))

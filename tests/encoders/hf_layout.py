@@ -122,11 +122,11 @@ def blocks(tower: str, width: int) -> dict[str, tuple[int, ...]]:
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Numbers that depend on a tensor's name alone."""
-    made = {}
+    tensors = {}
     for name, shape in shapes.items():
         numbers = np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.3, shape)
-        made[name] = torch.as_tensor(numbers, dtype=torch.float32).reshape(shape)
-    return made
+        tensors[name] = torch.as_tensor(numbers, dtype=torch.float32).reshape(shape)
+    return tensors
 
 
 def inputs(vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The feature cache: what happens to an entry when things go wrong in the middle."""
+"""The feature cache, also when a run is interrupted or the disk is full."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Encoder:
-    """Gives rows of VALUES, remembers which, and stops where it is told to."""
+    """Yields rows of VALUES, records which, and raises at a given row."""
 
     def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
-        self.asked: list[tuple[int, int]] = []
+        self.encoded: list[tuple[int, int]] = []
         self.fail_at, self.error = fail_at, error or KeyboardInterrupt()
 
     def __call__(self, start: int) -> Iterator[NDArray[Any]]:
         for begin in range(start, ROWS, 4):
             if begin == self.fail_at:
                 raise self.error
-            self.asked.append((begin, min(begin + 4, ROWS)))
+            self.encoded.append((begin, min(begin + 4, ROWS)))
             yield VALUES[begin : begin + 4]
 
 
@@ -57,15 +57,15 @@ def files(name: str) -> list[Path]:
     return sorted(FeatureCache().root.glob(f"*/{name}"))
 
 
-def test_what_was_encoded_is_read_the_second_time() -> None:
+def test_encoded_rows_are_read_the_second_time() -> None:
     first, second = Encoder(), Encoder()
     assert np.array_equal(get(first), VALUES)
     assert np.array_equal(get(second), VALUES)
-    assert first.asked == [(0, 4), (4, 8), (8, 10)]
-    assert second.asked == []
+    assert first.encoded == [(0, 4), (4, 8), (8, 10)]
+    assert second.encoded == []
 
 
-def test_what_is_read_cannot_be_changed() -> None:
+def test_arrays_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         get(Encoder())[0] = 1
 
@@ -75,12 +75,12 @@ def test_another_key_is_another_entry(change: dict[str, Any]) -> None:
     get(Encoder())
     second = Encoder()
     get(second, KEY | change)
-    assert second.asked
+    assert second.encoded
 
 
 @pytest.mark.parametrize("torn_bytes", [0, 5])
-def test_an_interrupted_entry_goes_on_and_has_the_same_bytes(torn_bytes: int) -> None:
-    """The interruption comes in the second chunk; half a row may lie behind the first."""
+def test_an_interrupted_entry_is_resumed_with_the_same_bytes(torn_bytes: int) -> None:
+    """The interruption is in the second chunk; half a row may follow the first."""
     with pytest.raises(KeyboardInterrupt):
         get(Encoder(fail_at=4))
     assert not files("features.bin")
@@ -89,7 +89,7 @@ def test_an_interrupted_entry_goes_on_and_has_the_same_bytes(torn_bytes: int) ->
         stream.write(b"\xff" * torn_bytes)
     resumed = Encoder()
     get(resumed)
-    assert resumed.asked == [(4, 8), (8, 10)]
+    assert resumed.encoded == [(4, 8), (8, 10)]
     (finished,) = files("features.bin")
     assert finished.read_bytes() == VALUES.tobytes()
     assert not files("features.partial")
@@ -106,7 +106,7 @@ def test_an_interruption_before_the_last_step_only_moves_the_file() -> None:
 
 @pytest.fixture
 def other() -> dict[str, Any]:
-    """An entry that is there already."""
+    """An entry that exists already."""
     key = {"weights": "other"}
     get(Encoder(), key)
     return key
@@ -115,7 +115,7 @@ def other() -> dict[str, Any]:
 def assert_untouched(other: dict[str, Any]) -> None:
     encode = Encoder()
     assert np.array_equal(get(encode, other), VALUES)
-    assert encode.asked == []
+    assert encode.encoded == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_is_one_clear_error(
             get(Encoder())
     assert len(files("features.bin")) == 1
     assert_untouched(other)
-    assert np.array_equal(get(Encoder()), VALUES), "it works again when there is space"
+    assert np.array_equal(get(Encoder()), VALUES), "it works again once there is space"
 
 
 def test_too_little_space_is_found_before_encoding(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_too_little_space_is_found_before_encoding(other: dict[str, Any], monkey
         patch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
         with pytest.raises(InputError, match=r"needs .* MB for 10 images, the disk has .* left"):
             get(encode)
-    assert encode.asked == []
+    assert encode.encoded == []
     assert len(files("features.bin")) == 1
     assert_untouched(other)
 
@@ -173,32 +173,32 @@ def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, m
 
 
 def test_two_threads_compute_once() -> None:
-    asked: list[tuple[int, int]] = []
-    found: list[NDArray[Any]] = []
+    encoded: list[tuple[int, int]] = []
+    arrays: list[NDArray[Any]] = []
     both = threading.Barrier(2)
 
     def slow(start: int) -> Iterator[NDArray[Any]]:
         for begin in range(start, ROWS, 4):
             time.sleep(0.05)
-            asked.append((begin, min(begin + 4, ROWS)))
+            encoded.append((begin, min(begin + 4, ROWS)))
             yield VALUES[begin : begin + 4]
 
     def work() -> None:
         both.wait()
-        found.append(get(slow))
+        arrays.append(get(slow))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert asked == [(0, 4), (4, 8), (8, 10)]
-    assert all(np.array_equal(values, VALUES) for values in found)
-    assert len(found) == 2
+    assert encoded == [(0, 4), (4, 8), (8, 10)]
+    assert all(np.array_equal(values, VALUES) for values in arrays)
+    assert len(arrays) == 2
 
 
 def fill(*names: str) -> None:
-    """Entries, the first one used longest ago."""
+    """Entries, the first one used least recently."""
     for age, name in enumerate(reversed(names)):
         get(Encoder(), {"split": name})
         (folder,) = [entry.folder for entry in FeatureCache().entries() if entry.meta["split"] == name]
@@ -209,7 +209,7 @@ def left() -> set[str]:
     return {entry.meta["split"] for entry in FeatureCache().entries()}
 
 
-def test_the_entry_unused_for_longest_makes_room() -> None:
+def test_the_least_recently_used_entry_is_removed_first() -> None:
     fill("old", "middle", "new")
     get(Encoder(), {"split": "more"}, limit=3 * VALUES.nbytes)
     assert left() == {"middle", "new", "more"}
@@ -238,7 +238,7 @@ def test_prune_to_a_size_by_age_and_entirely() -> None:
     assert left() == set()
 
 
-def test_prune_leaves_what_another_run_is_writing_unless_asked() -> None:
+def test_prune_keeps_partial_entries_only_on_request() -> None:
     with pytest.raises(KeyboardInterrupt):
         get(Encoder(fail_at=4), {"split": "unfinished"})
     fill("done")
@@ -270,7 +270,7 @@ def test_the_limit_in_the_environment_must_be_a_number(monkeypatch: pytest.Monke
 
 
 def shrink(folder: Path, *sizes: int) -> list[Path]:
-    """Three copies of each size, the first ones used longest ago."""
+    """Three copies of each size, the first ones used least recently."""
     folder.mkdir(exist_ok=True)
     for number in range(3):
         Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"{number}.png")
@@ -308,7 +308,7 @@ def test_copies_are_pruned_to_a_size_by_age_and_entirely(tmp_path: Path) -> None
     assert ImageCopies().prune(0) == (0, 0)
 
 
-def test_a_copy_that_is_being_written_stays_and_one_left_by_a_kill_goes(tmp_path: Path) -> None:
+def test_partial_copies_are_removed_once_no_run_can_be_writing_them(tmp_path: Path) -> None:
     copies = shrink(tmp_path / "mine", 10)
     new, old = (copies[0].with_name(f".{copies[0].name}.{name}.npy") for name in ("new", "old"))
     for path, age in ((new, 10), (old, 7200)):
@@ -319,7 +319,7 @@ def test_a_copy_that_is_being_written_stays_and_one_left_by_a_kill_goes(tmp_path
     assert not old.exists()
 
 
-def test_a_pruned_copy_is_made_anew(tmp_path: Path) -> None:
+def test_a_pruned_copy_is_made_again(tmp_path: Path) -> None:
     shrink(tmp_path / "mine", 10)
     ImageCopies().prune(0)
     assert all(path.exists() for path in shrink(tmp_path / "mine", 10))

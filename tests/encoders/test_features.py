@@ -73,7 +73,7 @@ def test_tokens_are_kept_in_half_precision_up_to_a_limit(
     torch.testing.assert_close(values(uncached), values(source(encoder, root, "tokens")), rtol=1e-2, atol=1e-2)
 
 
-def test_a_changed_image_is_encoded_anew(encoder: Any, root: Path) -> None:
+def test_a_changed_image_is_encoded_again(encoder: Any, root: Path) -> None:
     before = values(source(encoder, root))
     path = root / "test" / "blue_car" / "0.png"
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(path)
@@ -118,8 +118,8 @@ def test_a_view_is_a_function_of_the_image_and_its_number(encoder: Any) -> None:
     assert torch.equal(view(image), first)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state), "a view draws nothing from the global generator"
-    others = [CroppedView(encoder.preprocessing, number, 0.3, True)(image) for number in range(1, 4)]
-    assert not any(torch.equal(other, first) for other in others)
+    further = [CroppedView(encoder.preprocessing, number, 0.3, True)(image) for number in range(1, 4)]
+    assert not any(torch.equal(crop, first) for crop in further)
 
 
 def test_encoding_leaves_the_random_numbers_alone(encoder: Any, root: Path) -> None:

@@ -77,13 +77,13 @@ _TOKENIZER = cache(open_clip.SimpleTokenizer)
 
 @pytest.fixture(autouse=True)
 def _one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the vocabulary takes longer than all else here."""
+    """Reading the vocabulary takes longer than everything else here."""
     monkeypatch.setattr(open_clip.factory, "SimpleTokenizer", _TOKENIZER)
 
 
 @pytest.fixture(autouse=True)
 def _small_siglip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip gives timm a model's name alone; the tiny tower has timm's own parts in fewer numbers."""
+    """open_clip gives timm a model's name alone; the tiny tower has timm's own parts in smaller numbers."""
     real, size = timm.create_model, {"embed_dim": hf.WIDTH, "depth": hf.LAYERS, "num_heads": 2}
     small = size | {"img_size": 16, "patch_size": hf.PATCH, "act_layer": "gelu_tanh"}
 
@@ -108,11 +108,11 @@ def activations(module: nn.Module) -> set[str]:
     return {type(part).__name__ for part in module.modules() if "GELU" in type(part).__name__}
 
 
-def same(encoder: Any, state: dict[str, Tensor]) -> None:
-    own = encoder.module.state_dict()
-    assert own.keys() == state.keys()
+def assert_loaded(encoder: Any, state: dict[str, Tensor]) -> None:
+    loaded = encoder.module.state_dict()
+    assert loaded.keys() == state.keys()
     for name, value in state.items():
-        assert torch.equal(own[name], value.to(own[name].dtype)), name
+        assert torch.equal(loaded[name], value.to(loaded[name].dtype)), name
 
 
 def hf_folder(folder: Path, kind: str, **changes: Any) -> Path:
@@ -146,7 +146,7 @@ def test_a_plain_state_dict(tmp_path: Path, suffix: str) -> None:
     state = plain().state_dict()
     file = tmp_path / f"weights.{suffix}"
     save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
-    same(create_encoder("ViT-fmt", pretrained=str(file)), state)
+    assert_loaded(create_encoder("ViT-fmt", pretrained=str(file)), state)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -155,22 +155,22 @@ def test_a_training_checkpoint_with_the_names_of_wrappers(tmp_path: Path, prefix
     wrapped = {f"{prefix}{name}": value for name, value in state.items()}
     optimizer = torch.optim.AdamW(plain().parameters()).state_dict()
     torch.save({"epoch": 3, "name": "run", "state_dict": wrapped, "optimizer": optimizer}, tmp_path / "epoch_3.pt")
-    same(create_encoder("ViT-fmt", pretrained=str(tmp_path / "epoch_3.pt")), state)
+    assert_loaded(create_encoder("ViT-fmt", pretrained=str(tmp_path / "epoch_3.pt")), state)
 
 
-def test_the_text_tower_s_names_may_stand_on_the_model_or_under_text(tmp_path: Path) -> None:
+def test_the_text_towers_names_may_be_on_the_model_or_under_text(tmp_path: Path) -> None:
     state = plain().state_dict()
     moved = open_clip.model.convert_to_custom_text_state_dict(dict(state))
     assert "text.ln_final.weight" in moved
     save_file(moved, tmp_path / "custom.safetensors")
-    same(create_encoder("ViT-fmt", pretrained=str(tmp_path / "custom.safetensors")), state)
+    assert_loaded(create_encoder("ViT-fmt", pretrained=str(tmp_path / "custom.safetensors")), state)
 
 
 def test_half_precision_is_loaded_into_full(tmp_path: Path) -> None:
     state = {name: value.half() for name, value in plain().state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")
     encoder = create_encoder("ViT-fmt", pretrained=str(tmp_path / "half.safetensors"))
-    same(encoder, state)
+    assert_loaded(encoder, state)
     assert {value.dtype for value in encoder.module.parameters()} == {torch.float32}
 
 
@@ -178,7 +178,7 @@ def test_a_folder_with_weights(tmp_path: Path) -> None:
     state = plain().state_dict()
     save_file(state, tmp_path / "open_clip_model.safetensors")
     torch.save({}, tmp_path / "pytorch_model.bin")  # less preferred, and never opened
-    same(create_encoder("ViT-fmt", pretrained=str(tmp_path)), state)
+    assert_loaded(create_encoder("ViT-fmt", pretrained=str(tmp_path)), state)
 
 
 def test_weights_in_several_files(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
         save_file(part, tmp_path / f"model-{number}.safetensors")
         index |= dict.fromkeys(part, f"model-{number}.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    same(create_encoder("ViT-fmt", pretrained=str(tmp_path)), state)
+    assert_loaded(create_encoder("ViT-fmt", pretrained=str(tmp_path)), state)
 
 
 def test_a_folder_without_weights_or_with_too_many(tmp_path: Path) -> None:
@@ -208,13 +208,13 @@ class Archive(nn.Module):
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         for name, value in state.items():
-            *path, own = name.split(".")
-            place: nn.Module = self
+            *path, last = name.split(".")
+            module: nn.Module = self
             for step in path:
-                if step not in place._modules:
-                    place.add_module(step, nn.Module())
-                place = place.get_submodule(step)
-            place.register_buffer(own, value)
+                if step not in module._modules:
+                    module.add_module(step, nn.Module())
+                module = module.get_submodule(step)
+            module.register_buffer(last, value)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -229,7 +229,7 @@ def openai_state(half: bool = True) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["ViT-fmt", "ViT-fmt-quickgelu"])
 @pytest.mark.parametrize("archive", [True, False])
-def test_openai_s_archive_and_state_dict_get_quick_gelu_under_either_name(
+def test_openais_archive_and_state_dict_get_quick_gelu_under_either_name(
     tmp_path: Path, name: str, archive: bool
 ) -> None:
     state, file = openai_state(), tmp_path / "ViT-fmt.pt"
@@ -240,26 +240,26 @@ def test_openai_s_archive_and_state_dict_get_quick_gelu_under_either_name(
         )
     encoder = create_encoder(name, pretrained=str(file))
     assert activations(encoder.module) == {"QuickGELU"}
-    wanted = plain(quick_gelu=True).half().float()
+    expected = plain(quick_gelu=True).half().float()
     images, texts = hf.inputs(49408)
     with torch.no_grad():
-        found = encoder.image_features(images, "embedding"), encoder.module.encode_text(texts)  # type: ignore[operator]
-        torch.testing.assert_close(found, (wanted.encode_image(images), wanted.encode_text(texts)))  # type: ignore[operator]
+        computed = encoder.image_features(images, "embedding"), encoder.module.encode_text(texts)  # type: ignore[operator]
+        torch.testing.assert_close(computed, (expected.encode_image(images), expected.encode_text(texts)))  # type: ignore[operator]
 
 
-def test_open_clip_s_files_keep_the_activation_that_their_architecture_names(tmp_path: Path) -> None:
+def test_open_clips_files_keep_the_activation_of_their_architecture(tmp_path: Path) -> None:
     save_file(plain().state_dict(), tmp_path / "w.safetensors")
     for name, activation in (("ViT-fmt", "GELU"), ("ViT-fmt-quickgelu", "QuickGELU")):
-        made = create_encoder(name, pretrained=str(tmp_path / "w.safetensors"))
-        assert activations(made.module) == {activation}
+        encoder = create_encoder(name, pretrained=str(tmp_path / "w.safetensors"))
+        assert activations(encoder.module) == {activation}
 
 
 def test_one_file_under_two_activations_has_two_fingerprints(tmp_path: Path) -> None:
     save_file(plain().state_dict(), tmp_path / "w.safetensors")
-    made = [
+    encoders = [
         create_encoder(name, pretrained=str(tmp_path / "w.safetensors")) for name in ("ViT-fmt", "ViT-fmt-quickgelu")
     ]
-    assert made[0].fingerprint != made[1].fingerprint
+    assert encoders[0].fingerprint != encoders[1].fingerprint
 
 
 def test_a_tag_gets_the_activation_it_was_trained_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -279,9 +279,9 @@ def test_a_tag_gets_the_activation_it_was_trained_with(monkeypatch: pytest.Monke
 def expect(encoder: Any, vocabulary: int, images: list[list[float]], texts: list[list[float]]) -> None:
     pixels, ids = hf.inputs(vocabulary)
     with torch.no_grad():
-        found = encoder.image_features(pixels, "embedding"), encoder.module.encode_text(ids)
-    torch.testing.assert_close(found[0][:, :4], torch.tensor(images), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found[1][:, :4], torch.tensor(texts), rtol=1e-4, atol=1e-4)
+        computed = encoder.image_features(pixels, "embedding"), encoder.module.encode_text(ids)
+    torch.testing.assert_close(computed[0][:, :4], torch.tensor(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(computed[1][:, :4], torch.tensor(texts), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ViT-fmt", "ViT-fmt-quickgelu"])
@@ -300,7 +300,7 @@ def test_hugging_face_clip_with_plain_gelu(tmp_path: Path) -> None:
     refused("ViT-fmt-quickgelu", folder, "trained with plain GELU", "set encoder.name to 'ViT-fmt'")
 
 
-def test_hugging_face_clip_without_its_config_needs_the_name_to_say_which_activation(clip_folder: Path) -> None:
+def test_hugging_face_clip_without_its_config_needs_a_name_that_implies_the_activation(clip_folder: Path) -> None:
     (clip_folder / "config.json").unlink()
     refused("ViT-fmt", clip_folder, "config.json", "QuickGELU", "'-quickgelu'")
     expect(create_encoder("ViT-fmt-quickgelu", pretrained=str(clip_folder)), 49408, CLIP_IMAGES, CLIP_TEXTS)
@@ -312,7 +312,7 @@ def test_hugging_face_siglip_gives_the_features_of_transformers(siglip_folder: P
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_every_tensor_is_mapped_and_none_is_left(tmp_path: Path, kind: str) -> None:
+def test_every_tensor_is_renamed(tmp_path: Path, kind: str) -> None:
     weights = read_weights(hf_folder(tmp_path / kind, kind))
     shapes = hf.clip_shapes() if kind == "clip" else hf.siglip_shapes()
     assert sum(value.numel() for value in weights.state.values()) == sum(
@@ -350,13 +350,13 @@ def test_the_recorded_features_are_those_of_the_installed_transformers(tmp_path:
     net.load_state_dict(hf.weights(shapes))  # type: ignore[arg-type]
     images, ids = hf.inputs(vocabulary)  # type: ignore[arg-type]
     with torch.no_grad():
-        found = net.get_image_features(pixel_values=images), net.get_text_features(input_ids=ids)
-    for features, wanted in zip(found, (images, texts), strict=True):
+        computed = net.get_image_features(pixel_values=images), net.get_text_features(input_ids=ids)
+    for features, expected in zip(computed, (images, texts), strict=True):
         values = getattr(features, "pooler_output", features)[:, :4]
-        torch.testing.assert_close(values, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(values, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- weights that do not fit -------------------------------------------------------------------------------------
 
 
 def test_another_architecture_is_named_with_the_tensors_that_differ_and_what_would_fit(
@@ -382,7 +382,7 @@ def test_a_tensor_too_many_or_too_few_is_named(tmp_path: Path) -> None:
     refused("ViT-fmt", tmp_path / "less.safetensors", "visual.proj: expected (32, 12), got nothing")
 
 
-def test_positions_for_another_image_size_are_not_stretched_unseen(tmp_path: Path) -> None:
+def test_positions_for_another_image_size_are_refused(tmp_path: Path) -> None:
     state = plain().state_dict() | {"visual.positional_embedding": torch.zeros(10, 32)}
     save_file(state, tmp_path / "large.safetensors")
     refused("ViT-fmt", tmp_path / "large.safetensors", "visual.positional_embedding: expected (5, 32), got (10, 32)")
@@ -418,10 +418,10 @@ def test_files_that_hold_no_state_dict(tmp_path: Path, clip_folder: Path) -> Non
 
 
 def test_formats_by_name() -> None:
-    one = torch.zeros(1)
-    assert detect({"text_model.final_layer_norm.weight": one}) == "hf_clip"
-    assert detect({"text_model.x": one, "vision_model.head.probe": one}) == "hf_siglip"
-    assert detect({"module.anything": one}) == "open_clip"
+    tensor = torch.zeros(1)
+    assert detect({"text_model.final_layer_norm.weight": tensor}) == "hf_clip"
+    assert detect({"text_model.x": tensor, "vision_model.head.probe": tensor}) == "hf_siglip"
+    assert detect({"module.anything": tensor}) == "open_clip"
 
 
 # -- images and words ------------------------------------------------------------------------------------------------
@@ -431,7 +431,7 @@ def mean_of(encoder: Any) -> float:
     return float(encoder.preprocessing.mean[0])
 
 
-def test_preprocessing_comes_from_what_lies_beside_the_weights(clip_folder: Path, tmp_path: Path) -> None:
+def test_preprocessing_comes_from_the_configuration_beside_the_weights(clip_folder: Path, tmp_path: Path) -> None:
     assert mean_of(create_encoder("ViT-fmt", pretrained=str(clip_folder))) == pytest.approx(0.48145466)
     hugging_face = {
         "image_mean": [0.1, 0.2, 0.3],
@@ -444,12 +444,12 @@ def test_preprocessing_comes_from_what_lies_beside_the_weights(clip_folder: Path
     assert mean_of(encoder) == 0.1
     assert (encoder.preprocessing.interpolation, encoder.preprocessing.resize) == ("bilinear", "squash")
     save_file(plain().state_dict(), tmp_path / "w.safetensors")
-    own = {"model_cfg": CLIP, "preprocess_cfg": {"mean": [0.4] * 3, "std": [1.0] * 3}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(own))
+    config = {"model_cfg": CLIP, "preprocess_cfg": {"mean": [0.4] * 3, "std": [1.0] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     assert mean_of(create_encoder("ViT-fmt", pretrained=str(tmp_path / "w.safetensors"))) == 0.4
 
 
-def test_preprocessing_of_a_lone_file_is_that_of_the_architecture_s_tags(
+def test_preprocessing_of_a_lone_file_is_that_of_most_tags(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from open_clip import pretrained as library

@@ -1,4 +1,4 @@
-"""Weights that would have to be fetched: a clear refusal at once, with the command that helps."""
+"""Weights that would have to be downloaded: a clear error before any attempt, with the command that fetches them."""
 
 from __future__ import annotations
 
@@ -73,32 +73,28 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("settings", "command", "place"), CASES)
-def test_offline_is_respected_and_says_how_to_get_the_weights(
-    settings: dict[str, Any], command: str, place: str
-) -> None:
+def test_offline_is_respected_and_the_error_has_the_command(settings: dict[str, Any], command: str, place: str) -> None:
     refused("HF_HUB_OFFLINE is set", command, place, **settings)
 
 
 @pytest.mark.usefixtures("_no_answer")
 @pytest.mark.parametrize(("settings", "command", "place"), CASES)
-def test_a_hub_out_of_reach_is_one_short_question(settings: dict[str, Any], command: str, place: str) -> None:
+def test_a_hub_out_of_reach_is_refused_with_the_command(settings: dict[str, Any], command: str, place: str) -> None:
     refused("no answer within 5 seconds", command, place, **settings)
 
 
-def test_what_is_in_the_cache_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
-    monkeypatch.setattr(hub, "hub_answers", lambda: asked.append(1))
+def test_cached_weights_need_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    requests = []
+    monkeypatch.setattr(hub, "hub_answers", lambda: requests.append(1))
     monkeypatch.setattr(
         huggingface_hub, "try_to_load_from_cache", lambda name, file: "/there" if file.endswith(".bin") else None
     )
     hub.require_repository("a/b", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], "weights", "")
-    assert not asked
+    assert not requests
 
 
-def test_random_weights_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        InputError, match="a download was tried"
-    ):  # open_clip was asked to make the model, no hub before
+def test_random_weights_need_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="a download was tried"):  # by open_clip, without a request to the hub before
         create_encoder("ViT-B-32", pretrained="random")
 
 
@@ -112,13 +108,13 @@ class Missing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    made = HTTPServer(("127.0.0.1", 0), Missing)
-    thread = threading.Thread(target=made.serve_forever)
+    server = HTTPServer(("127.0.0.1", 0), Missing)
+    thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{made.server_port}"
-    made.shutdown()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
     thread.join()
-    made.server_close()
+    server.server_close()
 
 
 def test_any_answer_is_an_answer(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
@@ -128,8 +124,8 @@ def test_any_answer_is_an_answer(monkeypatch: pytest.MonkeyPatch, server: str) -
     assert hub.hub_answers()
 
 
-def test_silence_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A firewall that drops packets is the case in which libraries wait for minutes."""
+def test_a_silent_hub_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a firewall that drops packets, libraries wait for minutes."""
     monkeypatch.setattr(hub, "SECONDS", 0.2)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with socket.socket() as silent:
@@ -140,7 +136,9 @@ def test_silence_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("value", "forbidden"), [("1", True), ("yes", True), ("0", False), ("", False)])
-def test_the_switch(monkeypatch: pytest.MonkeyPatch, value: str, forbidden: bool) -> None:
+def test_the_environment_variable_that_forbids_downloads(
+    monkeypatch: pytest.MonkeyPatch, value: str, forbidden: bool
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert hub.offline() is forbidden

@@ -86,14 +86,14 @@ def test_an_underscore_in_a_name_is_read_as_a_space(encoder: OpenClipEncoder) ->
 
 def test_text_features_are_renormalised_means_over_templates(encoder: OpenClipEncoder, plain: Any) -> None:
     model, _, tokenizer = plain
-    wanted = []
+    expected = []
     for name in NAMES:
         unit = [F.normalize(model.encode_text(tokenizer([t.format(name)])), dim=-1)[0] for t in TEMPLATES]
         mean = sum(unit) / len(unit)
-        wanted.append(mean / mean.norm())
-    torch.testing.assert_close(encoder.text_features(NAMES, TEMPLATES), torch.stack(wanted))
+        expected.append(mean / mean.norm())
+    torch.testing.assert_close(encoder.text_features(NAMES, TEMPLATES), torch.stack(expected))
     in_small_batches = encoder.text_features(NAMES, TEMPLATES, batch_size=2)
-    torch.testing.assert_close(in_small_batches, torch.stack(wanted))
+    torch.testing.assert_close(in_small_batches, torch.stack(expected))
 
 
 @torch.no_grad()
@@ -154,16 +154,16 @@ def test_a_local_weights_file_by_architecture_name(
     architecture: str, tiny_folder: Path, encoder: OpenClipEncoder
 ) -> None:
     file = tiny_folder / "open_clip_model.safetensors"
-    made = create_encoder(architecture, pretrained=str(file))
+    loaded = create_encoder(architecture, pretrained=str(file))
     for key, value in encoder.module.state_dict().items():
-        assert torch.equal(made.module.state_dict()[key], value), key
-    assert made.pretrained == str(file)
+        assert torch.equal(loaded.module.state_dict()[key], value), key
+    assert loaded.pretrained == str(file)
 
 
 def test_a_pickled_checkpoint_is_loaded_as_weights_only(architecture: str, tmp_path: Path, plain: Any) -> None:
     torch.save(plain[0].state_dict(), tmp_path / "good.pt")
-    made = create_encoder(architecture, pretrained=str(tmp_path / "good.pt"))
-    assert torch.equal(made.module.visual.proj, plain[0].visual.proj)  # type: ignore[union-attr]
+    loaded = create_encoder(architecture, pretrained=str(tmp_path / "good.pt"))
+    assert torch.equal(loaded.module.visual.proj, plain[0].visual.proj)  # type: ignore[union-attr]
     torch.save({"state_dict": plain[0].state_dict(), "evil": Path.touch}, tmp_path / "evil.pt")
     refused("evil.pt", name=architecture, pretrained=str(tmp_path / "evil.pt"))
 
@@ -195,7 +195,7 @@ def test_a_local_directory_of_another_architecture_is_refused(tiny_folder: Path)
     refused("another architecture", "proj", name=f"local-dir:{tiny_folder}")
 
 
-def test_a_local_directory_that_is_none(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_local_directory_without_a_valid_configuration(tmp_path: Path, tiny_folder: Path) -> None:
     refused("open_clip_config.json", name=f"local-dir:{tmp_path}/nowhere")
     (tiny_folder / "open_clip_config.json").write_text("{broken")
     refused("open_clip_config.json must hold JSON", name=f"local-dir:{tiny_folder}")
@@ -204,7 +204,7 @@ def test_a_local_directory_that_is_none(tmp_path: Path, tiny_folder: Path) -> No
 
 
 def test_a_local_directory_without_weights_is_refused(tiny_folder: Path) -> None:
-    """Untrained weights must be asked for: nobody wants them by accident."""
+    """Untrained weights have to be requested, so that nobody gets them by accident."""
     (tiny_folder / "open_clip_model.safetensors").unlink()
     refused("weights", name=f"local-dir:{tiny_folder}")
 
@@ -216,8 +216,8 @@ def test_unknown_models_tags_and_files_are_refused_with_suggestions(tmp_path: Pa
     refused("a local weights file", "nowhere.pt", name="ViT-B-16", pretrained=str(tmp_path / "nowhere.pt"))
 
 
-def test_random_weights_are_asked_for_by_name_and_always_the_same(architecture: str) -> None:
-    """They are part of what is compared over seeds, and a run must not depend on which one came before it."""
+def test_random_weights_are_always_the_same(architecture: str) -> None:
+    """Results must depend neither on the seed before nor on earlier runs."""
     torch.manual_seed(1)
     first = create_encoder(architecture, pretrained="random")
     torch.manual_seed(2)
@@ -225,7 +225,7 @@ def test_random_weights_are_asked_for_by_name_and_always_the_same(architecture: 
 
 
 def test_making_an_encoder_leaves_the_random_numbers_alone(tiny_clip: str) -> None:
-    """A head starts from the same numbers whether its encoder was made just now or before."""
+    """A head starts from the same numbers whether its encoder was loaded just now or before."""
     before = torch.get_rng_state()
     create_encoder(tiny_clip)
     assert torch.equal(torch.get_rng_state(), before)
@@ -270,7 +270,7 @@ def test_tokens_of_a_tower_from_timm_are_its_own(tmp_path: Path, name: str) -> N
     theirs = trunk.forward_features(batch)
     tokens = encoder.image_features(batch, "tokens")
     assert tokens.shape[::2] == (2, encoder.width("tokens"))
-    if name == "test_vit":  # a class token stands first
+    if name == "test_vit":  # its class token comes first
         torch.testing.assert_close(tokens, theirs)
     else:
         torch.testing.assert_close(tokens[:, 1:], theirs.flatten(2).transpose(1, 2))

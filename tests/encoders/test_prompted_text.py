@@ -74,10 +74,10 @@ def model(kind: str, dtype: torch.dtype, **text: Any) -> nn.Module:
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = makers[kind]().to(dtype)
-        for parameter in made.parameters():
+        model = makers[kind]().to(dtype)
+        for parameter in model.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
-    return made
+    return model
 
 
 def token_rows(encoder: Any, position: Position, n_ctx: int) -> tuple[Tensor, list[list[int]]]:
@@ -119,9 +119,9 @@ def put_in(module: nn.Module, places: list[list[int]], tokens: Tensor, before: b
         return torch.stack(rows)
 
     if before:
-        handle = module.register_forward_pre_hook(lambda _, given: (changed(given[0]), *given[1:]))
+        handle = module.register_forward_pre_hook(lambda _, inputs: (changed(inputs[0]), *inputs[1:]))
     else:
-        handle = module.register_forward_hook(lambda _, __, made: changed(made))
+        handle = module.register_forward_hook(lambda _, __, output: changed(output))
     try:
         yield
     finally:
@@ -129,12 +129,12 @@ def put_in(module: nn.Module, places: list[list[int]], tokens: Tensor, before: b
 
 
 def oracle(encoder: Any, position: Position, context: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
-    """open_clip's `encode_text` with the context in place of the stand-ins."""
+    """open_clip's `encode_text` with the context in place of the placeholders."""
     home = getattr(encoder.module, "text", encoder.module)
     ids, places = token_rows(encoder, position, context.shape[-2])
     with ExitStack() as hooks:
-        own = context if context.ndim == 3 else torch.stack([context] * len(NAMES))
-        hooks.enter_context(put_in(home.token_embedding, places, own, before=False))
+        per_class = context if context.ndim == 3 else torch.stack([context] * len(NAMES))
+        hooks.enter_context(put_in(home.token_embedding, places, per_class, before=False))
         for block, tokens in zip(home.transformer.resblocks[1:], deep, strict=False):
             hooks.enter_context(put_in(block, places, torch.stack([tokens] * len(NAMES)), before=True))
         return F.normalize(encoder.module.encode_text(ids), dim=-1)
@@ -151,8 +151,8 @@ def with_grads(features: Tensor, *inputs: Tensor) -> list[Tensor]:
     return [features.detach(), *torch.autograd.grad((features * cotangent.to(features)).sum(), inputs)]
 
 
-def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_same(computed: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    for ours, theirs in zip(computed, expected, strict=True):
         assert float((ours - theirs).detach().abs().max()) < tolerance * max(1.0, float(theirs.detach().abs().max()))
 
 
@@ -171,11 +171,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "per class"])
+@pytest.mark.parametrize("per_class", [False, True], ids=["shared", "per class"])
 @pytest.mark.parametrize("n_ctx", [1, 4, 16])
-def test_the_same_as_open_clip_in_every_way(position: Position, own: bool, n_ctx: int) -> None:
+def test_the_same_as_open_clip_in_every_way(position: Position, per_class: bool, n_ctx: int) -> None:
     clip = encoder()
-    context = learned(len(NAMES), n_ctx, 16) if own else learned(n_ctx, 16)
+    context = learned(len(NAMES), n_ctx, 16) if per_class else learned(n_ctx, 16)
     expected = with_grads(oracle(clip, position, context), context)
     for settings in WAYS.values():
         text = PromptedText(clip, NAMES, position=position, **settings)
@@ -183,11 +183,11 @@ def test_the_same_as_open_clip_in_every_way(position: Position, own: bool, n_ctx
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "per class"])
+@pytest.mark.parametrize("per_class", [False, True], ids=["shared", "per class"])
 @pytest.mark.parametrize(("depth", "n"), [(1, 4), (2, 2)])
-def test_deep_prompts_take_the_places_of_the_context(position: Position, own: bool, depth: int, n: int) -> None:
+def test_deep_prompts_take_the_places_of_the_context(position: Position, per_class: bool, depth: int, n: int) -> None:
     clip = encoder()
-    context = learned(len(NAMES), 4, 16) if own else learned(4, 16)
+    context = learned(len(NAMES), 4, 16) if per_class else learned(4, 16)
     deep = learned(depth, n, 16, seed=1)
     expected = with_grads(oracle(clip, position, context, list(deep)), context, deep)
     for settings in WAYS.values():
@@ -265,9 +265,9 @@ def test_float32_to_a_hundred_thousandth() -> None:
     context = learned(4, 16, dtype=torch.float32)
     expected = with_grads(oracle(clip, "end", context), context)
     for settings in WAYS.values():
-        found = with_grads(PromptedText(clip, NAMES, **settings)(context), context)
-        assert_same(found, expected, 1e-5)
-        assert found[0].dtype == torch.float32
+        computed = with_grads(PromptedText(clip, NAMES, **settings)(context), context)
+        assert_same(computed, expected, 1e-5)
+        assert computed[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["the encoder's", "the caller's"])
@@ -278,10 +278,10 @@ def test_bf16_autocast(inside: bool) -> None:
     for settings in ({}, {"chunk": 3}, {"savings": ()}, {"savings": ["chunks"], "chunk": 3}):
         with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
             features = PromptedText(clip, NAMES, **settings)(context)
-        found = with_grads(features, context)  # the backward pass runs outside
-        assert found[0].dtype == torch.float32
-        assert 1e-5 < float((found[0] - expected[0]).abs().max()) < 0.05
-        assert float(F.cosine_similarity(found[1].flatten(), expected[1].flatten(), 0)) > 0.98
+        computed = with_grads(features, context)  # the backward pass runs outside
+        assert computed[0].dtype == torch.float32
+        assert 1e-5 < float((computed[0] - expected[0]).abs().max()) < 0.05
+        assert float(F.cosine_similarity(computed[1].flatten(), expected[1].flatten(), 0)) > 0.98
 
 
 def test_the_second_pass_runs_in_the_first_ones_autocast() -> None:
@@ -303,7 +303,7 @@ def test_the_same_to_the_bit_again() -> None:
     for settings in WAYS.values():
         text = PromptedText(encoder(dtype=torch.float32), NAMES, position="middle", **settings)
         first, second = (with_grads(text(context), context) for _ in range(2))
-        assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+        assert all(torch.equal(before, after) for before, after in zip(first, second, strict=True))
 
 
 def test_a_chunk_and_its_neighbours_do_not_matter_to_a_class() -> None:
@@ -311,7 +311,7 @@ def test_a_chunk_and_its_neighbours_do_not_matter_to_a_class() -> None:
     text = PromptedText(clip, NAMES, chunk=3)
     rows = torch.tensor([6, 0, 3])
     assert_same([text(context, rows=rows).detach()], [text(context).detach()[rows]], 1e-10)
-    assert_same([text(context)[2].detach()], [text(context)[0].detach()], 1e-10)  # the name that stands twice
+    assert_same([text(context)[2].detach()], [text(context)[0].detach()], 1e-10)  # the same name twice
     alone = PromptedText(clip, NAMES[4:5])(context)
     assert_same([text(context)[4:5].detach()], [alone.detach()], 1e-10)
 
@@ -350,8 +350,8 @@ def test_it_composes_with_any_loss() -> None:
         return logits.logsumexp(1).sum() + (features @ features.T).pow(3).sum() + context.pow(2).sum()
 
     (expected,) = torch.autograd.grad(loss(oracle(clip, "end", context)), context)
-    (found,) = torch.autograd.grad(loss(PromptedText(clip, NAMES, chunk=3)(context)), context)
-    assert_same([found], [expected], 1e-10)
+    (computed,) = torch.autograd.grad(loss(PromptedText(clip, NAMES, chunk=3)(context)), context)
+    assert_same([computed], [expected], 1e-10)
 
 
 def test_without_a_context_it_is_encode_text() -> None:
@@ -375,19 +375,19 @@ def test_a_context_of_words_is_encode_text() -> None:
 def saved(make: Callable[[], Tensor], tower: nn.Module) -> int:
     """Bytes that a graph keeps for its backward pass, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
-    kept: dict[int, int] = {}
-    held = []  # a storage that is given back could lend its address to the next
+    saved: dict[int, int] = {}
+    held = []  # a freed storage could pass its address on to the next
 
     def note(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
             held.append(value)
         return value
 
     with saved_tensors_hooks(note, lambda value: value):
         held.append(make())
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 @pytest.mark.parametrize("kind", ["clip", "quick", "siglip"])
@@ -399,8 +399,8 @@ def test_the_arithmetic_of_memory(kind: str) -> None:
         text = PromptedText(clip, names, savings=savings)
         layout = text.layout(8)
         before = layout.shared if text.savings else 0
-        own = int(layout.pooled.max()) + 1 - before if text.savings else 40
-        estimate = len(names) * text.tower.saved_bytes(own, before, not text.savings)
+        length = int(layout.pooled.max()) + 1 - before if text.savings else 40
+        estimate = len(names) * text.tower.saved_bytes(length, before, not text.savings)
         assert saved(lambda text=text: text(context), clip.module) == pytest.approx(estimate, rel=0.15)  # type: ignore[misc]
 
 
@@ -458,7 +458,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_class() -> None:
         (lambda text: text(learned(4, 16), learned(3, 2, 16)), "D at most 2"),
         (lambda text: text(learned(4, 16), learned(1, 2, 8)), r"shape \(D, n, 16\)"),
         (lambda text: text(learned(4, 16), learned(1, 5, 16)), "at most as many tokens as the context, 4"),
-        (lambda text: text(learned(4, 16), rows=torch.tensor([1, 1])), "none twice"),
+        (lambda text: text(learned(4, 16), rows=torch.tensor([1, 1])), "each at most once"),
         (lambda text: text(learned(4, 16), rows=torch.tensor([8])), "from 0 to 7"),
         (lambda text: text.per_image(torch.zeros(4, 16)), r"shape \(images, n_ctx, 16\)"),
     ],

@@ -92,8 +92,10 @@ def test_crops_go_through_the_cache_like_any_view(tiny_clip: str, images: Any) -
     assert source.num_views == 5
     ((features, _),) = source.batches([torch.arange(2)], epoch=3)
     with torch.no_grad():
-        wanted = encoder.image_features(torch.stack([crops[3](split.images[number]) for number in (0, 1)]), "embedding")
-    torch.testing.assert_close(features, wanted)
+        expected = encoder.image_features(
+            torch.stack([crops[3](split.images[number]) for number in (0, 1)]), "embedding"
+        )
+    torch.testing.assert_close(features, expected)
 
 
 # -- views of an evaluation --------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def batch(count: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def train_steps(head: TowerHead, steps: int = 2, average: Ema | None = None) -> None:
-    """SGD with momentum and weight decay, over all that the head says is trained."""
+    """SGD with momentum and weight decay, over all trained parameters of the head."""
     objective = Objective(head, create_loss("cross_entropy", [5] * CLASSES)).train()
     optimizer = sgd([value for value in head.parameters() if value.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(steps):

@@ -22,21 +22,21 @@ def hashes(seed: int, count: int, copies: int, flips: int) -> np.ndarray:
 
 def compare_every_pair(given: np.ndarray, most: int) -> dict[tuple[int, int], int]:
     words = [int.from_bytes(row.tobytes(), "big") for row in given]
-    found = {}
+    result = {}
     for left in range(len(words)):
         for right in range(left + 1, len(words)):
             if (differ := (words[left] ^ words[right]).bit_count()) <= most:
-                found[left, right] = differ
-    return found
+                result[left, right] = differ
+    return result
 
 
 @pytest.mark.parametrize("most", [0, 1, 4, 12, 20])
 def test_near_pairs_equal_those_of_comparing_every_pair(most: int) -> None:
     given = hashes(most, 150, 150, 16)
-    found = near_pairs(given, most)
-    assert found.complete
+    result = near_pairs(given, most)
+    assert result.complete
     pairs = {
-        (left, right): near for (left, right), near in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
+        (left, right): near for (left, right), near in zip(result.rows.tolist(), result.distances.tolist(), strict=True)
     }
     assert pairs == compare_every_pair(given, most)
     assert bool(pairs) == (most > 0)

@@ -17,9 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from imbalance_vlm.tuning.base import TuningContext
-from imbalance_vlm.tuning.crops import PixelCrops
 from imbalance_vlm.tuning.prompt.base import SharedText
-from imbalance_vlm.tuning.prompt.settings import DeepPrompt, TextMemory
 from imbalance_vlm.tuning.prompt.vision_tokens import TwoTowerHead, TwoTowerTuning, VisionTokens
 
 
@@ -51,15 +49,6 @@ class MaPLe(TwoTowerTuning):
     """
 
     name = "maple"
-
-    def __init__(
-        self,
-        *,
-        prompt: DeepPrompt = DeepPrompt(),
-        crops: PixelCrops = PixelCrops(),
-        memory: TextMemory = TextMemory(),
-    ) -> None:
-        super().__init__(prompt=prompt, crops=crops, memory=memory)
 
     def two_tower_head(
         self, context: TuningContext, prompted: SharedText, images: VisionTokens, start: Tensor, rest: Tensor

@@ -178,7 +178,13 @@ class TwoTowerTuning(PromptTuning):
     name: str
     reads_pixels = True
 
-    def __init__(self, *, prompt: DeepPrompt, crops: PixelCrops, memory: TextMemory) -> None:
+    def __init__(
+        self,
+        *,
+        prompt: DeepPrompt = DeepPrompt(),
+        crops: PixelCrops = PixelCrops(),
+        memory: TextMemory = TextMemory(),
+    ) -> None:
         super().__init__()
         self.prompt = prompt
         self.crops = crops

@@ -263,17 +263,17 @@ def test_bottlenecks_compute_their_formula_in_other_blocks(kind: str, name: str)
     with torch.no_grad():
         if kind == "post_norm":
             h = x + plain.norm1(plain.attn(x))
-            mlp, behind = plain.mlp(h), plain.norm2
+            mlp, scale = plain.mlp(h), plain.norm2
         else:
             scales = [1.0 if scale is None else scale for scale in (plain.gamma_1, plain.gamma_2)]
             h = x + scales[0] * plain.attn(plain.norm1(x))
             mlp = plain.mlp(plain.norm2(h))
 
-            def behind(y: Tensor) -> Tensor:
+            def scale(y: Tensor) -> Tensor:
                 return scales[1] * y
 
-        beside = h + behind(mlp) + own.scale * side(h) if name == "adaptformer" else None
-        wanted = h + behind(mlp + side(mlp)) if beside is None else beside
+        parallel = h + scale(mlp) + own.scale * side(h) if name == "adaptformer" else None
+        wanted = h + scale(mlp + side(mlp)) if parallel is None else parallel
         torch.testing.assert_close(net.blocks[1](x), wanted, rtol=0, atol=1e-10)
         assert (wanted - plain(x)).abs().max() > 1e-2
 

@@ -138,29 +138,29 @@ def test_layer_wise_rates_hold_under_every_schedule(encoder: Encoder, schedule: 
         starts = {"transformer.resblocks.1": 0.5, "transformer.resblocks.0": 0.25, "ln_post": 1.0}
         return next((scale for start, scale in starts.items() if name.startswith(start)), 0.125)
 
-    made = optimizer(tuning.groups(head), lr=0.4, weight_decay=0.1)
+    optimizer_in_use = optimizer(tuning.groups(head), lr=0.4, weight_decay=0.1)
     more = {"milestones": [1]} if schedule is multistep else {"lr_min": 0.01} if schedule is cosine else {}
-    plan = schedule(made, 2, 5, warmup_epochs=0.4, **more)
+    plan = schedule(optimizer_in_use, 2, 5, warmup_epochs=0.4, **more)
     alone = optimizer([nn.Parameter(torch.ones(1))], lr=0.4)
     reference = schedule(alone, 2, 5, warmup_epochs=0.4, **more)
-    there = {id(parameter) for group in made.param_groups for parameter in group["params"]}
-    assert there == {id(parameter) for parameter in tuning.parameters(head)}
+    scheduled = {id(parameter) for group in optimizer_in_use.param_groups for parameter in group["params"]}
+    assert scheduled == {id(parameter) for parameter in tuning.parameters(head)}
     rates = set()
     for step in range(10):
         plan.step_update(step)
         reference.step_update(step)
         rate = alone.param_groups[0]["lr"]
         rates.add(rate)
-        for group in made.param_groups:
+        for group in optimizer_in_use.param_groups:
             for parameter in group["params"]:
                 assert group["lr"] == pytest.approx(rate * wanted(parameter), rel=1e-12)
                 assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
-        assert made.param_groups[0]["lr"] == rate, "the rate that the loop reports is the recipe's"
+        assert optimizer_in_use.param_groups[0]["lr"] == rate, "the rate that the loop reports is the recipe's"
     assert len(rates) > 1
-    state = made.state_dict()
+    state = optimizer_in_use.state_dict()
     again = optimizer(tuning.groups(head), lr=0.4, weight_decay=0.1)
     again.load_state_dict(state)
-    assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in made.param_groups]
+    assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in optimizer_in_use.param_groups]
     tuning.close()
 
 

@@ -1,4 +1,4 @@
-"""The protocols of the prompt papers from recipe to table, on miniatures in the real layouts; and what they refuse."""
+"""The protocols of the prompt papers from recipe to table, on miniatures in the real layouts, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def roomy_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_classes(root: Path, train: dict[str, int]) -> Path:
-    """train/ and test/ class folders with so many images a class, two of each to test on."""
+    """train/ and test/ class folders with these numbers of training images, and two test images per class."""
     for shade, (name, count) in enumerate(train.items()):
         for split, many in (("train", count), ("test", 2)):
             for number in range(many):
@@ -64,9 +64,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "maple"])
-def test_a_tuned_prompt_is_applied_to_the_names_of_fourteen_other_sets(
-    method: str, tmp_path: Path, roomy_clip: str
-) -> None:
+def test_a_tuned_prompt_is_tested_on_fourteen_other_sets(method: str, tmp_path: Path, roomy_clip: str) -> None:
     for name in ALL_SETS:
         MINIATURES[name](tmp_path)
     own = {"data.root": str(tmp_path / "few_shot"), "data.shots": 2, "encoder": {"name": roomy_clip}}
@@ -82,7 +80,7 @@ def test_a_tuned_prompt_is_applied_to_the_names_of_fourteen_other_sets(
 
 
 @pytest.mark.parametrize("evaluation", [{"novel": True}, {"transfer": ["icons_lt"]}])
-def test_one_context_a_class_is_refused_for_other_classes_before_training(
+def test_a_context_per_class_is_refused_for_other_classes_before_training(
     evaluation: dict[str, Any], tiny_clip: str
 ) -> None:
     recipe = prompted(Path("/a"), tiny_clip, evaluation=evaluation)
@@ -92,7 +90,7 @@ def test_one_context_a_class_is_refused_for_other_classes_before_training(
         plan(recipe, {"tuning.csc": True})
 
 
-def test_a_table_has_a_column_for_each_set_that_is_transferred_to(tiny_clip: str) -> None:
+def test_a_table_has_a_column_per_transfer_set(tiny_clip: str) -> None:
     recipe = prompted(Path("/a"), tiny_clip, evaluation={"transfer": ["dtd", {"name": "eurosat", "root": "/b"}]})
     study = {"grid": {"seeds": [0]}, "table": {"columns": ["transfer_dtd", "transfer_eurosat"]}}
     assert plan(recipe | study).table["columns"] == ["transfer_dtd", "transfer_eurosat"]
@@ -106,7 +104,7 @@ def test_zero_shot_is_in_the_few_shot_tables(name: str) -> None:
     assert "zero_shot" in {one["tuning"]["name"] for one in wanted.recipes}
 
 
-def test_a_set_without_a_root_lies_where_the_recipe_s_own_data_lie() -> None:
+def test_a_transfer_set_without_a_root_has_the_recipe_s_root() -> None:
     recipe = prompted(
         Path("/a"), "tiny", evaluation={"transfer": ["dtd", {"name": "eurosat", "root": "/b"}, "icons_lt"]}
     )
@@ -135,7 +133,7 @@ def test_subpt_runs_with_one_shot(tmp_path: Path, roomy_clip: str) -> None:
     assert 0 <= result.scores["overall"] <= 100
 
 
-def test_each_seed_draws_its_own_images_where_the_recipe_says_so(images: Path, tiny_clip: str) -> None:
+def test_without_a_draw_seed_each_seed_draws_its_own_images(images: Path, tiny_clip: str) -> None:
     recipe = prompted(images, tiny_clip)
     recipe["data"] |= {"shots": 1, "draw_seed": None}
     first, second = (plan(recipe, {"seed": seed}).recipes[0] for seed in (0, 1))
@@ -150,7 +148,7 @@ def test_each_seed_draws_its_own_images_where_the_recipe_says_so(images: Path, t
     )
 
 
-def test_fewer_images_than_a_batch_train(tmp_path: Path, tiny_clip: str) -> None:
+def test_training_with_fewer_images_than_a_batch(tmp_path: Path, tiny_clip: str) -> None:
     recipe = prompted(write_classes(tmp_path, dict(zip(COLOURS, (16, 8, 3, 1), strict=True))), tiny_clip)
     recipe["training"] |= {"batch_size": 32, "epochs": 2}
     result = run(recipe)
@@ -159,7 +157,7 @@ def test_fewer_images_than_a_batch_train(tmp_path: Path, tiny_clip: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         pytest.param(
             {"balancing.regularizers": [{"name": "npt", "form": "simplex"}]}, "at most 17", id="too many for an ETF"
@@ -175,15 +173,15 @@ def test_fewer_images_than_a_batch_train(tmp_path: Path, tiny_clip: str) -> None
             "set data.classes to base",
             id="novel",
         ),
-        pytest.param({"tuning.init": "a photo", "tuning.n_ctx": 7}, "set tuning.init to null", id="words and a number"),
+        pytest.param({"tuning.init": "a photo", "tuning.n_ctx": 7}, "tuning.init to random", id="words and a number"),
     ],
 )
-def test_what_cannot_be_tuned_is_one_clear_error(
-    changes: dict[str, Any], said: str, tmp_path: Path, tiny_clip: str
+def test_what_cannot_be_tuned_gives_one_error_before_training(
+    changes: dict[str, Any], message: str, tmp_path: Path, tiny_clip: str
 ) -> None:
     classes = [f"thing {number}" for number in range(18)]  # the tiny tower's features are 16 wide
     recipe = prompted(write_classes(tmp_path, dict.fromkeys(classes, 2)), tiny_clip)
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         run(recipe, {"tuning.init": "a photo", **changes})
     assert "\n" not in str(error.value)
     assert not list(Path("runs").rglob("result.json"))
@@ -196,7 +194,7 @@ def test_one_class_has_no_base_and_no_novel_half(tmp_path: Path, tiny_clip: str)
         run(recipe)
 
 
-def test_names_that_read_alike_are_refused(tmp_path: Path, tiny_clip: str) -> None:
+def test_equal_class_names_are_refused(tmp_path: Path, tiny_clip: str) -> None:
     twins = write_classes(tmp_path, {"red_apple": 2, "red apple": 2})
     with pytest.raises(InputError, match="'red apple' more than once"):
         run(prompted(twins, tiny_clip), {"tuning.init": "a photo"})

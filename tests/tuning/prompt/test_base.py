@@ -1,0 +1,239 @@
+"""Contracts of prompt heads and of the methods that learn text."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm import InputError, LongTail
+from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.balancing.regularizers.text_anchor import external_names
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.encoders.open_clip import OpenClipEncoder
+from imbalance_vlm.heads.base import Head
+from imbalance_vlm.training.averaging import Ema
+from imbalance_vlm.tuning.base import TuningContext
+from imbalance_vlm.tuning.prompt.base import PromptText
+from tests.tuning.prompt.text_models import (
+    COUNTS,
+    NAMES,
+    NOVEL,
+    context_of,
+    encoder,
+    head_of,
+    images,
+    no_plain_head,
+    objective,
+    sentences,
+    text_by_open_clip,
+    tuning_of,
+)
+
+
+def test_the_classifier_is_the_logits() -> None:
+    head = head_of()
+    features, _ = images()
+    weight, bias = head.classifier()
+    assert bias is None
+    torch.testing.assert_close(F.linear(head.embed(features), weight), head(features))
+
+
+def test_the_state_is_the_context_alone() -> None:
+    head = head_of()
+    assert list(head.state_dict()) == ["context"]
+    assert not list(head.children())
+    head(images()[0]).sum().backward()
+    twin = copy.deepcopy(head)
+    assert twin.prompted.tower is head.prompted.tower
+    assert twin.text is None
+    assert head.text is not None
+    twin.context.data += 1.0
+    assert not torch.equal(twin(images()[0]), head(images()[0]))
+    average = Ema(head, 0.5)
+    average.update(head)
+    assert torch.equal(average.state()["context"], head.context)
+
+
+def test_names_are_encoded_once_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, calls = head_of(), []
+    encode = type(head.prompted).__call__
+
+    def counted(self: Any, *prompt: Any) -> Tensor:
+        calls.append(prompt)
+        return encode(self, *prompt)
+
+    monkeypatch.setattr(type(head.prompted), "__call__", counted)
+    features, _ = images()
+    head(features), head(features)
+    assert len(calls) == 2
+    assert head.text is not None
+    assert head.text.requires_grad
+    head.eval()
+    before = head(features)
+    head(features), head.classifier()
+    assert len(calls) == 3
+    assert not before.requires_grad
+    head.load_state_dict({"context": head.context.detach() + 0.1})
+    after = head(features)
+    assert len(calls) == 4
+    assert not torch.equal(before, after)
+    assert not head.text.requires_grad
+    head.train()
+    head(features)
+    head.eval()
+    head(features)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop"])
+def test_the_same_prompt_classifies_other_names(name: str) -> None:
+    head = head_of(name)
+    other = head.for_names(NOVEL)
+    assert other.context is head.context
+    features = head.text_of(NOVEL)
+    with torch.no_grad():
+        head.context += 0.3  # what is learned later applies to the other names too
+    context = cast(Tensor, head.prompt()[0])
+    expected = text_by_open_clip(NOVEL, context.expand(2, 3, 16))
+    torch.testing.assert_close(features(), expected, rtol=0, atol=1e-9)
+    other.eval()
+    torch.testing.assert_close(other.text_features(), expected.detach(), rtol=0, atol=1e-9)
+    assert other(images()[0]).shape == (5, 2)
+    assert head(images()[0]).shape == (5, 3)
+    features().sum().backward()
+    assert head.context.grad is not None
+
+
+def test_other_names_that_are_too_long_are_refused() -> None:
+    with pytest.raises(InputError, match=r"at most 16 tokens .*for class 1"):
+        head_of().for_names(("dog", "very " * 12 + "long name"))
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop"])
+def test_in_bf16_the_prompt_stays_in_float32(name: str) -> None:
+    half: Any = copy.deepcopy(encoder()).float()
+    half.precision = "bf16"
+    features, targets = images()
+    found, exact = head_of(name, context_of(encoder=half)), head_of(name)
+    logits = found(features.float())
+    assert found.context.dtype == logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), exact(features), rtol=0, atol=0.1)
+    F.cross_entropy(logits, targets).backward()
+    assert found.context.grad is not None
+    assert bool(found.context.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("names", ["novel", "external"])
+def test_a_context_per_class_has_none_for_other_names(names: str) -> None:
+    on = context_of(novel_names=NOVEL)
+    head = head_of(on=on, csc=True)
+    with pytest.raises(InputError, match="needs a context that all classes share"):
+        head.for_names(NOVEL)
+    with pytest.raises(InputError, match=r"tuning\.csc"):
+        anchor_of(on, head, names=names, external=3)
+
+
+# -- the text side of a run --------------------------------------------------------------------------------------------
+
+
+def anchor_of(on: TuningContext, head: Head, **settings: Any) -> Any:
+    text = tuning_of("coop").text(on, head)
+    return catalogue.REGULARIZERS.make({"name": "text_anchor"} | settings, {"text": lambda _section: text})
+
+
+@pytest.mark.parametrize("names", ["base", "novel", "external"])
+@pytest.mark.parametrize(("target", "count"), [("template", 1), ("ensemble", 2)])
+def test_an_anchor_holds_the_text_features_of_its_names(names: str, target: str, count: int) -> None:
+    on = context_of(novel_names=NOVEL)
+    head = head_of(on=on)
+    settings = {"names": names, "target": target, "distance": "l1", "weight": 2.0, "external": 3}
+    anchor = anchor_of(on, head, **settings)
+    features, targets = images()
+    loss = catalogue.LOSSES.get("cross_entropy").load()(LongTail(COUNTS))
+    frozen = on.encoder.text_features(NAMES, on.templates)
+    with_it = Objective(head, loss, [anchor], None, frozen)(features, targets)
+    added = (with_it - Objective(head, loss, [], None, frozen)(features, targets)) / 2.0
+    others = {"base": NAMES, "novel": NOVEL, "external": external_names(PromptText(on, head), 3)}[names]
+    text = text_by_open_clip(others, head.context.expand(len(others), 3, 16))
+    expected = (text - sentences(others, on.templates[:count])).abs().sum() / len(others)
+    assert float(added.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
+
+
+def test_fitting_names_are_those_that_the_head_can_read() -> None:
+    on = context_of()
+    text = PromptText(on, head_of(on=on))
+    long_name = "very " * 12 + "long name"
+    assert text.fitting(["dog", long_name, "tea pot"]) == ["dog", "tea pot"]
+    names = external_names(text, 100)
+    head_of(on=on).prompted.for_names(names).layout(3)  # refuses what is too long
+
+
+def test_a_head_that_learns_no_text_has_no_text_side() -> None:
+    assert tuning_of("coop").text(context_of(), Head()) is None
+    assert tuning_of("vpt").text(context_of(), Head()) is None
+
+
+# -- every loss --------------------------------------------------------------------------------------------------------
+
+SPECIAL_HEADS = {
+    "sade": "its three losses are for three experts",
+    "etf_dot_regression": "it is for products with fixed prototypes, without a scale",
+}
+
+
+@pytest.mark.parametrize("name", catalogue.LOSSES.names())
+def test_every_loss_trains_a_prompt(name: str) -> None:
+    if name in SPECIAL_HEADS:
+        pytest.skip(SPECIAL_HEADS[name])
+    build = catalogue.LOSSES.get(name).load()
+    known = catalogue.LOSSES.get(name).settings()
+    settings = {"head_scale": encoder().logit_scale} if "head_scale" in known else {}
+    head = head_of()
+    step = objective("coop", head, build(LongTail(COUNTS), **settings).double())
+    step.on_epoch(0, 2)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    features, targets = images(8)
+    before = head.context.detach().clone()
+    step.backward(step(features, targets))
+    optimizer.step()
+    assert bool(head.context.isfinite().all())
+    assert float((head.context - before).detach().abs().max()) > 1e-7
+
+
+# -- making and closing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"class_names": ()}, {}, "at least one class to train on, got none"),
+        ({"class_names": ("tea_cup", "cat", "tea cup")}, {}, "got 'tea cup' for class 0 and class 2"),
+        ({}, {"n_ctx": 12}, r"at most 16 tokens .*got 22 for class 2"),
+        ({}, {"n_ctx": 16, "init": "a photo of a"}, r"number of tokens of `tuning.init`.*which is 4, got 16"),
+        ({"kind": "class_token"}, {}, "'embedding', got 'class_token'"),
+        ({"encoder": object()}, {}, "has none; choose an open_clip encoder"),
+    ],
+    ids=["no classes", "a name twice", "too long", "words and a number", "another space", "no text tower"],
+)
+@pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd"])
+def test_bad_input_is_refused_when_the_head_is_made(name: str, changes: Any, settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        head_of(name, context_of(**changes), **settings)
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd"])
+def test_closing_restores_the_encoder_and_making_encodes_no_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = context_of()
+    on.encoder.module.requires_grad_(True)
+    monkeypatch.setattr(OpenClipEncoder, "image_features", lambda *_: pytest.fail("an image was encoded"))
+    tuning = tuning_of(name, n_ctx=3, init=None)
+    head = tuning.head(on, no_plain_head)
+    assert not any(parameter.requires_grad for parameter in on.encoder.module.parameters())
+    assert all(parameter.requires_grad for parameter in head.parameters())
+    tuning.close()
+    assert all(parameter.requires_grad for parameter in on.encoder.module.parameters())

@@ -1,0 +1,145 @@
+"""PromptSRC: its terms in NumPy, and its average over the epochs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbalance_vlm import InputError
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.encoders.sources import FeatureSource
+from imbalance_vlm.training.loop import train
+from imbalance_vlm.training.optimizers import sgd
+from imbalance_vlm.tuning.prompt.promptsrc import PromptSRC, PromptSRCHead, gaussian_weights
+from tests.tuning.prompt.vision_models import (
+    NAMES,
+    batch,
+    context_of,
+    make,
+    model,
+    objective_of,
+    slow_pass,
+    train_steps,
+)
+
+
+def test_gaussian_weights_are_normalised_densities() -> None:
+    for epochs, mean, std in ((20, 15.0, 1.0), (50, 30.0, 30.0), (20, 6.0, 10.0)):
+        density = [
+            math.exp(-0.5 * ((e - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi)) for e in range(1, epochs + 1)
+        ]
+        found = gaussian_weights(epochs, mean, std)
+        np.testing.assert_allclose(found, np.array(density) / sum(density), rtol=1e-12)
+        assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert gaussian_weights(3, 500.0, 1.0).tolist() == pytest.approx([0, 0, 1])  # where the densities are all 0
+
+
+def test_promptsrc_adds_its_three_terms() -> None:
+    """25 mean |t - t'| + 10 mean |f - f'| + KL(q', q) / C, in loops, beside the loss."""
+    on = context_of()
+    tuning, head = make("promptsrc", on)
+    objective = objective_of(tuning, head, on)
+    train_steps(objective, tuning, 2)
+    pixels, targets = batch()
+    value = float(objective(pixels, targets).detach())
+    net, scale = model(), math.exp(2.0)
+    C, N, d = len(NAMES), len(pixels), 16
+
+    def unit(rows: Tensor) -> Any:
+        rows = rows.detach().double().numpy()
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    f = unit(slow_pass(net.visual, pixels, head.vision()))
+    f_frozen = unit(net.visual(pixels))
+    t = unit(head.prompted(*head.prompt()))
+    t_frozen = unit(on.encoder.text_features(NAMES, on.templates))
+
+    def probabilities(images: Any, texts: Any) -> Any:
+        z = scale * images @ texts.T
+        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    q, q_frozen = probabilities(f, t), probabilities(f_frozen, t_frozen)
+    ce = -sum(math.log(q[n, targets[n]]) for n in range(N)) / N
+    text = sum(abs(t[c, i] - t_frozen[c, i]) for c in range(C) for i in range(d)) / (C * d)
+    image = sum(abs(f[n, i] - f_frozen[n, i]) for n in range(N) for i in range(d)) / (N * d)
+    kl = sum(q_frozen[n, c] * math.log(q_frozen[n, c] / q[n, c]) for n in range(N) for c in range(C)) / (N * C)
+    assert min(text, image, kl) > 1e-3  # each term would be missed
+    assert value == pytest.approx(ce + 25 * text + 10 * image + kl, rel=1e-4)
+
+
+def test_weights_of_zero_leave_the_plain_loss() -> None:
+    on = context_of()
+    plain, head = make("promptsrc", on, text=0.0, image=0.0, logits=0.0)
+    value = objective_of(plain, head, on).train()(*batch())
+    plain_loss = F.cross_entropy(head(batch()[0]), batch()[1])
+    assert float(value.detach()) == pytest.approx(float(plain_loss.detach()), rel=1e-5)
+
+
+def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor], PromptSRCHead]:
+    """Four epochs of promptsrc in the training loop: the trained values after each, and the head at the end."""
+    folder.mkdir(exist_ok=True)
+    on = context_of(epochs=4)
+    tuning, head = make("promptsrc", on, mean=2.0, std=1.0)
+    objective = objective_of(tuning, head, on)
+    pixels, labels = batch(8)
+    source = FeatureSource([pixels.numpy()], labels.numpy(), torch.device("cpu"))
+    optimizer = sgd(tuning.parameters(head), lr=0.05)
+    schedule = catalogue.SCHEDULES.get("constant").load()(optimizer, 4, 2)
+    sampler = catalogue.SAMPLERS.get("instance").load()(source.labels, 0)
+    trained: list[Tensor] = []
+
+    def after(epoch: int) -> dict[str, float]:
+        trained.append(nn.utils.parameters_to_vector(head.parameters()).detach().clone())
+        tuning.after_epoch(head, epoch)
+        return {}
+
+    original = objective.on_epoch
+
+    def on_epoch(epoch: int, epochs: int) -> None:
+        if epoch == stop_before:
+            raise KeyboardInterrupt
+        original(epoch, epochs)
+
+    objective.on_epoch = on_epoch  # type: ignore[method-assign]
+    train(objective, source, sampler, optimizer, schedule, folder, after, epochs=4, batch_size=4, checkpoint_seconds=0)
+    before = nn.utils.parameters_to_vector(head.parameters()).detach().clone()
+    assert torch.equal(before, trained[-1])
+    tuning.finish(head)
+    return trained, head
+
+
+def test_the_result_is_the_average_over_the_epochs_also_of_a_resumed_run(tmp_path: Path) -> None:
+    trained, head = pixel_run(tmp_path / "through")
+    density = [math.exp(-0.5 * (e - 2.0) ** 2) for e in (1, 2, 3, 4)]
+    wanted = sum(w / sum(density) * v for w, v in zip(density, trained, strict=True))
+    found = nn.utils.parameters_to_vector(head.parameters()).detach()
+    torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(found, trained[-1], atol=1e-4)
+    with pytest.raises(KeyboardInterrupt):
+        pixel_run(tmp_path / "killed", stop_before=2)
+    _, resumed = pixel_run(tmp_path / "killed")
+    assert torch.equal(nn.utils.parameters_to_vector(resumed.parameters()), found)
+
+
+def test_the_terms_need_the_head_and_the_whole_batch() -> None:
+    with pytest.raises(InputError, match=r"call head\(\) first"):
+        PromptSRC().regularizers(context_of())
+    tuning, head = make("promptsrc")
+    objective = objective_of(tuning, head)
+    before = head.context.detach().clone()
+    tuning.after_epoch(head, 1)
+    tuning.finish(head)  # one epoch of four
+    assert torch.equal(head.context, before)
+    embeddings, logits = objective.train().outputs(batch()[0])
+    with pytest.raises(InputError, match="all 3 images of a batch, and has 5"):
+        objective.value(embeddings[:3], logits[:3], batch()[1][:3])
+    objective.frozen_text = None
+    with pytest.raises(InputError, match="text features"):
+        objective(*batch())

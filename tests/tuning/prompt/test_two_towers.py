@@ -1,0 +1,255 @@
+"""Contracts of the prompt methods that read images, and the prompts of IVLP and MaPLe."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch.nn import functional as F
+
+from imbalance_vlm import InputError
+from imbalance_vlm.balancing.losses.factory import create_loss
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.encoders.open_clip import OpenClipEncoder
+from imbalance_vlm.training.averaging import Ema
+from imbalance_vlm.tuning.prompt.maple import MaPLeHead
+from tests.tuning.prompt.vision_models import (
+    COUNTS,
+    METHODS,
+    TEXT,
+    TWO_TOWERS,
+    batch,
+    context_of,
+    encoder,
+    every,
+    make,
+    model,
+    objective_of,
+    slow_pass,
+    train_steps,
+)
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+def test_logits_are_cosines_of_two_prompted_towers(name: str) -> None:
+    _, head = make(name)
+    head.eval()
+    pixels = batch()[0]
+    net = copy.deepcopy(model()).visual
+    f = F.normalize(slow_pass(net, pixels, head.vision()), dim=-1)
+    context = torch.cat([head.context, head.rest])
+    t = head.prompted(context, head.deep)
+    scale = math.exp(2.0)
+    torch.testing.assert_close(head(pixels), scale * f @ t.T, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(head.vision()[0], torch.zeros(()))
+
+
+@pytest.mark.parametrize(("name", "learned"), [("ivlp", 2), ("maple", 2), ("promptsrc", 4)])
+def test_the_context_starts_from_words_and_their_rest_is_not_learned(name: str, learned: int) -> None:
+    tuning, head = make(name)
+    words = head.prompted.words_to_context("a photo of a")
+    assert torch.equal(head.prompt()[0], words)
+    assert (len(head.context), len(head.rest)) == (learned, 4 - learned)
+    train_steps(objective_of(tuning, head), tuning)
+    assert not torch.allclose(head.prompt()[0][:learned], words[:learned])
+    assert torch.equal(head.prompt()[0][learned:], words[learned:])
+    assert "rest" not in head.state_dict()
+
+
+@pytest.mark.parametrize("name", ["ivlp", "maple"])
+def test_a_context_with_fewer_words_than_tokens_or_without_words(name: str) -> None:
+    _, head = make(name, n_ctx=3, init="a")
+    assert torch.equal(head.context[:1], head.prompted.words_to_context("a"))
+    assert (len(head.context), len(head.rest)) == (3, 0)
+    _, head = make(name, n_ctx=3, init="random")
+    assert 0.01 < float(head.context.detach().std()) < 0.03
+    assert (len(head.context), len(head.rest)) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "text", "image"),
+    [("ivlp", 9, 2, 3), ("ivlp", 2, 2, 2), ("ivlp", 1, 1, 1), ("maple", 9, 2, 2), ("maple", 1, 1, 1)],
+)
+def test_depth_is_at_most_that_of_the_towers(name: str, depth: int, text: int, image: int) -> None:
+    """A text tower of 2 blocks, an image tower of 3: maple couples the two block by block, ivlp does not."""
+    tuning, head = make(name, depth=depth)
+    assert 1 + len(head.deep) == text
+    assert len(head.vision()) == image
+    train_steps(objective_of(tuning, head), tuning, 1)
+
+
+def test_image_tokens_of_maple_are_linear_in_its_text_tokens() -> None:
+    _, head = make("maple")
+    assert isinstance(head, MaPLeHead)
+    prompts = [head.context, *head.deep]
+    for number, (found, prompt) in enumerate(zip(head.vision(), prompts, strict=True)):
+        coupling = head.couplings[number]
+        A, b, P = (value.detach().numpy() for value in (coupling.weight, coupling.bias, prompt))
+        for n in range(len(P)):
+            wanted = [sum(A[i, j] * P[n, j] for j in range(16)) + b[i] for i in range(32)]
+            np.testing.assert_allclose(found.detach().numpy()[n], wanted, rtol=1e-4, atol=1e-6)
+    starts = [coupling.weight for coupling in head.couplings]
+    assert not torch.allclose(*starts)
+
+
+@pytest.mark.parametrize(("name", "coupled"), [("maple", True), ("ivlp", False)])
+def test_text_tokens_get_gradients_of_the_image_side_if_coupled(name: str, coupled: bool) -> None:
+    _, head = make(name)
+    aim = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad((head.embed(batch()[0]) * aim).sum(), [head.context, head.deep], allow_unused=True)
+    assert all((value is not None and float(value.abs().max()) > 0) == coupled for value in found)
+
+
+@every
+def test_the_same_prompts_classify_other_names(name: str) -> None:
+    tuning, head = make(name)
+    try:
+        train_steps(objective_of(tuning, head), tuning)
+        names = ("dog", "tea_pot")
+        other = head.for_names(names).eval()
+        kept = head.eval()(batch()[0])
+        assert other(batch()[0]).shape == (5, 2)
+        assert torch.equal(other.embed(batch()[0]), head.embed(batch()[0]))
+        frozen = encoder().text_features(names, context_of().templates)
+        features = head.text_of(names)().detach() if head.learns_text else frozen
+        torch.testing.assert_close(other.classifier()[0].detach(), math.exp(2.0) * features)
+        assert torch.equal(head(batch()[0]), kept)
+        assert {id(value) for value in other.parameters()} == {id(value) for value in head.parameters()}
+    finally:
+        tuning.close()
+
+
+# -- contracts --------------------------------------------------------------------------------------------------------
+
+
+@every
+def test_training_changes_the_prompts_and_closing_restores_the_encoder(name: str) -> None:
+    net = model()
+    net.requires_grad_(True)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    features = net.encode_image(batch()[0])
+    tuning, head = make(name)
+    start = {key: value.detach().clone() for key, value in head.named_parameters()}
+    train_steps(objective_of(tuning, head), tuning)
+    for key, value in head.named_parameters():
+        assert not torch.equal(value, start[key]), key
+    with tuning.base():
+        torch.testing.assert_close(net.encode_image(batch()[0]), features)
+    own = {id(value) for value in head.parameters()}
+    theirs = [value for value in net.parameters() if id(value) not in own]
+    assert all(value.grad is None and not value.requires_grad for value in theirs)
+    tuning.close()
+    assert all(value.requires_grad for value in net.parameters())
+    after = net.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert torch.equal(net.encode_image(batch()[0]), features)
+    net.requires_grad_(False)
+
+
+@every
+def test_making_a_head_encodes_no_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenClipEncoder, "image_features", lambda *_: pytest.fail("an image was encoded"))
+    tuning, _ = make(name)
+    tuning.close()
+
+
+@every
+def test_half_precision_applies_to_the_towers_alone(name: str) -> None:
+    on = context_of(encoder=encoder("bf16"))
+    tuning, head = make(name, on)
+    try:
+        seen = []
+        block = model().visual.transformer.resblocks[1]
+        handle = block.mlp.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+        train_steps(objective_of(tuning, head, on), tuning, 1)
+        handle.remove()
+        assert set(seen) == {torch.bfloat16}
+        found = head.eval()(batch()[0])
+        assert bool(found.isfinite().all())
+        assert {found.dtype, *(value.dtype for value in head.parameters())} == {torch.float32}
+    finally:
+        tuning.close()
+
+
+@every
+def test_a_copy_is_independent_and_an_average_can_be_loaded(name: str) -> None:
+    tuning, head = make(name)
+    try:
+        objective = objective_of(tuning, head)
+        train_steps(objective, tuning, 1)
+        average = Ema(head, 0.5, warm_up=False)
+        average.update(head)
+        first = {key: value.clone() for key, value in head.state_dict().items()}
+        twin = copy.deepcopy(head).eval()
+        wanted = twin(batch()[0]).detach()
+        train_steps(objective, tuning, 1)
+        assert torch.equal(twin(batch()[0]), wanted)
+        average.update(head)
+        last = {key: value.clone() for key, value in head.state_dict().items()}
+        head.load_state_dict(average.state())
+        for key, value in head.state_dict().items():
+            torch.testing.assert_close(value, (first[key] + last[key]) / 2)
+    finally:
+        tuning.close()
+
+
+SPECIAL_HEADS = {
+    "sade": "its three losses are for three experts",
+    "etf_dot_regression": "it is for products with fixed prototypes, without a scale",
+}
+
+
+@pytest.mark.parametrize("loss", catalogue.LOSSES.names())
+def test_every_loss_trains_the_prompts_of_both_towers(loss: str) -> None:
+    if loss in SPECIAL_HEADS:
+        pytest.skip(SPECIAL_HEADS[loss])
+    known = catalogue.LOSSES.get(loss).settings()
+    settings = {"head_scale": encoder().logit_scale} if "head_scale" in known else {}
+    tuning, head = make("promptsrc")
+    before = {key: value.detach().clone() for key, value in head.named_parameters()}
+    objective = objective_of(tuning, head, criterion=create_loss(loss, COUNTS, **settings))
+    objective.on_epoch(0, 2)
+    train_steps(objective, tuning, 1)
+    for key, value in head.named_parameters():
+        assert bool(value.isfinite().all()), key
+        assert not torch.equal(value, before[key]), key
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ()}, "at least one class to train on, got none"),
+        ({"class_names": ("tea_cup", "cat", "tea cup")}, "got 'tea cup' for class 0 and class 2"),
+        ({"kind": "class_token"}, "'embedding', got 'class_token'"),
+    ],
+    ids=["no classes", "a name twice", "another space"],
+)
+def test_bad_input_is_refused_when_the_head_is_made(name: str, changes: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(name, context_of(**changes))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_tower_of_another_kind_is_refused(name: str) -> None:
+    vision = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "head_width": 8}
+    net = open_clip.CLIP(16, vision, TEXT).eval()
+    with pytest.raises(InputError, match=f"'{name}' needs a vision transformer .*ModifiedResNet"):
+        make(name, context_of(encoder=encoder(net=net)))
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+def test_prompts_that_are_too_long_or_have_no_text_tower_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"at most 16 tokens .*for class 2"):
+        make(name, n_ctx=12)
+    with pytest.raises(InputError, match="has none; choose an open_clip encoder"):
+        make(name, context_of(encoder=object()))
