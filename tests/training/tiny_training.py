@@ -25,6 +25,7 @@ from imbalance_vlm.training.settings import TrainingSettings
 
 LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)  # 19: batches of 8, 8 and 3
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
+SETTINGS: dict[str, dict[str, float]] = dict.fromkeys(("ldam", "gaussian_clouded"), {"head_scale": 1.0})
 
 
 class DropoutHead(LinearHead):
@@ -50,7 +51,7 @@ def fit(
     """Three epochs; KeyboardInterrupt before step `stop_at`."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    criterion = create_loss(loss, LongTail(np.bincount(LABELS))) if isinstance(loss, str) else loss
+    criterion = create_loss(loss, LongTail(np.bincount(LABELS)), **SETTINGS.get(loss, {})) if isinstance(loss, str) else loss
     objective = Objective(head(4, 3, normalise=False), criterion, gradient=gradient)
     source = FeatureSource([features], LABELS, torch.device("cpu"), "image_{}.png".format)
     optimizer = torch.optim.AdamW(objective.head.parameters(), lr=0.05)

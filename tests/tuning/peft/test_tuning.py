@@ -38,7 +38,7 @@ every = pytest.mark.parametrize("name", METHODS)
 
 
 def context_of(encoder: Encoder, kind: str = "embedding", epochs: int = 3, flips: bool = False) -> TuningContext:
-    return TuningContext(encoder, kind, NAMES, (), ("a photo of a {}.",), torch.device("cpu"), epochs, 0, flips)
+    return TuningContext(encoder, kind, NAMES, (), ("a photo of a {}.",), torch.device("cpu"), epochs, 0, flips, encoder.text_features)
 
 
 def make_tuning(name: str, **settings: Any) -> PeftTuning:

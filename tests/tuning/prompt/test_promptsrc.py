@@ -91,7 +91,7 @@ def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor
     pixels, labels = batch(8)
     source = FeatureSource([pixels.numpy()], labels.numpy(), torch.device("cpu"))
     optimizer = sgd(tuning.parameters(head), lr=0.05)
-    schedule = catalogue.SCHEDULES.get("constant").load()(optimizer, 4, 2)
+    schedule = catalogue.SCHEDULES.get("constant").load()(4, 2)
     sampler = catalogue.SAMPLERS.get("instance").load()(source.labels, 0)
     trained: list[Tensor] = []
 
