@@ -51,8 +51,9 @@ def fit(
     """Three epochs; KeyboardInterrupt before step `stop_at`."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    criterion = create_loss(loss, LongTail(np.bincount(LABELS)), **SETTINGS.get(loss, {})) if isinstance(loss, str) else loss
-    objective = Objective(head(4, 3, normalise=False), criterion, gradient=gradient)
+    if isinstance(loss, str):
+        loss = create_loss(loss, LongTail(np.bincount(LABELS)), **SETTINGS.get(loss, {}))
+    objective = Objective(head(4, 3, normalise=False), loss, gradient=gradient)
     source = FeatureSource([features], LABELS, torch.device("cpu"), "image_{}.png".format)
     optimizer = torch.optim.AdamW(objective.head.parameters(), lr=0.05)
     plan = TrainingSettings(**{"epochs": 3, "batch_size": 8, "checkpoint_seconds": 0.0} | settings)

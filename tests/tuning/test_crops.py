@@ -17,7 +17,8 @@ from imbalance_vlm.tuning.growing_crops import SquareCrop
 @pytest.fixture
 def context(tiny_clip: str) -> TuningContext:
     encoder = create_encoder(tiny_clip)
-    return TuningContext(encoder, "embedding", ("a", "b"), (), ("{}",), torch.device("cpu"), 3, 0, True, encoder.text_features)
+    cpu = torch.device("cpu")
+    return TuningContext(encoder, "embedding", ("a", "b"), (), ("{}",), cpu, 3, 0, True, encoder.text_features)
 
 
 def test_growing_crops_are_squares_with_one_view_per_epoch(context: TuningContext) -> None:
