@@ -25,7 +25,7 @@ from imbalance_vlm.training.settings import TrainingSettings
 
 LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)  # 19: batches of 8, 8 and 3
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
-SETTINGS: dict[str, dict[str, float]] = dict.fromkeys(("ldam", "gaussian_clouded"), {"head_scale": 1.0})
+SETTINGS = {"ldam": {"head_scale": 1.0}, "gaussian_clouded": {"head_scale": 1.0}}
 
 
 class DropoutHead(LinearHead):
