@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
 from imbalance_vlm.data.loader import Decoder
 from imbalance_vlm.data.readability import unreadable
@@ -94,6 +95,7 @@ class TrainedClassifier:
         result = read_result(folder)
         if result is None:
             raise InputError(f"`run` must be the folder of a finished run (with result.json), got {str(folder)!r}")
+        catalogue.load_plugins()
         recipe = read_yaml(folder / RECIPE_FILE)
         missing = [key for key in SECTIONS if key not in recipe]
         if missing:

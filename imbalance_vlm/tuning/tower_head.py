@@ -66,10 +66,6 @@ class TowerHead(Head):
         return other
 
     @property
-    def learns_embedding(self) -> bool:
-        return True
-
-    @property
     def logit_scale(self) -> float | None:  # type: ignore[override]  # as for the inner head
         return self.inner.logit_scale
 
