@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.prototypes import assign_prototypes
+from imbalance_vlm.balancing.prototypes import assign_prototypes, resolve_kind
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.resized_cache import resized_split
@@ -145,4 +145,5 @@ class BlankStarts:
         return None if init == "random" else torch.zeros(self.shape)
 
     def prototypes(self, section: Mapping[str, Any]) -> Tensor:
+        resolve_kind(section["kind"], *self.shape)
         return torch.zeros(self.shape)
