@@ -69,6 +69,30 @@ def section_of(entry: Entry, **settings: Any) -> dict[str, Any]:
     return {"name": entry.name, **required, **settings}
 
 
+def variants(entry: Entry, make: Callable[[Entry, Mapping[str, Any]], object]) -> list[dict[str, Any]]:
+    """The default settings, and each setting changed in turn. Settings that `make` refuses alone are left out."""
+    changed = [{name: some_value(setting)} for name, setting in entry.settings().items()]
+    return [{}, *(settings for settings in changed if _is_accepted(lambda one=settings: make(entry, one)))]
+
+
+def _is_accepted(make: Callable[[], object]) -> bool:
+    try:
+        make()
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def noting(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Adds the settings to the error of a contract."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"with the settings {dict(settings)}")
+        raise
+
+
 def some_value(setting: Setting) -> Any:
     """A value that the setting accepts and that is not its default."""
     candidates = [*_literals(setting.annotation), 0.65, 0.4, 3, 2, True, False, [1], [0.5], "x"]
