@@ -1,25 +1,37 @@
-"""What every loss must do, whatever its formula. `tests/test_contracts.py` runs these over the registry.
+"""What every loss must do, whatever its formula.
 
-A contract takes `make(counts, **settings) -> loss` and raises AssertionError when the loss breaks it. The contracts are
-themselves tested there, on losses that are wrong on purpose.
+A contract takes `make(counts, **settings) -> loss`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from imbalance_vlm.balancing.losses.base import Loss
-from imbalance_vlm.errors import InputError
+from imbalance_vlm.components import catalogue
+from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.long_tail import LongTail
+from tests.contracts import (
+    Contract,
+    counting_fetches,
+    each,
+    is_ours,
+    offers,
+    on_another_device,
+    on_bad,
+    over,
+    refuses,
+    section_of,
+)
 
 Make = Callable[..., Loss]
-Contract = Callable[[Make], None]
 
 COUNTS = (500, 60, 19, 1)
 
@@ -33,7 +45,7 @@ EQUALS_CROSS_ENTROPY: Mapping[str, Mapping[str, Any] | str] = {
     "ldam": {"max_m": 0.0, "s": 25.0, "head_scale": 25.0},
     "vs": {"gamma": 1.0, "tau": 2.0},
     "lade": {"alpha": 0.0},
-    "equalization": "one sigmoid a class instead of a softmax",
+    "equalization": "one sigmoid per class instead of a softmax",
     "seesaw": {"p": 0.0, "q": 0.0},
     "gaussian_clouded": {"m": 0.0, "s": 25.0, "head_scale": 25.0},
     "paco": {},
@@ -41,7 +53,7 @@ EQUALS_CROSS_ENTROPY: Mapping[str, Mapping[str, Any] | str] = {
     "etf_dot_regression": "a squared error of one logit instead of a softmax",
     "sade": "the sum of three experts' cross-entropies",
 }
-"""For each loss: the settings under which it is cross-entropy on uniform counts, or why there are none."""
+"""For each loss of the package: settings under which it is cross-entropy on uniform counts, or why there are none."""
 
 SETTINGS_FOR: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("seesaw", "gradient_is_right"): {"q": 0.0},  # the factor S goes without gradient, which is the method
@@ -57,13 +69,13 @@ def batch(size: int = 6, num_classes: int = len(COUNTS), dtype: torch.dtype = to
 
 
 def settled(loss: Loss, logits: Tensor, targets: Tensor) -> Loss:
-    """The loss after a training step on this batch, and out of training: what counts has counted, nothing is drawn."""
+    """The loss in evaluation mode after a training step on this batch: with counts, and without random numbers."""
     loss(logits, targets)
     return loss.eval()
 
 
 def finite_at_extreme_logits(make: Make) -> None:
-    """Loss and gradients are finite at logits of ±1e4, on the hit and on the miss, in float32 and bfloat16."""
+    """Loss and gradients are finite at logits of ±1e4, for the true class and for others, in float32 and bfloat16."""
     for dtype in (torch.float32, torch.bfloat16):
         signs = torch.tensor([[1.0, -1, -1, -1], [-1, 1, -1, -1], [-1, -1, -1, 1], [1, 1, 1, 1], [-1, -1, -1, -1]])
         for target in range(len(COUNTS)):
@@ -89,7 +101,7 @@ def empty_class(make: Make) -> None:
 
 
 def keeps_dtype(make: Make) -> None:
-    """The loss has the dtype of the logits: nothing is promoted behind the user's back."""
+    """The loss has the dtype of the logits."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         for reduction in ("batch", "weights", "none"):
             got = make(COUNTS, reduction=reduction)(*batch(dtype=dtype)).dtype
@@ -97,7 +109,7 @@ def keeps_dtype(make: Make) -> None:
 
 
 def state_dict_round_trip(make: Make) -> None:
-    """A loss made with other counts and loaded with this one's state gives this one's values, whatever it has seen."""
+    """A loss made with other counts gives this one's values once it has loaded this one's state."""
     logits, targets = batch()
     loss, other = settled(make(COUNTS), logits, targets), make(COUNTS[::-1]).eval()
     other.load_state_dict(loss.state_dict())
@@ -105,27 +117,24 @@ def state_dict_round_trip(make: Make) -> None:
 
 
 def resumes_at_any_epoch(make: Make) -> None:
-    """The state_dict and `on_epoch` are all it takes to go on: no epoch has to be lived through again."""
+    """The state_dict and `on_epoch` suffice to resume: no earlier epoch has to be repeated."""
     logits, targets = batch()
     loss, resumed = make(COUNTS), make(COUNTS)
     for epoch in range(3):
         loss.on_epoch(epoch, 4)
         loss(logits, targets)
     resumed.load_state_dict(loss.state_dict())
-    for one in (loss, resumed):
-        one.on_epoch(3, 4)
+    loss.on_epoch(3, 4)
+    resumed.on_epoch(3, 4)
     assert torch.equal(resumed(logits, targets), loss(logits, targets)), "a resumed loss differs from one that ran on"
 
 
 def moves_whole(make: Make) -> None:
-    """`.to(device)` takes everything along. The device "meta" holds no numbers: what is left behind on the CPU cannot
-    meet what is there, and a value that is fetched does not exist."""
+    """`.to(device)` moves every tensor."""
     logits, targets = batch()
     loss = settled(make(COUNTS), logits, targets).to("meta")
-    try:
+    with on_another_device("the loss"):
         value = loss(logits.to("meta"), targets.to("meta"))
-    except (RuntimeError, NotImplementedError) as error:
-        raise AssertionError(f"the loss does not work on the device it was moved to: {error}") from error
     assert value.device.type == "meta", f"the value stayed on {value.device}"
 
 
@@ -208,7 +217,7 @@ def no_sync_per_sample(make: Make) -> None:
     assert fetched[4] == fetched[64], f"values fetched from tensors by batch size: {fetched}"
 
 
-CONTRACTS: tuple[Contract, ...] = (
+CONTRACTS = (
     finite_at_extreme_logits,
     empty_class,
     keeps_dtype,
@@ -224,40 +233,186 @@ CONTRACTS: tuple[Contract, ...] = (
 )
 
 
-def refuses(call: Callable[[], object], word: str, what: str = "this") -> None:
-    """`call` must raise an InputError whose message holds `word`."""
-    raised: Exception | None = None
-    try:
-        call()
-    except Exception as error:
-        raised = error
-    assert raised is not None, f"{what} must be refused with an InputError"
-    assert isinstance(raised, InputError), f"{what} must be an InputError, got {type(raised).__name__}: {raised}"
-    assert word in str(raised), f"the error for {what} must name {word!r}, got: {raised}"
+def maker(name: str) -> Make:
+    """The loss as a run on a head with scaled cosines makes it."""
+
+    def make(counts: Any, **settings: Any) -> Loss:
+        long_tail, head = LongTail.of(counts), LinearHead(6, len(COUNTS))
+        run = offers(long_tail=long_tail, num_classes=long_tail.num_classes, head=head, logit_scale=25.0)
+        loss: Loss = catalogue.LOSSES.make(section_of(catalogue.LOSSES.get(name), **settings), run)
+        return loss
+
+    return make
 
 
-@contextmanager
-def counting_fetches() -> Iterator[dict[str, int]]:
-    """Counts the calls that bring a tensor's value to Python."""
-    count = {"fetches": 0}
-    names = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
-    originals = {name: getattr(Tensor, name) for name in names}
-    own = {name for name in names if name in vars(Tensor)}
+@over(catalogue.LOSSES, CONTRACTS)
+def test_every_loss_keeps_every_contract(name: str, contract: Contract) -> None:
+    extra = SETTINGS_FOR.get((name, contract.__name__), {})
+    contract(lambda counts, **settings: maker(name)(counts, **extra | settings))
 
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
-        def fetch(*args: Any, **kwargs: Any) -> Any:
-            count["fetches"] += 1
-            return original(*args, **kwargs)
 
-        return fetch
+def test_settings_for_contracts_are_of_losses_and_contracts_that_exist() -> None:
+    names = {contract.__name__ for contract in CONTRACTS}
+    assert all(loss in catalogue.LOSSES and contract in names for loss, contract in SETTINGS_FOR)
 
-    try:
-        for name, original in originals.items():
-            setattr(Tensor, name, counted(original))
-        yield count
-    finally:
-        for name, original in originals.items():
-            if name in own:
-                setattr(Tensor, name, original)
-            else:
-                delattr(Tensor, name)
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue.LOSSES if is_ours(entry)])
+def test_equals_cross_entropy_on_uniform_counts_where_the_paper_says_so(name: str) -> None:
+    assert name in EQUALS_CROSS_ENTROPY, (
+        f"add a line for '{name}' to EQUALS_CROSS_ENTROPY in tests/contracts/test_losses.py: the settings under which "
+        "it equals cross-entropy on uniform counts, or a sentence that says why it never does"
+    )
+    settings = EQUALS_CROSS_ENTROPY[name]
+    if isinstance(settings, str):
+        pytest.skip(settings)
+    logits, targets = batch()
+    values = maker(name)([25] * 4, reduction="none", **settings)(logits, targets)
+    torch.testing.assert_close(values, F.cross_entropy(logits, targets, reduction="none"))
+
+
+def test_settings_on_uniform_counts_are_of_losses_that_exist() -> None:
+    assert all(name in catalogue.LOSSES for name in EQUALS_CROSS_ENTROPY)
+
+
+# -- losses that are wrong on purpose --------------------------------------------------------------------------------
+
+
+class Sound(Loss):
+    """Cross-entropy, which breaks no contract."""
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none")
+
+
+class SumsTheBatch(Sound):
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        values = super().forward(logits, targets)
+        return values.sum() * len(targets) if self.reduction == "batch" else values
+
+
+class CountsAsAttribute(Sound):
+    """Counts that are not a buffer, so that they are neither saved nor moved."""
+
+    def __init__(self, long_tail: LongTail, **settings: Any) -> None:
+        super().__init__(long_tail, **settings)
+        self.log_prior = torch.as_tensor(long_tail.log_prior)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits + self.log_prior.to(logits), targets)
+
+
+class CountsAsFloats(Sound):
+    """Counts in a floating-point buffer: half precision rounds them."""
+
+    def __init__(self, long_tail: LongTail, **settings: Any) -> None:
+        super().__init__(long_tail, **settings)
+        self.register_buffer("weights", torch.as_tensor(long_tail.counts, dtype=torch.float32))
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits + self.weights.log().to(logits), targets)
+
+
+class CountsOutsideItsState(Sound):
+    """A running count that is not a buffer."""
+
+    seen = 0
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.seen += len(targets) if self.training else 0
+        return super().per_sample(logits, targets) * (1 + self.seen)
+
+
+class CountsItsEpochs(Sound):
+    """Its state depends on how often `on_epoch` was called, not on the arguments."""
+
+    calls = 0
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.calls += 1
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits, targets) * (1 + self.calls)
+
+
+class TensorStaysOnTheCPU(Sound):
+    """A tensor that is not a buffer."""
+
+    def __init__(self, long_tail: LongTail, **settings: Any) -> None:
+        super().__init__(long_tail, **settings)
+        self.log_prior = torch.as_tensor(long_tail.log_prior)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits + self.log_prior, targets)
+
+
+class FavoursTheLastClass(Sound):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits, targets) * (1 + (targets == logits.shape[1] - 1))
+
+
+class Overflows(Sound):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
+        return -probabilities.gather(1, targets[:, None]).squeeze(1).log()
+
+
+class NaNForAnEmptyClass(Sound):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits + 0.0 * self.counts.to(logits).log(), targets)
+
+
+class Promotes(Sound):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits.double(), targets)
+
+
+class CutsTheGradient(Sound):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().per_sample(logits, targets) * (1 + logits.detach().square().mean(1))
+
+
+class ChecksNothing(Sound):
+    def _check(self, logits: Tensor, targets: Tensor) -> None:
+        pass
+
+
+class FetchesEachSample(Sound):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        values = super().per_sample(logits, targets)
+        return torch.stack([value if value.item() >= 0 else -value for value in values])
+
+
+BAD: dict[type[Loss], Contract] = {
+    SumsTheBatch: reduces_to_the_mean,
+    CountsAsAttribute: state_dict_round_trip,
+    CountsOutsideItsState: state_dict_round_trip,
+    CountsItsEpochs: resumes_at_any_epoch,
+    TensorStaysOnTheCPU: moves_whole,
+    CountsAsFloats: survives_casts_and_copies,
+    FavoursTheLastClass: permutation_equivariant,
+    Overflows: finite_at_extreme_logits,
+    NaNForAnEmptyClass: empty_class,
+    Promotes: keeps_dtype,
+    CutsTheGradient: gradient_is_right,
+    ChecksNothing: refuses_bad_input,
+    FetchesEachSample: no_sync_per_sample,
+}
+
+
+def of(build: Callable[..., Loss]) -> Make:
+    return lambda counts, **settings: build(LongTail.of(counts), **settings)
+
+
+@on_bad(BAD)
+def test_a_bad_loss_is_caught(contract: Contract, component: type[Loss]) -> None:
+    with pytest.raises(AssertionError):
+        contract(of(component))
+
+
+@each(CONTRACTS)
+def test_a_sound_loss_is_not(contract: Contract) -> None:
+    contract(of(Sound))
+
+
+def test_every_contract_is_seen_to_fail() -> None:
+    assert set(BAD.values()) == set(CONTRACTS)

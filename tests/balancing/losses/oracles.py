@@ -265,6 +265,9 @@ class Case:
         return f"{self.loss}({settings}) on {'-'.join(map(str, self.counts))}"
 
 
+COSINES: dict[str, Any] = {"head_scale": 25.0}
+"""What a loss on cosines needs to know of its logits."""
+
 CASES = [
     Case("cross_entropy", cross_entropy, MILD, stand_in=("balanced_softmax", {})),
     Case("cross_entropy", cross_entropy, EXTREME, stand_in=("focal", {})),
@@ -289,8 +292,8 @@ CASES = [
     Case("class_balanced", class_balanced, MILD, {"base": "focal", "gamma": 1.5}, stand_in=("focal", {"gamma": 1.5})),
     Case("class_balanced", class_balanced, MILD, {"beta": 0.0}, stand_in=None),
     *(Case("ldam", ldam, counts, {"head_scale": scale}) for scale in (1.0, 25.0) for counts in (MILD, EXTREME)),
-    Case("ldam", ldam, MILD, {"max_m": 0.2, "s": 10.0}, stand_in=("ldam", {"max_m": 0.0, "s": 10.0})),
-    Case("ldam", ldam, MILD, {"beta": 0.99}, stand_in=("ldam", {})),
+    Case("ldam", ldam, MILD, COSINES | {"max_m": 0.2, "s": 10.0}, ("ldam", COSINES | {"max_m": 0.0, "s": 10.0})),
+    Case("ldam", ldam, MILD, COSINES | {"beta": 0.99}, stand_in=("ldam", COSINES)),
     *(Case("vs", vs, counts, {"gamma": 0.15, "tau": 1.25}) for counts in (MILD, EXTREME)),
     Case("vs", vs, MILD, stand_in=("logit_adjustment", {})),
     Case("vs", vs, MILD, {"tau": 0.0}),
@@ -302,7 +305,7 @@ CASES = [
     Case("seesaw", seesaw, MILD, whole_batch=True),
     Case("seesaw", seesaw, MILD, {"q": 0.0}, ("seesaw", {"p": 0.0, "q": 0.0}), whole_batch=True),
     Case("seesaw", seesaw, MILD, {"p": 0.0}, ("seesaw", {"p": 0.0, "q": 0.0}), whole_batch=True),
-    *(Case("gaussian_clouded", gaussian_clouded, MILD, {"s_n": 0.0, "m": m}) for m in (0.0, 0.1, 0.4)),
+    *(Case("gaussian_clouded", gaussian_clouded, MILD, COSINES | {"s_n": 0.0, "m": m}) for m in (0.0, 0.1, 0.4)),
     Case("gaussian_clouded", gaussian_clouded, EXTREME, {"s_n": 0.0, "head_scale": 1.0, "s": 30.0}),
     *(
         Case(name, paco, counts, {"supt": supt})  # without embeddings; with them in test_paco.py

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.losses.sade import expert_shifts, rank_reversed, sade
-from tests.balancing import oracles
+from tests.balancing.losses import oracles
 
 COUNTS = (120, 45, 20, 7, 3)
 TIED = (7, 120, 3, 7, 20, 3, 3)

@@ -13,7 +13,7 @@ from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.losses.paco import PaCo
 from tests import contracts
-from tests.balancing import oracles
+from tests.balancing.losses import oracles
 
 COUNTS = (120, 45, 20, 7, 3)
 WIDTH = 6
