@@ -23,7 +23,7 @@ from imbalance_vlm.components.ranges import FinishedRun
 from imbalance_vlm.components.registry import Offers, Section
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
-from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.base import KINDS, Encoder
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
@@ -56,7 +56,7 @@ def make_tuning(recipe: Recipe) -> Tuning:
 def feature_kind(recipe: Recipe) -> str:
     """The image features that the recipe's head reads; see `imbalance_vlm.encoders.base.KINDS`."""
     reads_tokens = "tokens" in catalogue.HEADS.needed(recipe["head"])
-    kind: str = "tokens" if reads_tokens else recipe["encoder"]["features"]
+    kind: str = "tokens" if reads_tokens else recipe["encoder"].get("features", KINDS[0])
     return kind
 
 

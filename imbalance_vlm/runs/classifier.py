@@ -92,6 +92,7 @@ class TrainedClassifier:
         Raises:
             InputError: no finished run, or an encoder that is not the one the run was trained on.
         """
+        catalogue.load_plugins()
         folder = Path(folder)
         catalogue.load_plugins()
         recipe, classes = _saved(folder)

@@ -51,7 +51,6 @@ from imbalance_vlm.training.loop import Trained, train
 from imbalance_vlm.training.memory import memory_errors
 from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.base import Tuning
-from imbalance_vlm.tuning.tower_head import TowerHead
 
 
 def run_recipe(recipe: Recipe, folder: Path, device: torch.device, resources: Resources) -> RunResult:
@@ -121,9 +120,9 @@ def shard(head: Head) -> None:
     Raises:
         InputError: no tower is trained.
     """
-    if not isinstance(head, TowerHead):
+    if head.trained_tower is None:
         raise InputError("`training.shard` must be false where no tower is trained, got true")
-    shard_tower(head.tuned.root, head)
+    shard_tower(head.trained_tower, head)
 
 
 def make_evaluators(
