@@ -50,11 +50,6 @@ class Head(nn.Module):
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
         """Receives each training batch after its loss: embeddings (B, d) without gradient, targets (B,)."""
 
-    @property
-    def learns_embedding(self) -> bool:
-        """Whether training changes the embedding, and not the classifier alone."""
-        return False
-
     def for_names(
         self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
     ) -> Head:

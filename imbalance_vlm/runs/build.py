@@ -17,6 +17,7 @@ from torch import Tensor
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import FinishedRun
 from imbalance_vlm.components.registry import Offers, Section
@@ -30,6 +31,8 @@ from imbalance_vlm.recipe.schema import settings_in
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import Starts
 from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, check_trained_on
+from imbalance_vlm.training.loop import steps_per_epoch
+from imbalance_vlm.training.schedules import Schedule
 from imbalance_vlm.tuning.base import Tuning, TuningContext
 
 Recipe = Mapping[str, Any]
@@ -176,6 +179,24 @@ def make_objective(
     gradient = catalogue.GRADIENTS.make(transform, offers) if transform else tuning.gradient(context)
     frozen_text = starts.directions("text") if head.learns_text else None
     return Objective(head, criterion, regularizers, gradient, frozen_text).to(context.device)
+
+
+def make_training(
+    recipe: Recipe, labels: Tensor, head: Head, tuning: Tuning
+) -> tuple[Sampler, torch.optim.Optimizer, Schedule]:
+    """The recipe's sampler, optimizer and schedule for training images with these labels, (N,)."""
+    training = recipe["training"]
+    steps = steps_per_epoch(labels, training["batch_size"])
+    sampler: Sampler = catalogue.SAMPLERS.make(
+        recipe["balancing"]["sampler"], offer(labels=labels, seed=recipe["seed"])
+    )
+    optimizer: torch.optim.Optimizer = catalogue.OPTIMIZERS.make(
+        training["optimizer"], offer(parameters=tuning.groups(head))
+    )
+    schedule: Schedule = catalogue.SCHEDULES.make(
+        training["schedule"], offer(epochs=training["epochs"], steps_per_epoch=steps)
+    )
+    return sampler, optimizer, schedule
 
 
 def check_reused(recipe: Recipe, encoder: Encoder) -> None:

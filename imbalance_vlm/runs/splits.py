@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.prototypes import assign_prototypes
+from imbalance_vlm.balancing.prototypes import assign_prototypes, resolve_kind
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.resized_cache import resized_split
@@ -175,5 +175,7 @@ class BlankStarts:
 
     def prototypes(self, section: Mapping[str, Any], width: int | None = None) -> Tensor:
         num_classes, feature_width = self.shape
-        check_assignable(section, width or feature_width, feature_width)
-        return torch.zeros(num_classes, width or feature_width)
+        width = width or feature_width
+        check_assignable(section, width, feature_width)
+        resolve_kind(section.get("kind", "auto"), num_classes, width)
+        return torch.zeros(num_classes, width)

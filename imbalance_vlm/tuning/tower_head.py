@@ -66,10 +66,6 @@ class TowerHead(Head):
         return other
 
     @property
-    def learns_embedding(self) -> bool:
-        return True
-
-    @property
     def trained_tower(self) -> nn.Module:  # type: ignore[override]
         return self.tuned.root
 
