@@ -36,10 +36,10 @@ MOVED = {
 """Keys of earlier versions, and what they are now."""
 
 RENAMED = {
-    ("tuning.crops", "minimalist"): "growing",
-    ("head.guide", "class_mean"): "moving",
-    ("head.guide", "prototype"): "fixed",
-    ("training.schedule.name", "held_cosine"): "cosine_constant_warmup",
+    ("tuning.crops", "minimalist"): "'growing'",
+    ("head.guide", "class_mean"): "'moving'",
+    ("head.guide", "prototype"): "'fixed', with init 'prototype'",
+    ("training.schedule.name", "held_cosine"): "'cosine_constant_warmup'",
 }
 """Values of earlier versions by their key, and what they are now."""
 
@@ -81,7 +81,7 @@ def _unknown(keys: Mapping[str, Any], known: list[str], path: str, report: Repor
 def _renamed(key: str, value: Any) -> str:
     """What to write for a value that an earlier version had under another name; nothing for any other value."""
     replacement = RENAMED.get((key, value)) if isinstance(value, str) else None
-    return f"{value!r} is now {replacement!r}" if replacement else ""
+    return f"{value!r} is now {replacement}" if replacement else ""
 
 
 def check_section(node: Section, value: Any, path: str, report: Report) -> dict[str, Any]:

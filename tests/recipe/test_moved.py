@@ -45,7 +45,11 @@ def one_problem(overrides: dict[str, Any], base: dict[str, Any] = BASE) -> str:
             "tuning.crops: 'minimalist' is now 'growing'",
         ),
         ("head", {"name": "prototype_guided", "guide": "class_mean"}, "head.guide: 'class_mean' is now 'moving'"),
-        ("head", {"name": "prototype_guided", "guide": "prototype"}, "head.guide: 'prototype' is now 'fixed'"),
+        (
+            "head",
+            {"name": "prototype_guided", "guide": "prototype"},
+            "head.guide: 'prototype' is now 'fixed', with init 'prototype'",
+        ),
         (
             "training.schedule",
             "held_cosine",
@@ -69,7 +73,7 @@ def test_an_earlier_key_or_value_is_refused_with_the_new_one(key: str, value: An
         {"evaluation.calibration.bins": 10},
         {"evaluation.geometry": {"split": "train"}},
         {"tuning": {"name": "full", "crops": "growing"}},
-        {"head": {"name": "prototype_guided", "guide": "fixed"}},
+        {"head": {"name": "prototype_guided", "guide": "fixed", "init": "prototype", "adapter": 8}},
         {"training.schedule": {"name": "cosine_constant_warmup", "lr_min": 0.001}},
         {"tuning": "zero_shot", "head": "text", "evaluation.base_to_novel": True},
         {"tuning": {"name": "prompt", "method": "coop"}, "head": "text", "evaluation.base_to_novel": {"curve": 5}},
