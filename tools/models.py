@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def architectures() -> list[str]:
-    """The architectures of open_clip's own files, in its order; `open_clip.list_models` also has those added by others."""
+    """The architectures of open_clip's own files, in its order; `open_clip.list_models` also has added ones."""
     import open_clip
 
     shipped = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
@@ -250,8 +250,11 @@ def shorten(module: nn.Module) -> None:
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Replace what needs more than shapes: the mask of attention, which has no values on the meta device, is built again
-    on the CPU, and autocast, which torch does not have there, is off."""
+    """Replace what needs more than shapes.
+
+    The mask of attention, which has no values on the meta device, is built again on the CPU. Autocast, which torch does
+    not have there, is off.
+    """
     from open_clip.transformer import TextTransformer
 
     is_causal = text_tower._is_causal
