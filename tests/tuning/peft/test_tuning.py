@@ -15,7 +15,7 @@ from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.distill import Distill
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.settings import settings_of
-from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
+from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.heads.cosine import CosineHead
 from imbalance_vlm.heads.decoder import DecoderHead
 from imbalance_vlm.training.loop import set_rates
@@ -74,20 +74,6 @@ def test_a_section_s_settings_reach_the_method_and_the_crops() -> None:
     full_tuning = make_tuning("full", lr_decay=0.5, min_scale=0.3)
     assert isinstance(full_tuning.method, Full)
     assert (full_tuning.method.lr_decay, full_tuning.crops.min_scale) == (0.5, 0.3)
-
-
-@every
-def test_making_and_closing_leaves_nothing_on_the_encoder_and_encodes_no_images(
-    encoder: Encoder, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = encoder.module
-    before = weights_fingerprint(module), [value.requires_grad for value in module.parameters()]
-    monkeypatch.setattr(type(encoder), "image_features", lambda *_: pytest.fail("an image was encoded"))
-    tuning = make_tuning(name)
-    tuning.head(context_of(encoder), lambda: CosineHead(16, 4))
-    tuning.close()
-    assert (weights_fingerprint(module), [value.requires_grad for value in module.parameters()]) == before
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def test_the_head_starts_from_the_untouched_tower(encoder: Encoder) -> None:

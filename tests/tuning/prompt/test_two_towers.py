@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from imbalance_vlm import InputError
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.tuning.prompt.maple import MaPLeHead
 from tests.tuning.prompt.vision_models import (
@@ -125,38 +124,6 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
 
 
 # -- contracts --------------------------------------------------------------------------------------------------------
-
-
-@every
-def test_training_changes_the_prompts_and_closing_restores_the_encoder(name: str) -> None:
-    net = model()
-    net.requires_grad_(True)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    features = net.encode_image(batch()[0])
-    tuning, head = make(name)
-    start = {key: value.detach().clone() for key, value in head.named_parameters()}
-    train_steps(objective_of(tuning, head), tuning)
-    for key, value in head.named_parameters():
-        assert not torch.equal(value, start[key]), key
-    with tuning.base():
-        torch.testing.assert_close(net.encode_image(batch()[0]), features)
-    own = {id(value) for value in head.parameters()}
-    theirs = [value for value in net.parameters() if id(value) not in own]
-    assert all(value.grad is None and not value.requires_grad for value in theirs)
-    tuning.close()
-    assert all(value.requires_grad for value in net.parameters())
-    after = net.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-    assert torch.equal(net.encode_image(batch()[0]), features)
-    net.requires_grad_(False)
-
-
-@every
-def test_making_a_head_encodes_no_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenClipEncoder, "image_features", lambda *_: pytest.fail("an image was encoded"))
-    tuning, _ = make(name)
-    tuning.close()
 
 
 @every
