@@ -54,9 +54,9 @@ def make_on(encoder: Encoder, tuning: Callable[[], Tuning]) -> Make:
     )
 
     def make() -> tuple[Tuning, TuningContext, Callable[[], Head]]:
-        made = tuning()
+        fresh = tuning()
         text = encoder.text_features(NAMES, ("{}",))
-        return made, context, (lambda: CosineHead(16, len(NAMES)) if made.trains else TextHead(text))
+        return fresh, context, (lambda: CosineHead(16, len(NAMES)) if fresh.trains else TextHead(text))
 
     return make
 

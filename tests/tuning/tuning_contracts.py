@@ -42,7 +42,7 @@ def logits_of(tuning: Tuning, context: TuningContext, head: Head) -> Tensor:
     return logits
 
 
-def made(make: Make, seed: int = 3) -> tuple[Tuning, TuningContext, Head]:
+def make_head(make: Make, seed: int = 3) -> tuple[Tuning, TuningContext, Head]:
     tuning, context, plain = make()
     torch.manual_seed(seed)
     return tuning, context, tuning.head(context, plain)
@@ -105,7 +105,7 @@ def closing_restores_the_encoder(make: Make) -> None:
     for trainable in (True, False):
         module.requires_grad_(trainable)
         before = state_of(module)
-        tuning, context, head = made(make)
+        tuning, context, head = make_head(make)
         train(tuning, context, head)
         tuning.close()
         changed = differences(before, state_of(module))
@@ -113,7 +113,7 @@ def closing_restores_the_encoder(make: Make) -> None:
 
 
 def closing_is_always_possible(make: Make) -> None:
-    unused, tuning = make()[0], made(make)[0]
+    unused, tuning = make()[0], make_head(make)[0]
     try:
         unused.close()
         tuning.close()
@@ -123,7 +123,7 @@ def closing_is_always_possible(make: Make) -> None:
 
 
 def trains_its_parameters_and_nothing_else(make: Make) -> None:
-    tuning, context, head = made(make, seed=5)  # with this seed no unit of a tiny network is dead
+    tuning, context, head = make_head(make, seed=5)  # with this seed no unit of a tiny network is dead
     try:
         trained = {id(value) for value in tuning.parameters(head)}
         assert bool(trained) == tuning.trains
@@ -144,12 +144,12 @@ def trains_its_parameters_and_nothing_else(make: Make) -> None:
 
 
 def saved_state_gives_the_same_logits(make: Make) -> None:
-    tuning, context, head = made(make)
+    tuning, context, head = make_head(make)
     train(tuning, context, head)
     wanted = logits_of(tuning, context, head)
     state = {name: value.detach().clone() for name, value in head.state_dict().items()}
     tuning.close()
-    again, context, other = made(make, seed=99)
+    again, context, other = make_head(make, seed=99)
     try:
         other.load_state_dict(state)
         torch.testing.assert_close(logits_of(again, context, other), wanted, msg="other logits from the saved state")
@@ -180,7 +180,7 @@ def base_is_the_untouched_encoder(make: Make) -> None:
 def the_seed_decides_the_start(make: Make) -> None:
     states = []
     for _ in range(2):
-        tuning, _, head = made(make)
+        tuning, _, head = make_head(make)
         states.append({name: value.detach().clone() for name, value in head.state_dict().items()})
         tuning.close()
     assert not differences(*states), "another start from the same seed"
@@ -200,7 +200,7 @@ def views_are_functions_of_the_image(make: Make) -> None:
 
 
 def copies_are_independent(make: Make) -> None:
-    tuning, context, head = made(make)
+    tuning, context, head = make_head(make)
     try:
         before = logits_of(tuning, context, head)
         twin = copy.deepcopy(head)

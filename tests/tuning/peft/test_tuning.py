@@ -51,9 +51,9 @@ def make_tuning(name: str, **settings: Any) -> PeftTuning:
 
 @pytest.fixture
 def encoder(tiny_clip: str) -> Encoder:
-    made = create_encoder(tiny_clip)
-    made.module.requires_grad_(False)
-    return made
+    encoder = create_encoder(tiny_clip)
+    encoder.module.requires_grad_(False)
+    return encoder
 
 
 @every
@@ -81,16 +81,16 @@ def test_the_head_starts_from_the_untouched_tower(encoder: Encoder) -> None:
     pixels = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         before = encoder.image_features(pixels, "embedding")
-    seen = []
+    features = []
 
     def plain() -> CosineHead:
         with torch.no_grad():
-            seen.append(encoder.image_features(pixels, "embedding"))
+            features.append(encoder.image_features(pixels, "embedding"))
         return CosineHead(16, 4)
 
     tuning = make_tuning("vpt")
     head = tuning.head(context_of(encoder), plain)
-    assert torch.equal(seen[0], before)
+    assert torch.equal(features[0], before)
     with torch.no_grad():
         assert not torch.allclose(head.embed(pixels), F.normalize(before, dim=-1))
         with tuning.base():
@@ -204,9 +204,9 @@ def test_the_divergence_is_from_the_frozen_tower_under_the_head_at_its_start(enc
 def test_the_divergence_needs_the_whole_batch(encoder: Encoder) -> None:
     tuning, head = full(encoder, kl=1.0)
     embeddings = head.embed(torch.randn(2, 3, 16, 16))
-    whole = embeddings.repeat(2, 1)  # as gathered from two processes
+    gathered = embeddings.repeat(2, 1)  # as gathered from two processes
     with pytest.raises(InputError, match=r"`tuning\.kl` compares whole batches .* has 2 of 4 images"):
-        tuning.regularizers(context_of(encoder))[0](StepOutputs(whole, torch.zeros(4), head.classify(whole)))
+        tuning.regularizers(context_of(encoder))[0](StepOutputs(gathered, torch.zeros(4), head.classify(gathered)))
     tuning.close()
 
 

@@ -92,12 +92,12 @@ def test_image_tokens_of_maple_are_linear_in_its_text_tokens() -> None:
     _, head = make("maple")
     assert isinstance(head, MaPLeHead)
     prompts = [head.context, *head.deep]
-    for number, (found, prompt) in enumerate(zip(head.vision(), prompts, strict=True)):
+    for number, (tokens, prompt) in enumerate(zip(head.vision(), prompts, strict=True)):
         coupling = head.couplings[number]
         A, b, P = (value.detach().numpy() for value in (coupling.weight, coupling.bias, prompt))
         for n in range(len(P)):
             wanted = [sum(A[i, j] * P[n, j] for j in range(16)) + b[i] for i in range(32)]
-            np.testing.assert_allclose(found.detach().numpy()[n], wanted, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(tokens.detach().numpy()[n], wanted, rtol=1e-4, atol=1e-6)
     starts = [coupling.weight for coupling in head.couplings]
     assert not torch.allclose(*starts)
 
@@ -106,8 +106,8 @@ def test_image_tokens_of_maple_are_linear_in_its_text_tokens() -> None:
 def test_text_tokens_get_gradients_of_the_image_side_if_coupled(name: str, coupled: bool) -> None:
     _, head = make(name)
     aim = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    found = torch.autograd.grad((head.embed(batch()[0]) * aim).sum(), [head.context, head.deep], allow_unused=True)
-    assert all((value is not None and float(value.abs().max()) > 0) == coupled for value in found)
+    gradients = torch.autograd.grad((head.embed(batch()[0]) * aim).sum(), [head.context, head.deep], allow_unused=True)
+    assert all((value is not None and float(value.abs().max()) > 0) == coupled for value in gradients)
 
 
 @every
@@ -117,13 +117,13 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
         train_steps(objective_of(tuning, head), tuning)
         names = ("dog", "tea_pot")
         other = head.for_names(names, lambda other: encoder().text_features(other, context_of().templates)).eval()
-        kept = head.eval()(batch()[0])
+        logits = head.eval()(batch()[0])
         assert other(batch()[0]).shape == (5, 2)
         assert torch.equal(other.embed(batch()[0]), head.embed(batch()[0]))
         frozen = encoder().text_features(names, context_of().templates)
         features = head.text_of(names)().detach() if head.learns_text else frozen
         torch.testing.assert_close(other.classifier()[0].detach(), math.exp(2.0) * features)
-        assert torch.equal(head(batch()[0]), kept)
+        assert torch.equal(head(batch()[0]), logits)
         assert {id(value) for value in other.parameters()} == {id(value) for value in head.parameters()}
     finally:
         tuning.close()
@@ -137,15 +137,15 @@ def test_half_precision_applies_to_the_towers_alone(name: str) -> None:
     on = context_of(encoder=encoder("bf16"))
     tuning, head = make(name, on)
     try:
-        seen = []
+        dtypes = []
         block = model().visual.transformer.resblocks[1]
-        handle = block.mlp.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+        handle = block.mlp.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
         train_steps(objective_of(tuning, head, on), tuning, 1)
         handle.remove()
-        assert set(seen) == {torch.bfloat16}
-        found = head.eval()(batch()[0])
-        assert bool(found.isfinite().all())
-        assert {found.dtype, *(value.dtype for value in head.parameters())} == {torch.float32}
+        assert set(dtypes) == {torch.bfloat16}
+        logits = head.eval()(batch()[0])
+        assert bool(logits.isfinite().all())
+        assert {logits.dtype, *(value.dtype for value in head.parameters())} == {torch.float32}
     finally:
         tuning.close()
 
@@ -184,8 +184,8 @@ SPECIAL_HEADS = {
 def test_every_loss_trains_the_prompts_of_both_towers(loss: str) -> None:
     if loss in SPECIAL_HEADS:
         pytest.skip(SPECIAL_HEADS[loss])
-    known = catalogue.LOSSES.get(loss).settings()
-    settings = {"head_scale": encoder().logit_scale} if "head_scale" in known else {}
+    settings_of_loss = catalogue.LOSSES.get(loss).settings()
+    settings = {"head_scale": encoder().logit_scale} if "head_scale" in settings_of_loss else {}
     tuning, head = make("promptsrc")
     before = {key: value.detach().clone() for key, value in head.named_parameters()}
     objective = objective_of(tuning, head, criterion=create_loss(loss, COUNTS, **settings))
