@@ -125,19 +125,19 @@ def attention(x: Array, w: dict[str, Array], heads: int = 2) -> Array:
 def parts(state: dict[str, Array], kind: str, eps: float = 0.0) -> dict[str, Array]:
     """The weights of the first block under common names."""
     prefix = "transformer.resblocks.0." if kind == "open_clip" else "blocks.0."
-    added = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    in_block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     names = (
         ("ln_1", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
         if kind == "open_clip"
         else ("norm1", "attn.qkv.weight", "attn.qkv.bias", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     )
     first, qkv, qkv_bias, out, second, up, down = names
-    q, k, v = np.split(added[qkv], 3)
-    q_bias, k_bias, v_bias = np.split(added[qkv_bias], 3)
+    q, k, v = np.split(in_block[qkv], 3)
+    q_bias, k_bias, v_bias = np.split(in_block[qkv_bias], 3)
     named = {"q": q, "k": k, "v": v, "q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias}
     for ours, theirs in {"norm1": first, "out": out, "norm2": second, "fc1": up, "fc2": down}.items():
-        named[ours], named[f"{ours}_bias"] = added[f"{theirs}.weight"], added[f"{theirs}.bias"]
-    return named | added
+        named[ours], named[f"{ours}_bias"] = in_block[f"{theirs}.weight"], in_block[f"{theirs}.bias"]
+    return named | in_block
 
 
 def block_input(kind: str) -> Array:

@@ -140,7 +140,7 @@ class OperatorCalls(TorchDispatchMode):
 def test_towers_under_tuning_use_fused_attention(kind: str, method: Any, tiny_clip: str) -> None:
     """Once per block; attention that is not fused would show as a softmax over (B, heads, T, T).
 
-    torch's attention module has a special kernel for a block without gradients, as the first one under AdaptFormer.
+    torch's attention module has a special kernel for a block without gradients, such as the first under AdaptFormer.
     """
     if kind == "timm":
         size = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
