@@ -167,7 +167,7 @@ class TrainedClassifier:
         import pandas as pd
 
         files = images if isinstance(images, FileImages) else find_images(images)
-        predictions = evaluate(self.model, self._source(files), (), BATCH)
+        predictions = evaluate(self.model, self.source(files), (), BATCH)
         return pd.DataFrame(
             {
                 "image": [str(files.root / files.name(row)) for row in range(len(files))],
@@ -176,7 +176,7 @@ class TrainedClassifier:
             }
         )
 
-    def _source(self, files: FileImages) -> Source:
+    def source(self, files: FileImages) -> Source:
         """The images as the head reads them."""
         caching = self.recipe["encoder"]
         labels = np.zeros(len(files), np.int64)  # unknown, and not used by predictions
