@@ -140,9 +140,7 @@ def test_a_run_of_an_earlier_version_is_loaded_from_its_result(recipe: Recipe, i
 
 # -- the encoder -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tuning", [{"name": "peft", "method": "adaptformer"}, "linear_probe"], ids=["peft", "probe"])
-def test_another_encoder_is_refused(
-    tuning: Any, recipe: Recipe, images: Path, tiny_clip: str, tmp_path: Path
-) -> None:
+def test_another_encoder_is_refused(tuning: Any, recipe: Recipe, images: Path, tiny_clip: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_clip.removeprefix("local-dir:"), folder)
     result = run(recipe | {"encoder": {"name": f"local-dir:{folder}"}, "tuning": tuning, "head": "cosine"})

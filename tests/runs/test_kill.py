@@ -33,9 +33,7 @@ ENVIRONMENT = {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
 def kill_when(path: Path, ready: Callable[[], bool]) -> None:
     """Start the recipe in its own process and `kill -9` it as soon as `ready()`."""
     command = [sys.executable, "-m", "imbalance_vlm", "run", str(path), "--runs", "killed", "--device", "cpu"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT)
     try:
         deadline = time.monotonic() + 120
         while not ready():
