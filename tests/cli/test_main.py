@@ -97,6 +97,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "python object": (["run", "evil.yaml"], ["evil.yaml: not valid YAML"]),
     "unknown kind": (["ls", "loses"], ["unknown kind 'loses'", "Did you mean 'losses'?"]),
     "unknown component": (["show", "focall"], ["is not a component", "Did you mean 'focal'?"]),
+    "overrides of a component": (["show", "focal", "gamma=1"], ["'focal' is a component", "overrides are for recipes"]),
     "parquet to the screen": (["table", "one", "--format", "parquet"], ["write it with --out FILE.parquet"]),
     "no results": (["table"], ["no such run or folder: runs"]),
     "unknown column": (["table", "one", "--columns", "overal"], ["unknown table column 'overal'", "'overall'"]),
