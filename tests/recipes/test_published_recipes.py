@@ -1,17 +1,11 @@
-"""Recipes of published rows and of real models: their figures, their tags, and steps on generated images."""
+"""Recipes of published rows and of real models: their figures, their weights, and the settings of the papers."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-import imbalance_vlm
 from imbalance_vlm.recipe.load import merge, recipes_folder
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import StudyResult
-from tests.data.miniatures import MINIATURES
 
 BASE_TO_NOVEL = sorted(path.stem for path in (recipes_folder() / "base_to_novel").glob("*.yaml"))
 REAL = [
@@ -158,7 +152,7 @@ def test_any_of_the_eleven_sets_keeps_the_protocol(name: str, dataset: str) -> N
     for one in wanted.recipes:
         data = one["data"]
         assert (data["name"], data["root"], data["shots"], data["classes"]) == (dataset, "DATA", 16, "base")
-        assert one["evaluation"]["novel"]
+        assert "base_to_novel" in one["evaluation"]
     assert {one["seed"] for one in wanted.recipes} == {1, 2, 3}
     if name == "imbalanced":
         assert {one["data"]["tau"] for one in wanted.recipes} == {1.0, 0.25, 0.06}
@@ -184,16 +178,3 @@ def test_settings_are_the_papers(method: str) -> None:
     assert training["schedule"]["warmup_lr"] == 1e-5
     found = recipe["tuning"] | {key: training[key] for key in ("batch_size", "epochs")} | {"lr": optimizer["lr"]}
     assert {key: found[key] for key in SETTINGS[method]} == SETTINGS[method]
-
-
-@pytest.mark.parametrize("name", BASE_TO_NOVEL)
-def test_runs_a_few_steps(name: str, tiny_clip: str, tmp_path: Path) -> None:
-    section = MINIATURES["caltech101"](tmp_path / "data")
-    overrides: dict[str, Any] = {f"data.{key}": value for key, value in section.items()}
-    overrides |= {"encoder": {"name": tiny_clip, "pretrained": None}, "grid.seeds": [1], "training.epochs": 1}
-    result = imbalance_vlm.run(f"base_to_novel/{name}", overrides, device="cpu")
-    assert isinstance(result, StudyResult)
-    assert all(0 <= run.scores["h"] <= 100 for run in result.runs)
-    trained = [run for run in result.runs if run.record["identity"]["tuning"] == "prompt"]
-    assert all(run.record["cost"]["trainable_parameters"] > 0 for run in trained)
-    assert bool(trained) == (name != "zero_shot")
