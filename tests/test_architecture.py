@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from scipy.sparse.csgraph import connected_components
 import imbalance_vlm
 
 PACKAGE = Path(imbalance_vlm.__file__).parent
-ROOT = PACKAGE.parent
 NAME = PACKAGE.name
 
 Edge = tuple[str, str]
@@ -117,12 +115,13 @@ def test_modules_import_no_private_names_of_others() -> None:
     assert not wrong
 
 
-def test_setup_cfg_lists_every_package() -> None:
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg")
-    listed = parser["options"]["packages"].split()
-    packages = {module_name(path, PACKAGE) for path in PACKAGE.rglob("__init__.py")}
-    assert sorted(listed) == sorted(packages | {"imbalance_vlm._recipes"})
+def test_every_file_of_the_package_is_part_of_a_wheel() -> None:
+    """setup.py finds folders with an __init__.py; setup.cfg names all files that are not modules."""
+    modules = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in modules)
+    files = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    data = {path for path in files if path.suffix != ".py" and path.parts[0] != "assets"}
+    assert data == {Path("py.typed")}
 
 
 def test_no_component_is_known_by_its_name_outside_the_catalogue() -> None:

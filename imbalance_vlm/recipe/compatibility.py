@@ -63,7 +63,8 @@ def _lacks(need: str, recipe: Recipe) -> str:
             section: Any = recipe
             for part in capability.section.split("."):
                 section = section[part]
-            chosen = f"; got {capability.section} '{section.get('method', section['name'])}'"
+            got = f"'{section.get('method', section['name'])}'" if section else "none"
+            chosen = f"; got {capability.section} {got}"
     return f"needs {', or '.join(wanted)}{chosen}"
 
 

@@ -66,6 +66,10 @@ class TowerHead(Head):
         return other
 
     @property
+    def trained_tower(self) -> nn.Module:  # type: ignore[override]
+        return self.tuned.root
+
+    @property
     def logit_scale(self) -> float | None:  # type: ignore[override]  # as for the inner head
         return self.inner.logit_scale
 

@@ -20,6 +20,7 @@ from imbalance_vlm.balancing.prototypes import (
     uniformity,
     welch_bound,
 )
+from imbalance_vlm.heads.prototype import PrototypeKind
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -215,6 +216,15 @@ def test_shuffled_prototypes_are_put_back() -> None:
     assert torch.equal(assign_prototypes(prototypes, features), order)
 
 
+@pytest.mark.parametrize(("kind", "classes"), [("simplex", 5), ("orthoplex", 9), ("optimised", 20)])
+def test_prototypes_of_every_kind_are_matched(kind: PrototypeKind, classes: int) -> None:
+    features = random_directions(classes, 5)
+    prototypes = create_prototypes(classes, 5, kind=kind, seed=1)
+    order = assign_prototypes(prototypes, features)
+    assert sorted(order.tolist()) == list(range(classes))
+    assert (features * prototypes[order]).sum() > (features * prototypes).sum()
+
+
 def test_what_all_unit_features_share_does_not_matter() -> None:
     prototypes, around = create_prototypes(12, 6), random_directions(12, 6)
     common = F.normalize(torch.randn(1, 6), dim=1)
@@ -264,7 +274,7 @@ BROKEN = torch.tensor([[1.0, 0.0], [math.nan, 1.0]])
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: max_cosine(torch.ones(1, 3)), ["`prototypes` must have at least 2 rows, got 1"]),
+        (lambda: max_cosine(torch.ones(1, 3)), ["`prototypes` must have at least 2 rows to compare, got 1"]),
         (lambda: max_cosine(torch.ones(3)), ["`prototypes` must be a matrix (C, d)", "got (3,)"]),
         (lambda: max_cosine(torch.ones(3, 0)), ["`prototypes` must be a matrix (C, d)", "got (3, 0)"]),
         (lambda: max_cosine(torch.ones(3, 3).long()), ["`prototypes`", "floating-point", "got (3, 3) torch.int64"]),

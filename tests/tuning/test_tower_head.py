@@ -185,7 +185,7 @@ def test_a_text_head_on_a_tuned_tower(tiny_clip: str) -> None:
     net = encoder_of(tiny_clip)
     tuned = METHODS["lora"].apply(net.module, CLASSES)
     text = net.text_features(["a", "b", "c", "d"], ["{}"])
-    head = TowerHead(net, tuned, TextHead(16, CLASSES, text, 10.0), "embedding")
+    head = TowerHead(net, tuned, TextHead(text, 10.0), "embedding")
     assert torch.equal(head.classifier()[0], 10.0 * text)
     train_steps(head)
     assert set(head.state_dict()) == {"inner.weight"} | {f"tower.{key}" for key in tuned.values()}

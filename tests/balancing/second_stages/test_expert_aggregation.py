@@ -16,7 +16,7 @@ from imbalance_vlm.balancing.second_stages.expert_aggregation import ExpertAggre
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.experts import ExpertsHead
 from imbalance_vlm.heads.linear import LinearHead
-from tests.balancing import oracles
+from tests.balancing.losses import oracles
 
 WIDTH, CLASSES, IMAGES = 4, 4, 400
 

@@ -1,0 +1,152 @@
+"""CPT against plain loops from its equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
+from imbalance_vlm.balancing.regularizers.cpt import CPT, cluster_classes
+from imbalance_vlm.balancing.regularizers.npt import NPT
+from tests.contracts import refuses
+
+CLASSES, DIM = 5, 7
+
+LABELS = (0, 0, 0, 2, 3, 0, 2, 4)  # class 1 is not in the batch
+
+Rows = Sequence[Sequence[float]]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seen(
+    text: Tensor | None = None,
+    frozen: Tensor | None = None,
+    embeddings: Tensor | None = None,
+    labels: Sequence[int] = LABELS,
+) -> StepOutputs:
+    rows = drawn(len(labels), DIM) if embeddings is None else embeddings
+    return StepOutputs(rows, torch.tensor(labels), torch.zeros(len(labels), CLASSES), text, frozen)
+
+
+def words(classes: int = CLASSES, width: int = DIM, seed: int = 1) -> Tensor:
+    return F.normalize(drawn(classes, width, seed=seed), dim=1)
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def unit(a: Sequence[float]) -> list[float]:
+    norm = math.sqrt(sum(x * x for x in a))
+    return [x / norm for x in a]
+
+
+def clusters_in_a_loop(text: Rows, members: Sequence[Sequence[int]], pairs: str) -> float:
+    """1/M sum_m of the off-diagonal (cos + 1/(k_m - 1))^2, their mean or their sum."""
+    total = 0.0
+    for own in members:
+        values = [
+            (cosine(text[a], text[b]) + 1 / (len(own) - 1)) ** 2 for a in own for b in own if a != b and len(own) > 1
+        ]
+        if values:
+            total += sum(values) / (len(values) if pairs == "mean" else 1)
+    return total / len(members)
+
+
+def convergence_in_a_loop(images: Rows, labels: Sequence[int], text: Rows) -> float:
+    """Mean over classes of the mean of |f/|f| - t_y/|t_y||^2."""
+    means = []
+    for k in sorted(set(labels)):
+        own = [
+            sum((a - b) ** 2 for a, b in zip(unit(row), unit(text[k]), strict=True))
+            for row, y in zip(images, labels, strict=True)
+            if y == k
+        ]
+        means.append(sum(own) / len(own))
+    return sum(means) / len(means)
+
+
+def rotation_in_a_loop(text: Rows, frozen: Rows) -> float:
+    """mean_c |t_c - t0_c|_1."""
+    return sum(sum(abs(a - b) for a, b in zip(t, f, strict=True)) for t, f in zip(text, frozen, strict=True)) / len(
+        text
+    )
+
+
+GROUPS = [[0, 3], [1], [2, 4, 5]]
+"""Which classes are alike in `related`."""
+
+
+def related() -> Tensor:
+    """Unit frozen features in three tight groups, far from one another."""
+    centres = F.normalize(drawn(3, DIM, seed=5), dim=1)
+    group_of = {c: number for number, group in enumerate(GROUPS) for c in group}
+    rows = torch.stack([centres[group_of[c]] for c in range(6)])
+    return F.normalize(rows + 0.05 * drawn(6, DIM, seed=6), dim=1)
+
+
+def test_clusters_are_the_groups_of_the_frozen_text() -> None:
+    found = cluster_classes(related(), 3, seed=0)
+    assert sorted(one.tolist() for one in found) == GROUPS
+    assert [one.tolist() for one in found] == [one.tolist() for one in cluster_classes(related(), 3, seed=0)]
+    assert len(cluster_classes(related()[[0, 0, 1, 1]], 3, seed=0)) == 2  # two different rows, in three clusters
+
+
+@pytest.mark.parametrize("pairs", ["mean", "sum"])
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_cpt_is_its_equation(clusters: int, pairs: Any) -> None:
+    text, frozen, given = words(6), related(), drawn(len(LABELS), DIM)
+    members = GROUPS if clusters == 3 else [list(range(6))]
+    terms = (
+        clusters_in_a_loop(text.tolist(), members, pairs),
+        convergence_in_a_loop(given.tolist(), LABELS, text.tolist()),
+        rotation_in_a_loop(text.tolist(), frozen.tolist()),
+    )
+    state = seen(text, frozen, embeddings=given)
+    for weights in ((0.25, 0.15, 0.10), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        tetf, cc, rs = weights
+        got = float(CPT(tetf=tetf, cc=cc, rs=rs, clusters=clusters, pairs=pairs)(state))
+        assert got == pytest.approx(sum(w * t for w, t in zip(weights, terms, strict=True)), rel=1e-12)
+    whole = sum(weight * term for weight, term in zip((0.25, 0.15, 0.10), terms, strict=True))
+    assert all(weight * term > 0.02 * whole for weight, term in zip((0.25, 0.15, 0.10), terms, strict=True))
+    if clusters == 1 and pairs == "mean":
+        assert terms[0] == pytest.approx(float(NPT(mmi=0.0)(state)), rel=1e-12)  # M = 1 is the global simplex
+
+
+def test_the_clusters_stay_and_are_of_frozen_text_alone() -> None:
+    regularizer = CPT(tetf=1.0, cc=0.0, rs=0.0, clusters=3)
+    for seed in (1, 2):
+        text = words(6, seed=seed)
+        wanted = clusters_in_a_loop(text.tolist(), GROUPS, "mean")
+        assert float(regularizer(seen(text, related()))) == pytest.approx(wanted, rel=1e-12)
+    assert regularizer.state_dict() == {}
+
+
+def test_cpt_has_the_gradient_of_its_value() -> None:
+    regularizer = CPT(clusters=3)
+    text, images = words(6).requires_grad_(), drawn(len(LABELS), DIM).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t, e: regularizer(seen(t, related(), embeddings=e)), (text, images))
+
+
+def test_cpt_refuses_what_cannot_be() -> None:
+    refuses(lambda: CPT()(seen(words())), "frozen", "no frozen text")
+    refuses(lambda: CPT()(seen(words(), words(6))), "frozen", "other classes")
+    refuses(lambda: CPT(clusters=6)(seen(words(), words())), "clusters", "more clusters than classes")
+    many = words(DIM + 3)
+    refuses(lambda: CPT(clusters=1)(seen(many, many)), "corners", "a cluster of too many classes")
+    assert torch.isfinite(CPT(clusters=1, tetf=0.0)(seen(many, many)))
+    assert torch.isfinite(CPT()(seen(words(40, 40), words(40, 40), embeddings=drawn(len(LABELS), 40))))
+    alone = CPT(clusters=6, tetf=1.0, cc=0.0, rs=0.0)
+    assert float(alone(seen(words(6), related()))) == 0.0  # clusters of one class
+    assert not np.isnan(float(alone(seen(words(6), related()))))

@@ -1,0 +1,128 @@
+"""The image-text contrast against a plain loop from its equation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
+from imbalance_vlm.balancing.regularizers.image_text_contrast import ImageTextContrast, image_text_contrast
+from tests.contracts import refuses
+
+CLASSES, DIM = 4, 6
+
+LABELS = torch.tensor([0, 0, 0, 2, 3, 0, 2])  # class 1 is not in the batch
+
+Rows = Sequence[Sequence[float]]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seen(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
+    rows = drawn(len(LABELS), DIM) if embeddings is None else embeddings
+    return StepOutputs(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def log_softmax(row: Sequence[float]) -> list[float]:
+    total = math.log(sum(math.exp(z - max(row)) for z in row)) + max(row)
+    return [z - total for z in row]
+
+
+def image_text_in_a_loop(
+    images: Rows,
+    texts: Rows,
+    labels: Sequence[int],
+    temperature: float,
+    frozen: tuple[Rows, Rows] | None = None,
+    distill: float = 0.5,
+) -> float:
+    total, size = 0.0, len(labels)
+    teachers = frozen or (images, texts)
+    share = distill if frozen else 0.0
+    for ours, theirs, old, new in (
+        (images, texts, teachers[0], teachers[1]),
+        (texts, images, teachers[1], teachers[0]),
+    ):
+        for i in range(size):
+            found = log_softmax([cosine(ours[i], other) / temperature for other in theirs])
+            soft = [math.exp(z) for z in log_softmax([cosine(old[i], other) / temperature for other in new])]
+            same = [j for j in range(size) if labels[j] == labels[i]]
+            for j in range(size):
+                hard = 1 / len(same) if j in same else 0.0
+                total -= ((1 - share) * hard + share * soft[j]) * found[j] / size
+    return total / 2
+
+
+def sides(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images and a text for each."""
+    return drawn(len(LABELS), DIM, seed=seed), drawn(len(LABELS), DIM, seed=seed + 1)
+
+
+def test_image_text_contrast_is_its_equation() -> None:
+    (images, texts), frozen = sides(), sides(7)
+    listed, old = (images.tolist(), texts.tolist()), (frozen[0].tolist(), frozen[1].tolist())
+    plain = image_text_contrast(images, texts, LABELS, 0.3)
+    assert float(plain) == pytest.approx(image_text_in_a_loop(*listed, LABELS.tolist(), 0.3), rel=1e-12)
+    for distill in (0.0, 0.5, 0.9):
+        got = image_text_contrast(images, texts, LABELS, 0.3, frozen, distill)
+        wanted = image_text_in_a_loop(*listed, LABELS.tolist(), 0.3, old, distill)
+        assert float(got) == pytest.approx(wanted, rel=1e-12)
+        assert (float(got) == pytest.approx(float(plain))) is (distill == 0.0)
+    assert float(plain) != pytest.approx(float(clips(images, texts)), rel=1e-3)
+
+
+def clips(images: Tensor, texts: Tensor) -> Tensor:
+    """CLIP's own contrast: an image's text is right, all others are wrong."""
+    scaled, own = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).t() / 0.3, torch.arange(len(images))
+    return (F.cross_entropy(scaled, own) + F.cross_entropy(scaled.t(), own)) / 2
+
+
+def test_without_two_texts_of_a_class_it_is_clips_contrast() -> None:
+    images, texts = sides()
+    own = torch.arange(len(images))
+    torch.testing.assert_close(image_text_contrast(images, texts, own, 0.3), clips(images, texts))
+    shared = drawn(CLASSES, DIM, seed=1)[LABELS]
+    torch.testing.assert_close(image_text_contrast(images, shared, LABELS, 0.3), clips(images, shared))
+
+
+def test_the_frozen_model_is_a_teacher_and_learns_nothing() -> None:
+    images, texts = (side.clone().requires_grad_() for side in sides())
+    frozen = tuple(side.clone().requires_grad_() for side in sides(7))
+    image_text_contrast(images, texts, LABELS, 0.3, frozen).backward()  # type: ignore[arg-type]
+    assert images.grad is not None
+    assert texts.grad is not None
+    assert all(side.grad is None for side in frozen)
+
+
+def test_the_image_text_regularizer_reads_the_texts_of_the_batch() -> None:
+    words, old = drawn(CLASSES, DIM, seed=1), drawn(CLASSES, DIM, seed=2)
+    rows = seen().embeddings.tolist()
+    texts, frozen = words[LABELS].tolist(), old[LABELS].tolist()
+    regularizer = ImageTextContrast(temperature=0.3, distill=0.4)
+    alone = image_text_in_a_loop(rows, texts, LABELS.tolist(), 0.3)
+    taught = image_text_in_a_loop(rows, texts, LABELS.tolist(), 0.3, (rows, frozen), 0.4)
+    assert float(regularizer(seen(words))) == pytest.approx(alone, rel=1e-12)
+    assert float(regularizer(seen(words, old))) == pytest.approx(taught, rel=1e-12)
+    refuses(lambda: regularizer(seen()), "text features")
+    refuses(lambda: regularizer(seen(words[:, 1:])), "text features")
+
+
+def test_image_text_contrast_is_finite_at_the_temperature_of_clip_in_bfloat16() -> None:
+    images, texts = (side.bfloat16().requires_grad_() for side in sides())
+    value = image_text_contrast(images, texts, LABELS, 0.01, sides(7))
+    value.backward()
+    assert value.dtype == torch.bfloat16
+    assert torch.isfinite(value)
+    assert torch.isfinite(images.grad).all()

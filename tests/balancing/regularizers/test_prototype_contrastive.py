@@ -1,0 +1,118 @@
+"""The prototype contrast against a plain loop from its equation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbalance_vlm.balancing.prototypes import create_prototypes
+from imbalance_vlm.balancing.regularizers.base import StepOutputs
+from imbalance_vlm.balancing.regularizers.prototype_contrastive import PrototypeContrastive, prototype_contrast
+from tests.contracts import counting_fetches, refuses
+
+CLASSES, DIM = 4, 6
+
+LABELS = torch.tensor([0, 0, 0, 2, 3, 0, 2])  # class 1 is not in the batch
+
+Rows = Sequence[Sequence[float]]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seen(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
+    rows = drawn(len(LABELS), DIM) if embeddings is None else embeddings
+    return StepOutputs(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
+
+
+def prototypes() -> Tensor:
+    return F.normalize(create_prototypes(CLASSES, DIM).double(), dim=1)  # of norm 1 in float64 too
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def log_softmax(row: Sequence[float]) -> list[float]:
+    total = math.log(sum(math.exp(z - max(row)) for z in row)) + max(row)
+    return [z - total for z in row]
+
+
+def contrast_in_a_loop(features: Rows, labels: Sequence[int], targets: Rows, temperature: float) -> list[float]:
+    """CE(f P^T / T, y), one by one."""
+    return [
+        -log_softmax([cosine(f, p) / temperature for p in targets])[y] for f, y in zip(features, labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+def test_prototype_contrast_is_its_equation(temperature: float) -> None:
+    rows = drawn(len(LABELS), DIM)
+    wanted = contrast_in_a_loop(rows.tolist(), LABELS.tolist(), prototypes().tolist(), temperature)
+    got = prototype_contrast(rows, LABELS, prototypes(), temperature)
+    torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64))
+    plain = F.cross_entropy(rows @ prototypes().t(), LABELS, reduction="none")  # neither unit length nor temperature
+    assert not torch.allclose(plain, got, rtol=0.01)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("text", [False, True])
+def test_the_term_is_images_and_texts(balanced: bool, text: bool) -> None:
+    words = drawn(CLASSES, DIM, seed=1)
+    regularizer = PrototypeContrastive(prototypes(), temperature=0.2, text=text, balanced=balanced)
+    values = contrast_in_a_loop(seen().embeddings.tolist(), LABELS.tolist(), prototypes().tolist(), 0.2)
+    image = sum(values) / len(values)
+    if balanced:
+        means = []
+        for c in range(CLASSES):
+            own = [value for value, y in zip(values, LABELS.tolist(), strict=True) if y == c]
+            means += [sum(own) / len(own)] if own else []
+        assert len(means) == 3
+        image = sum(means) / len(means)
+    of_text = contrast_in_a_loop(words.tolist(), range(CLASSES), prototypes().tolist(), 0.2)
+    wanted = image + (sum(of_text) / CLASSES if text else 0.0)
+    assert float(regularizer(seen(words))) == pytest.approx(wanted, rel=1e-12)
+    assert float(regularizer(seen())) == pytest.approx(image, rel=1e-12)  # no text is learned: images alone
+    if balanced:
+        assert float(regularizer(seen())) != pytest.approx(sum(values) / len(values), rel=0.01)
+
+
+def test_prototype_contrast_brings_images_and_texts_together_and_leaves_the_prototypes() -> None:
+    regularizer = PrototypeContrastive(prototypes(), temperature=1.0)
+    images, words = drawn(len(LABELS), DIM).requires_grad_(), drawn(CLASSES, DIM, seed=1).requires_grad_()
+    optimizer = torch.optim.AdamW([images, words, *regularizer.parameters()], lr=0.1, weight_decay=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        regularizer(seen(words, embeddings=images)).backward()
+        optimizer.step()
+    assert F.cosine_similarity(images, prototypes()[LABELS]).min() > 0.95
+    assert F.cosine_similarity(images, words[LABELS]).min() > 0.95
+    assert torch.equal(regularizer.prototypes, prototypes())
+
+
+def test_prototype_contrast_has_the_gradient_of_its_value_and_fetches_nothing() -> None:
+    regularizer = PrototypeContrastive(prototypes(), balanced=True)
+    rows, words = drawn(len(LABELS), DIM).requires_grad_(), drawn(CLASSES, DIM, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda e, t: regularizer(seen(t, embeddings=e)), (rows, words))
+    with counting_fetches() as count:
+        regularizer(seen(words, embeddings=rows)).backward()
+    assert count["fetches"] == 0
+
+
+def test_prototypes_are_saved_moved_and_as_wide_as_what_they_draw() -> None:
+    regularizer, other = PrototypeContrastive(prototypes()), PrototypeContrastive(prototypes().flip(0))
+    other.load_state_dict(regularizer.state_dict())
+    assert torch.equal(other(seen()), regularizer(seen()))
+    refuses(lambda: regularizer(seen(embeddings=drawn(len(LABELS), DIM + 1))), "embeddings")
+    refuses(lambda: regularizer(seen(drawn(CLASSES, DIM + 1))), "text features")
+    refuses(lambda: PrototypeContrastive(torch.zeros(3)), "prototypes")
+    low = PrototypeContrastive(prototypes(), balanced=True)(seen(embeddings=seen().embeddings.bfloat16()))
+    assert low.dtype == torch.bfloat16
+    assert float(low) == pytest.approx(float(PrototypeContrastive(prototypes(), balanced=True)(seen())), rel=0.03)

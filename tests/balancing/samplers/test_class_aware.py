@@ -1,0 +1,38 @@
+"""Class-aware sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imbalance_vlm.components import catalogue
+
+LABELS = torch.tensor([0] * 40 + [1] * 8 + [2] * 2)[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+
+
+def sampler(name: str, labels: Tensor, seed: int = 0, **settings: Any) -> Any:
+    return catalogue.SAMPLERS.get(name).load()(labels, seed, **settings)
+
+
+def test_class_aware_takes_the_classes_in_turn_k_images_each() -> None:
+    for k in (1, 3, 4):
+        order = sampler("class_aware", LABELS, k=k)
+        turns = LABELS[order.epoch(0, 1)].split(k)
+        assert all(len(turn.unique()) == 1 for turn in turns)
+        visits = [int(turn[0]) for turn in turns]
+        for begin in range(0, len(visits) - 2, 3):  # each pass visits each class once
+            assert sorted(visits[begin : begin + 3]) == [0, 1, 2]
+        assert len({tuple(visits[begin : begin + 3]) for begin in range(0, len(visits) - 2, 3)}) > 1
+
+
+def test_class_aware_repeats_no_image_before_all_were_shown() -> None:
+    order = sampler("class_aware", LABELS, k=4)
+    rows = order.epoch(0, 1)
+    for label in range(3):
+        own = rows[LABELS[rows] == label]
+        size = int((label == LABELS).sum())
+        for begin in range(0, len(own), size):
+            one_round = own[begin : begin + size]
+            assert len(one_round.unique()) == len(one_round)
