@@ -100,7 +100,7 @@ CAPABILITIES: dict[str, Capability] = {
     "experts.loss": Capability("a loss that trains several experts: use loss 'sade'", "balancing.loss"),
     "start": Capability("a head that does not start at random: set head.init to text or class_mean", "head"),
 }
-"""What components can need and provide. A plug-in may add to it; an unknown capability works too, without words."""
+"""What components can need and provide. A plug-in may add to it; messages only repeat names that are not here."""
 
 _PKG = "imbalance_vlm"
 _UCPG = (
@@ -137,16 +137,20 @@ DATASETS.add("sun397", f"{_PKG}.data.few_shot:SplitFileReader", "397 scenes")
 DATASETS.add("dtd", f"{_PKG}.data.few_shot:SplitFileReader", "47 textures")
 DATASETS.add("eurosat", f"{_PKG}.data.few_shot:SplitFileReader", "land use seen from satellites")
 DATASETS.add("ucf101", f"{_PKG}.data.few_shot:SplitFileReader", "101 actions, one frame of each video")
-DATASETS.add("imagenet_v2", f"{_PKG}.data.few_shot:ImageNetVariantReader", "ImageNet-V2, matched frequency, to test on")
 DATASETS.add(
-    "imagenet_sketch", f"{_PKG}.data.few_shot:ImageNetVariantReader", "sketches of the ImageNet classes, to test on"
+    "imagenet_v2", f"{_PKG}.data.few_shot:ImageNetVariantReader", "ImageNet-V2, matched frequency, for testing only"
+)
+DATASETS.add(
+    "imagenet_sketch",
+    f"{_PKG}.data.few_shot:ImageNetVariantReader",
+    "sketches of the ImageNet classes, for testing only",
 )
 DATASETS.add(
     "imagenet_a",
     f"{_PKG}.data.few_shot:ImageNetVariantReader",
-    "photographs that fool classifiers, 200 classes, to test on",
+    "photographs that fool classifiers, 200 classes, for testing only",
 )
-DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:ImageNetVariantReader", "renditions, 200 classes, to test on")
+DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:ImageNetVariantReader", "renditions, 200 classes, for testing only")
 DATASETS.add("table", f"{_PKG}.data.table:TableReader", "your images, named by a CSV, TSV or Parquet table")
 DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:HFDiskReader", "a Hugging Face dataset saved to disk")
 DATASETS.add("webdataset", f"{_PKG}.data.webdataset:WebDatasetReader", "WebDataset shards (tar files), read in place")
@@ -233,7 +237,7 @@ HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs
 HEADS.add(
     "cosine",
     f"{_PKG}.heads.cosine:CosineHead",
-    "scaled cosine to one direction a class, text-initialised by default",
+    "scaled cosine to one direction per class, text-initialised by default",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
     needs=_start_needs,
     provides=_cosine,
@@ -328,7 +332,7 @@ LOSSES.add(
 LOSSES.add(
     "equalization",
     f"{_PKG}.balancing.losses.equalization:Equalization",
-    "one sigmoid a class, rare classes spared the negatives",
+    "one sigmoid per class; rare classes get no negative gradient from the others",
     paper="Tan et al., Equalization Loss for Long-Tailed Object Recognition, CVPR 2020",
 )
 LOSSES.add(
