@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from imbalance_vlm.cli.main import main
-from tests.data.miniatures import MINIATURES, write_image
+from tests.data.miniatures import MINIATURES, file_states, write_image
 
 SECONDS = 20
 """After which a command counts as hanging; each takes a fraction of one second."""
@@ -103,7 +103,7 @@ class Workspace:
     def assert_refused(self, command: list[str], *words: str) -> None:
         """The command ends with one error message that holds all of these words, and leaves nothing behind."""
         self.capsys.readouterr()
-        data, results = states(self.data), result_files(self.folder)
+        data, results = file_states(self.data), result_files(self.folder)
         with time_limit():
             code = main(command)
         printed = self.capsys.readouterr()
@@ -114,7 +114,7 @@ class Workspace:
         assert len(printed.err) < 5000, "too long to read"
         assert [word for word in words if word not in printed.err] == [], printed.err
         assert result_files(self.folder) == results, "half-written"
-        assert states(self.data) == data
+        assert file_states(self.data) == data
 
     def assert_skipped(self, command: list[str], count: int) -> None:
         """The command works, and its result counts and names this many images that were left out."""
@@ -125,13 +125,13 @@ class Workspace:
     def assert_works(self, command: list[str]) -> None:
         """The command prints a table of one row."""
         self.capsys.readouterr()
-        data = states(self.data)
+        data = file_states(self.data)
         with time_limit():
             code = main(command)
         printed = self.capsys.readouterr()
         assert code == 0, printed.err
         assert len(printed.out.splitlines()) == 3
-        assert states(self.data) == data
+        assert file_states(self.data) == data
 
 
 def make_workspace(folder: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> Workspace:
@@ -147,12 +147,6 @@ def make_workspace(folder: Path, encoder: str, capsys: pytest.CaptureFixture[str
         "training": {"epochs": 1, "batch_size": 16},
     }
     return Workspace(folder, recipe, encoder, capsys)
-
-
-def states(root: Path) -> dict[str, tuple[int, int]]:
-    """Size and modification time of all files and folders below."""
-    statuses = {str(path): path.lstat() for path in root.rglob("*")}
-    return {path: (status.st_size, status.st_mtime_ns) for path, status in statuses.items()}
 
 
 def result_files(folder: Path) -> set[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,17 @@ def module_name(path: Path, package: Path) -> str:
     return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Modules of the package that a file imports: at the top, inside functions and for type checking alike."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            raise AssertionError(f"{path}: relative imports hide the folder that they cross into")
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == NAME:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+@cache
+def imports(source: str) -> frozenset[str]:
+    """Modules of the package that a source imports: at the top, inside functions and for type checking alike."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"relative imports hide the folder that they cross into: {ast.unparse(node)}"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == NAME)
+            modules |= {alias.name for alias in node.names}
+    return frozenset(module for module in modules if module.split(".")[0] == NAME)
 
 
 def places(package: Path) -> set[str]:
@@ -41,20 +44,21 @@ def places(package: Path) -> set[str]:
     return folders | {path.stem for path in package.glob("*.py")}
 
 
-def place(module: str, package: Path) -> str:
+def place_of(module: str, names: set[str]) -> str:
     """The folder or top-level module that a module lies in; names that the package itself exports lie in __init__."""
     _, _, inside = module.partition(".")
     part = inside.split(".")[0]
-    return part if part in places(package) else "__init__"
+    return part if part in names else "__init__"
 
 
 def edges(package: Path) -> set[Edge]:
     """(importing place, imported place), for every folder and every top-level module of a package."""
+    names = places(package)
     return {
         (source, target)
         for path in package.rglob("*.py")
-        for module in imports(path)
-        if (source := place(module_name(path, package), package)) != (target := place(module, package))
+        for module in imports(path.read_text(encoding="utf-8"))
+        if (source := place_of(module_name(path, package), names)) != (target := place_of(module, names))
     }
 
 

@@ -100,7 +100,7 @@ CAPABILITIES: dict[str, Capability] = {
     "experts.loss": Capability("a loss that trains several experts: use loss 'sade'", "balancing.loss"),
     "start": Capability("a head that does not start at random: set head.init to text or class_mean", "head"),
 }
-"""What components can need and provide. A plug-in may add to it; an unknown capability works too, without words."""
+"""What components can need and provide. A plug-in may add to it; messages only repeat names that are not here."""
 
 _PKG = "imbalance_vlm"
 _UCPG = (

@@ -56,7 +56,7 @@ class Entry:
         return self.methods.get(str(section.get("method", self.methods.names()[0])))
 
     def load(self) -> Callable[..., Any]:
-        """The callable behind the entry, imported."""
+        """The callable that makes the component, imported if need be."""
         if callable(self.build):
             return self.build
         module, _, attribute = self.build.partition(":")
@@ -78,15 +78,15 @@ class Entry:
         return self._capabilities("provides", section)
 
     def _capabilities(self, side: str, section: Section) -> frozenset[str]:
-        found: frozenset[str] = frozenset()
+        names: frozenset[str] = frozenset()
         member = self.member(section)
         for entry in (self,) if member is self else (self, member):
             capabilities: Capabilities = getattr(entry, side)
             if callable(capabilities):
                 defaults = {name: setting.default for name, setting in self.settings(section).items()}
                 capabilities = capabilities(defaults | dict(section))
-            found |= capabilities
-        return found
+            names |= capabilities
+        return names
 
     def make(self, section: Section, offers: Offers) -> Any:
         """The component: positional parameters by name from `offers`, keyword-only ones from the section.

@@ -46,8 +46,8 @@ class Setting:
         """The metadata of this type in an `Annotated` annotation, or None."""
         if get_origin(self.annotation) is not Annotated:
             return None
-        found = [extra for extra in get_args(self.annotation)[1:] if extra is mark or isinstance(extra, mark)]
-        return found[0] if found else None
+        marks = (extra for extra in get_args(self.annotation)[1:] if extra is mark or isinstance(extra, mark))
+        return next(marks, None)
 
 
 class SettingGroup:
@@ -76,9 +76,10 @@ def grouped(build: Build, values: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings as the keyword arguments of `build`: those that belong to a setting group become that group."""
     arguments = dict(values)
     for name, (group, default) in _groups_of(build).items():
-        given = {one.name: arguments.pop(one.name) for one in dataclasses.fields(group) if one.name in arguments}
-        if given:
-            arguments[name] = dataclasses.replace(default, **given) if default is not None else group(**given)
+        members = {member.name for member in dataclasses.fields(group)} & set(arguments)
+        if members:
+            changes = {member: arguments.pop(member) for member in members}
+            arguments[name] = dataclasses.replace(default, **changes) if default is not None else group(**changes)
     return arguments
 
 
@@ -114,19 +115,19 @@ def _keywords_of(build: Build) -> dict[str, Setting]:
 
 @cache
 def _settings_of(build: Build) -> dict[str, Setting]:
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for setting in _keywords_of(build).values():
         group = _group(setting.annotation)
         if group is None:
-            found[setting.name] = setting
+            settings[setting.name] = setting
             continue
         hints = get_type_hints(group, include_extras=True)
-        for one in dataclasses.fields(group):
-            default = inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default
+        for member in dataclasses.fields(group):
+            default = inspect.Parameter.empty if member.default is dataclasses.MISSING else member.default
             if not setting.required and setting.default is not None:
-                default = getattr(setting.default, one.name)
-            found[one.name] = Setting(one.name, hints[one.name], default)
-    return found
+                default = getattr(setting.default, member.name)
+            settings[member.name] = Setting(member.name, hints[member.name], default)
+    return settings
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a dataset is: named classes and splits of (image, label) pairs."""
+"""Datasets: named classes, and splits of images with labels."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class Dataset:
         return self.splits["test" if self.test_only else "train"].counts(self.num_classes)
 
     def long_tail(self, many: int = 100, few: int = 20) -> LongTail:
-        """The long tail of the training images: "many" classes have more than `many`, "few" ones less than `few`.
+        """The long tail of the training images: "many" classes have more than `many`, "few" classes less than `few`.
 
         Raises:
             InputError: a class without a training image, unless `allow_empty`.

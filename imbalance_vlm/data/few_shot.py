@@ -1,4 +1,4 @@
-"""The eleven datasets of few-shot and base-to-novel papers, and the four ImageNet variants to transfer to.
+"""The eleven datasets of few-shot and base-to-novel papers, and the four variants of ImageNet for testing only.
 
 `root` is the folder of all datasets, or the folder of one:
 

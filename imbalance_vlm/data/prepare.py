@@ -147,7 +147,7 @@ def apply_protocol(
 
     Raises:
         InputError: an unknown set of templates, a sentence without exactly one `{}`, `tau` without `shots`, base or
-            novel classes of fewer than four classes, or training images asked of a dataset that is for testing only.
+            novel classes of fewer than four classes, or a step on training images of a dataset for testing only.
     """
     draw_seed = draw_seed or 0
     if tau < 1 and shots is None:

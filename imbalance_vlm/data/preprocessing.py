@@ -1,4 +1,4 @@
-"""How an image becomes the tensor that a model reads, as a value: `Preprocessing`, and the views made with it."""
+"""From an image to the tensor that a model reads: `Preprocessing`, and views that show a part of the image."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Preprocessing:
         return repr(self)
 
     def __call__(self, image: Image.Image, /) -> Tensor:
-        """(3, H, W) float32 of a PIL image, with the numbers of the model's own library."""
+        """(3, H, W) float32 of a PIL image, equal to what the model's own library computes."""
         image = self._scaled(image)
         return self.normalise(to_tensor(self._cut(image if image.mode == "RGB" else image.convert("RGB"))))
 
@@ -112,7 +112,7 @@ class Preprocessing:
         return TF.normalize(scaled, list(self.mean), list(self.std))
 
     def only_normalises(self, height: int, width: int) -> bool:
-        """Whether images of this size are neither scaled nor cropped, so that `normalise` is all there is to do."""
+        """Whether images of this size are neither scaled nor cropped, so that `normalise` is all that is left to do."""
         return self.resized_to(height, width) == (height, width) == self.size
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class OnTensors:
-    """A view of PIL images that leaves PIL at once: `Preprocessing.on_tensors` of their pixels."""
+    """A view that converts a PIL image to a tensor first, and then applies `Preprocessing.on_tensors`."""
 
     base: Preprocessing
 
@@ -172,7 +172,7 @@ class OnTensors:
 
 @dataclass(frozen=True)
 class PartialView(ABC):
-    """A part of the image, then `base`. Derive a frozen dataclass from it: its fields are its key.
+    """A view that crops the image and applies `base`. Subclasses are frozen dataclasses, whose fields are the key.
 
     Args:
         base: usually the model's `Preprocessing`.

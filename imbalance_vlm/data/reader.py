@@ -57,7 +57,7 @@ class DrawnSplit(SettingGroup):
     Args:
         test_fraction: share of each class set aside for testing where there is no test split; a class keeps at least
             one training image.
-        val_fraction: share of each class set aside for validation, likewise.
+        val_fraction: share of each class set aside for validation, under the same conditions.
         split_seed: seed of this draw. It does not depend on the run's seed, so all seeds share one test set.
     """
 

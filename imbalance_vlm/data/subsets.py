@@ -50,7 +50,7 @@ def _drawn(split: Split, count: int, generator: random.Random) -> Split:
 
 
 def base_novel(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The first ceil(C / 2) classes and the remaining ones, each with labels from 0.
+    """The first ceil(C / 2) classes and the remaining classes, each half with labels from 0.
 
     Raises:
         InputError: a half of fewer than two classes, or without images to train or to test on.

@@ -81,7 +81,7 @@ def _training_needs(recipe: Recipe, provided: frozenset[str]) -> Iterator[Confli
 
 
 def _sharded(recipe: Recipe) -> Iterator[Conflict]:
-    """A sharded tower is never in one piece."""
+    """Settings that need all weights or gradients of the tower in one process."""
     training = recipe["training"]
     if training["shard"] and (training["ema"] or training["interpolation"] < 1):
         yield "training.shard", "cannot average sharded weights; set training.ema to 0 and training.interpolation to 1"
@@ -90,7 +90,7 @@ def _sharded(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _new_classes(recipe: Recipe) -> Iterator[Conflict]:
-    """What is fitted to the trained classes says nothing about new ones."""
+    """Corrections fitted to the trained classes, which evaluators of new classes cannot use."""
     for key, node, section in components_in(recipe):
         if "names.new" not in node.registry.needed(section):
             continue
@@ -101,11 +101,11 @@ def _new_classes(recipe: Recipe) -> Iterator[Conflict]:
 
 def _published(recipe: Recipe) -> Iterator[Conflict]:
     """A published row holds scores, as numbers, and its source."""
-    known = score_names()
+    scores = score_names()
     for key, value in (recipe["paper"] or {}).items():
         if key == "source":
             continue
-        if key not in known:
-            yield f"paper.{key}", f"unknown score.{did_you_mean(key, known)} Allowed: source, {', '.join(known)}"
+        if key not in scores:
+            yield f"paper.{key}", f"unknown score.{did_you_mean(key, scores)} Allowed: source, {', '.join(scores)}"
         elif not isinstance(value, (int, float)):
             yield f"paper.{key}", f"must be a number, got {value!r}"

@@ -80,7 +80,9 @@ class SchemaBuilder:
     def _component(self, node: Component | Components) -> dict[str, Any]:
         """A name, or a mapping with a name. Which settings go with the name stands in `allOf`, one rule per name."""
         shared = settings_at(node.shared)
-        forms = [(entry.name, method, [*own, *shared]) for entry in node.registry for method, _, own in variants(entry)]
+        forms = [
+            (entry.name, method, [*keys, *shared]) for entry in node.registry for method, _, keys in variants(entry)
+        ]
         schemas: dict[str, list[dict[str, Any]]] = {}
         for key in (key for _, _, keys in forms for key in keys):
             if (schema := self.key(key)) not in schemas.setdefault(key.name, []):
@@ -91,7 +93,7 @@ class SchemaBuilder:
         properties: dict[str, Any] = {"name": names} | ({"method": {"enum": methods}} if methods else {})
         properties |= {key: one[0] if len(one) == 1 else {"anyOf": one} for key, one in schemas.items()}
         families = [(entry.name, entry.methods.names()) for entry in node.registry if entry.methods]
-        rules = [_rule({"name": name}, {"properties": {"method": {"enum": known}}}) for name, known in families]
+        rules = [_rule({"name": name}, {"properties": {"method": {"enum": members}}}) for name, members in families]
         rules += [] if free else [self._form(*form, schemas) for form in forms]
         mapping = {"type": "object", "properties": properties, "additionalProperties": False}
         return {"anyOf": [names, mapping | ({"allOf": rules} if rules else {})]}

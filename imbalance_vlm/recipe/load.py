@@ -72,9 +72,8 @@ class Loaded:
         """The file that the closest enclosing key comes from."""
         parts = key.split(".")
         for end in range(len(parts), 0, -1):
-            found = self.origins.get(".".join(parts[:end]))
-            if found:
-                return found
+            if source := self.origins.get(".".join(parts[:end])):
+                return source
         return self.source
 
 
@@ -105,10 +104,10 @@ def find_recipe(name: str | Path) -> Path:
     packaged = recipes_folder() / f"{short}.yaml"
     if packaged.is_file():
         return packaged
-    known = list_recipes()
+    packaged_names = list_recipes()
     raise InputError(
         f"recipe {str(name)!r} must be a YAML file or the name of a packaged recipe, and is neither."
-        f"{did_you_mean(short, known)} `imbalance-vlm ls recipes` lists them"
+        f"{did_you_mean(short, packaged_names)} `imbalance-vlm ls recipes` lists them"
     )
 
 
@@ -143,11 +142,11 @@ def _values(content: Any, counted: dict[int, int]) -> int:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping.
 
-    A bare name stands for a component without settings. A component with another `name` replaces the one below it,
-    whose settings would mean nothing to it; only what all components of its kind share is kept (how a recipe cuts and
-    draws images is the same protocol on another dataset), and a setting that both require (the `root` of datasets).
-    Another `method` of a family replaces the settings only when it comes with the family's name. A published row with
-    its `source` replaces another row: figures of two sources must not be mixed.
+    A bare name stands for a component without settings. A component with another `name` replaces the one below it
+    with its settings; only the settings that all components of its kind share are kept (the protocol of a dataset), and
+    those that the new component requires (the `root` of a dataset). Another `method` of a family replaces the settings
+    only when the family's name is given with it. A published row with its `source` replaces another row: figures of two
+    sources must not be mixed.
     """
     merged = deepcopy(dict(base))
     for key, value in over.items():
@@ -160,20 +159,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             differs = any(choice in value and value[choice] != below.get(choice, value[choice]) for choice in NAMING)
             replaces = ("name" in value and differs) or "source" in value
-            merged[key] = deepcopy(_kept(here, below, value) | dict(value)) if replaces else merge(below, value, here)
+            merged[key] = (
+                deepcopy(_settings_to_keep(here, below, value) | dict(value)) if replaces else merge(below, value, here)
+            )
         else:
             merged[key] = deepcopy(value)
     return merged
 
 
-def _kept(key: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_to_keep(key: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """What of a component's settings stays when another component of its kind replaces it."""
     node = RECIPE.children.get(key)
     if not isinstance(node, Component) or not node.shared:
         return {}
     name = str(over.get("name"))
-    own = node.registry.get(name).settings(over) if name in node.registry else {}
-    required = {name for name, setting in own.items() if setting.required}
+    settings = node.registry.get(name).settings(over) if name in node.registry else {}
+    required = {name for name, setting in settings.items() if setting.required}
     return {key: value for key, value in below.items() if key in {*shared_settings(node.shared), *required}}
 
 

@@ -62,7 +62,7 @@ def resolve(loaded: Loaded) -> dict[str, Any]:
     name = recipe["name"]
     if isinstance(name, str) and {"", ".", ".."} & set(name.split("/")):  # it is a path below the runs folder
         report("name", f"must be words joined by single slashes, such as icons_lt/mine, got {name!r}")
-    if not problems:  # components that are not known yet cannot be compared with one another
+    if not problems:  # unknown components have no needs to compare
         for key, message in conflicts(recipe):
             report(key, message)
     if problems:
@@ -70,12 +70,12 @@ def resolve(loaded: Loaded) -> dict[str, Any]:
     return recipe
 
 
-def _unknown(keys: Mapping[str, Any], known: list[str], path: str, report: Report) -> None:
+def _report_unknown(keys: Mapping[str, Any], allowed: list[str], path: str, report: Report) -> None:
     for key in keys:
-        if key not in known:
+        if key not in allowed:
             here = join(path, str(key))
-            hint = f" It is now `{MOVED[here]}`." if here in MOVED else did_you_mean(key, known)
-            report(here, f"unknown key.{hint} Allowed: {', '.join(known)}")
+            hint = f" It is now `{MOVED[here]}`." if here in MOVED else did_you_mean(key, allowed)
+            report(here, f"unknown key.{hint} Allowed: {', '.join(allowed)}")
 
 
 def _renamed(key: str, value: Any) -> str:
@@ -93,7 +93,7 @@ def check_section(node: Section, value: Any, path: str, report: Report) -> dict[
         value = {}
     settings = shared_settings(node.settings)
     entries = node.entries.names() if node.entries is not None else []
-    _unknown(value, [*node.children, *settings, *entries], path, report)
+    _report_unknown(value, [*node.children, *settings, *entries], path, report)
     resolved = {key: _child(child, value, key, path, report) for key, child in node.children.items()}
     resolved |= _bind(settings, value, path, report)
     if node.entries is not None:
@@ -140,9 +140,9 @@ def _entries(node: Section, value: Mapping[str, Any], path: str, report: Report)
             hints = [f" Did you mean `{{{key}: {item}}}`?" for key in settings if _takes(settings[key], item)]
             report(here, f"must be true, false or a mapping of its settings, got {item!r}.{''.join(hints)}")
             continue
-        given = {} if item is True else item
-        _unknown(given, list(settings), here, report)
-        resolved[name] = _bind(settings, given, here, report)
+        values = {} if item is True else item
+        _report_unknown(values, list(settings), here, report)
+        resolved[name] = _bind(settings, values, here, report)
     return resolved
 
 
@@ -189,27 +189,27 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
             report(join(path, "method"), str(error))
             return {}
     settings = settings_at(node, value)
-    given = {key: item for key, item in value.items() if key not in chosen}
-    _unknown(given, list(settings), path, report)
-    return chosen | _bind(settings, given, path, report)
+    values = {key: item for key, item in value.items() if key not in chosen}
+    _report_unknown(values, list(settings), path, report)
+    return chosen | _bind(settings, values, path, report)
 
 
-def _bind(settings: Mapping[str, Setting], given: Mapping[str, Any], path: str, report: Report) -> dict[str, Any]:
-    """The settings with their values or defaults; wrong and missing ones are reported."""
+def _bind(settings: Mapping[str, Setting], values: Mapping[str, Any], path: str, report: Report) -> dict[str, Any]:
+    """The settings with their values or defaults; wrong and missing values are reported."""
     bound: dict[str, Any] = {}
     for name, setting in settings.items():
         here = join(path, name)
-        if name not in given:
+        if name not in values:
             if setting.required:
                 report(here, "missing; give a value")
             bound[name] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
         elif (nested := setting.marked(Nested)) is not None:
             registry = catalogue.REGISTRIES[nested.registry]
-            bound[name] = _components(Components(registry, shared=shared_by(registry)), given[name], here, report)
+            bound[name] = _components(Components(registry, shared=shared_by(registry)), values[name], here, report)
         else:
-            if wrong := mistake(setting.annotation, given[name]):
-                report(here, _renamed(here, given[name]) or wrong)
-            bound[name] = given[name]
+            if wrong := mistake(setting.annotation, values[name]):
+                report(here, _renamed(here, values[name]) or wrong)
+            bound[name] = values[name]
     return bound
 
 

@@ -168,10 +168,10 @@ def _unknown_rows(wanted: Plan, loaded: Loaded) -> list[Problem]:
     """A baseline that is no row of the study, or an average over something that is no axis."""
     problems = []
     labels = list(dict.fromkeys(map(wanted.label, wanted.recipes)))
-    for key, what, options in (("baseline", "a row", labels), ("average", "an axis", list(wanted.axes))):
+    for key, kind, options in (("baseline", "a row", labels), ("average", "an axis", list(wanted.axes))):
         name = wanted.table.get(key)
         if name and name not in options:
-            message = f"must be {what} of the study, got {name!r}.{did_you_mean(name, options)}"
+            message = f"must be {kind} of the study, got {name!r}.{did_you_mean(name, options)}"
             problems.append(Problem(f"table.{key}", message, loaded.origin(f"table.{key}")))
     return problems
 

@@ -46,11 +46,11 @@ class Member:
 
 @dataclass
 class Archive:
-    """The images of an archive, the findings of listing it, and the number of other files."""
+    """The images of an archive, the findings made while listing it, and the number of other files."""
 
     members: list[Member] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    others: int = 0
+    other_files: int = 0
     names: set[str] = field(default_factory=set)
 
     def report(self, kind: str, name: str, detail: str) -> None:
@@ -112,7 +112,7 @@ def _read_zip(file: Path) -> Archive:
         elif entry.file_size > SMALL and entry.file_size > RATIO * max(entry.compress_size, 1):
             archive.report("bomb", name, f"{entry.compress_size:,} bytes that unpack to {entry.file_size:,}")
         elif not is_image(name):
-            archive.others += 1
+            archive.other_files += 1
         else:
             result = Inspection("unreadable", "encrypted") if entry.flag_bits & 1 else None
             if entry.file_size == 0:
@@ -159,7 +159,7 @@ def _add_tar_entry(archive: Archive, file: Path, stream: tarfile.TarFile | None,
     elif not entry.isfile():
         archive.report("special_file", entry.name, "a device or a pipe")
     elif not is_image(entry.name):
-        archive.others += 1
+        archive.other_files += 1
     elif stream is not None:
         content = stream.extractfile(entry)
         archive.members.append(

@@ -1,4 +1,4 @@
-"""The inspection of all images of a collection: cached results, and the others by several processes."""
+"""The inspection of all images of a collection: from the cache, or by several processes."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def inspect_images(collection: Collection, workers: int) -> list[Inspection]:
         for row in in_memory:
             results[row] = _inspect_in_memory(images[row])
             progress.update()
-    for first, *others in rows_of.values():
-        for row in others:
+    for first, *repeats in rows_of.values():
+        for row in repeats:
             results[row] = results[first]
     return [inspection or Inspection("unreadable") for inspection in results]
 

@@ -154,7 +154,7 @@ def _of_recipe(recipe: str | Mapping[str, Any], overrides: Sequence[str], source
     tree = load(recipe, overrides).tree
     data_only = "data" in tree and not {"encoder", "tuning", "head"} & set(tree)
     recipes = [_completed(tree)] if data_only else plan(recipe, overrides).recipes
-    sections = {str(sorted(one["data"].items(), key=str)) for one in recipes}
+    sections = {str(sorted(recipe["data"].items(), key=str)) for recipe in recipes}
     if len(sections) > 1:
         raise InputError(
             f"{source} is a study of {len(sections)} different data sections; verify one, by giving what they differ "
@@ -276,7 +276,7 @@ def _completed(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[s
 def _of_archive(file: Path, source: str) -> Collection:
     archive = read_archive(file)
     if not archive.members:
-        problems = "; ".join(f"{one.kind}: {one.path} ({one.detail})" for one in archive.findings[:3])
+        problems = "; ".join(f"{finding.kind}: {finding.path} ({finding.detail})" for finding in archive.findings[:3])
         raise InputError(
             f"{source} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), and holds none"
             f"{'; ' * bool(problems)}{problems}"
@@ -300,8 +300,8 @@ def _of_archive(file: Path, source: str) -> Collection:
     ]
     loose = [image.name for image in images if image.label < 0]
     notes = ["the archive was read in place, without unpacking it"]
-    if archive.others:
-        notes.append(f"files in it that are no images by their names: {archive.others:,}")
+    if archive.other_files:
+        notes.append(f"files in it that are no images by their names: {archive.other_files:,}")
     if not classes:
         notes.append(
             f"no image in it lies in a class folder; a WebDataset shard is read with its folder: {file.parent}"

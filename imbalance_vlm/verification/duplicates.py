@@ -125,7 +125,7 @@ def _exact_copies(collection: Collection, inspections: Sequence[Inspection]) -> 
     """Findings for images of equal bytes, and the rows of all but the first of each."""
     findings: list[Finding] = []
     copies: set[int] = set()
-    for group in groups_of(["" if one.problem else one.content for one in inspections]):
+    for group in groups_of(["" if inspection.problem else inspection.content for inspection in inspections]):
         first = collection.images[group[0]]
         for row in group[1:]:
             image = collection.images[row]

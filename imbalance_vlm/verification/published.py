@@ -155,7 +155,7 @@ def compare(
     """One row per published fact: fact, published, here, whether the published figure is checked, and agrees.
 
     Args:
-        facts: the published ones.
+        facts: the published facts.
         images: number of images of each split.
         counts: (C,) training images of each class.
         groups: number of classes of each group; None where they are not made by the published rule.

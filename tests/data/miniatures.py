@@ -43,6 +43,12 @@ FEW_SHOT_NAMES = {
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+def file_states(root: Path) -> dict[str, tuple[int, int]]:
+    """Size and modification time of all files and folders below."""
+    statuses = {str(path): path.lstat() for path in root.rglob("*")}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in statuses.items()}
+
+
 def write_image(file: Path, shade: int = 0, size: int = 8) -> None:
     """A small noisy image with a colour by its shade, a format by its suffix and noise by the last two path parts."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from imbalance_vlm import InputError, run
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import create_dataset
 from tests.conftest import COUNTS, write_images
-from tests.data.test_miniatures import files_below
+from tests.data.miniatures import file_states
 
 
 def read_folder(root: Path, **settings: object) -> Dataset:
@@ -153,9 +153,9 @@ def test_a_split_of_which_nothing_can_be_read_is_refused(own: Path) -> None:
 
 
 def test_nothing_is_written_into_the_folder(own: Path, recipe: dict[str, object]) -> None:
-    before = files_below(own)
+    before = file_states(own)
     run(recipe, {"data.root": str(own), "training.epochs": 1})
-    assert files_below(own) == before
+    assert file_states(own) == before
 
 
 def test_hidden_and_other_files_are_ignored(own: Path) -> None:

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_work_together_is_refused(case: str) -> None:
+def test_components_that_cannot_be_combined_are_refused(case: str) -> None:
     overrides, words = REFUSED[case]
     with pytest.raises(RecipeError) as error:
         plan(BASE, overrides)
@@ -150,7 +150,7 @@ def test_what_cannot_work_together_is_refused(case: str) -> None:
         {"encoder": "timm:resnet18", "head": COSINE},
     ],
 )
-def test_what_works_together_is_accepted(overrides: dict[str, Any]) -> None:
+def test_components_that_can_be_combined_are_accepted(overrides: dict[str, Any]) -> None:
     plan(BASE, overrides)
 
 

@@ -32,13 +32,13 @@ def refused(path: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "1E-3", "+1e-3", "0.001"])
-def test_every_way_to_write_a_number_is_a_number(tmp_path: Path, written: str) -> None:
+def test_every_spelling_of_a_number_is_read_as_a_number(tmp_path: Path, written: str) -> None:
     value = read_yaml(write(tmp_path / "a.yaml", f"lr: {written}"))["lr"]
     assert value == 0.001
     assert isinstance(value, float)
 
 
-def test_words_that_look_a_little_like_numbers_stay_words(tmp_path: Path) -> None:
+def test_words_that_resemble_numbers_stay_words(tmp_path: Path) -> None:
     content = read_yaml(write(tmp_path / "a.yaml", "a: e3\nb: 1e\nc: ViT-B-16\nd: '1e3'"))
     assert content == {"a": "e3", "b": "1e", "c": "ViT-B-16", "d": "1e3"}
 
@@ -62,11 +62,11 @@ def test_python_objects_are_refused_and_nothing_runs(tmp_path: Path, text: str) 
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2", "just words", "a: [1", "? [a, b]\n: 1", "\x00"])
-def test_what_is_no_mapping_is_refused_with_the_file(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_mapping_is_named(tmp_path: Path, text: str) -> None:
     refused(write(tmp_path / "odd.yaml", text), "odd.yaml")
 
 
-def test_a_binary_file_is_refused_with_the_file(tmp_path: Path) -> None:
+def test_a_binary_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     refused(tmp_path / "binary.yaml", "binary.yaml", "not valid YAML")
 
@@ -99,7 +99,7 @@ def test_later_includes_win_and_includes_nest(tmp_path: Path) -> None:
     }
 
 
-def test_two_roads_to_one_file_are_no_cycle(tmp_path: Path) -> None:
+def test_a_file_may_be_included_twice(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "seed: 1")
     write(tmp_path / "a.yaml", "include: base.yaml")
     write(tmp_path / "b.yaml", "include: base.yaml")
@@ -137,7 +137,7 @@ def test_another_component_drops_the_settings_of_the_first() -> None:
     assert merge(base, {"optimizer": "adamw"}) == {"optimizer": {"name": "adamw"}}
 
 
-def test_another_dataset_keeps_what_every_dataset_understands() -> None:
+def test_another_dataset_keeps_the_settings_that_all_datasets_share() -> None:
     base = {"data": {"name": "caltech101", "root": "DATA", "on_error": "skip", "shots": 16, "draw_seed": None}}
     protocol = {"shots": 16, "draw_seed": None}
     assert merge(base, {"data": {"name": "dtd"}}) == {"data": {"name": "dtd", "root": "DATA", **protocol}}
@@ -149,12 +149,19 @@ def test_another_dataset_keeps_what_every_dataset_understands() -> None:
     }
 
 
-def test_the_same_component_keeps_them() -> None:
+def test_the_same_component_keeps_its_settings() -> None:
     base = {"optimizer": {"name": "sgd", "lr": 0.1}}
     for over in ("sgd", {"name": "sgd"}, {}):
         assert merge(base, {"optimizer": over}) == base
     assert merge(base, {"optimizer": {"lr": 1}}) == {"optimizer": {"name": "sgd", "lr": 1}}
     assert merge({"loss": "focal"}, {"loss": {"gamma": 1}}) == {"loss": {"name": "focal", "gamma": 1}}
+
+
+def test_a_published_row_replaces_the_one_below_it_whole() -> None:
+    """LIFT's groups are not those of LIFT with test-time ensembling."""
+    below = {"paper": {"source": "a", "overall": 1.0, "few": 2.0}}
+    over = {"paper": {"source": "b", "overall": 3.0}}
+    assert merge(below, over) == over
 
 
 def test_merging_leaves_its_inputs_alone() -> None:
@@ -186,17 +193,17 @@ def test_overrides_may_be_a_mapping_with_dotted_keys() -> None:
 
 
 @pytest.mark.parametrize("text", ["epochs", "=5", "a..b=1", ".a=1", "a.=1", ""])
-def test_what_is_no_override_is_refused(text: str) -> None:
+def test_a_malformed_override_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(f"key.path=value, got {text!r}")):
         load({}, [text])
 
 
-def test_an_override_that_is_no_yaml_is_refused() -> None:
+def test_an_override_that_is_not_yaml_is_refused() -> None:
     with pytest.raises(RecipeError, match="command line: a: not valid YAML"):
         load({}, ["a=[1"])
 
 
-def test_an_overridden_value_does_not_share_with_the_recipe_of_the_caller() -> None:
+def test_overrides_do_not_change_the_recipe_of_the_caller() -> None:
     recipe = {"name": "r", "training": {"epochs": 5}}
     load(recipe, {"training.epochs": 7})
     assert recipe == {"name": "r", "training": {"epochs": 5}}
@@ -205,11 +212,11 @@ def test_an_overridden_value_does_not_share_with_the_recipe_of_the_caller() -> N
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_packaged_recipes_are_found_by_every_way_to_write_their_name() -> None:
+def test_a_packaged_recipe_is_found_by_each_spelling_of_its_name() -> None:
     name = list_recipes()[0]
-    found = find_recipe(name)
-    assert yaml.safe_load(found.read_text())
-    assert find_recipe(f"recipes/{name}.yaml") == find_recipe(f"{name}.yaml") == found
+    file = find_recipe(name)
+    assert yaml.safe_load(file.read_text())
+    assert find_recipe(f"recipes/{name}.yaml") == find_recipe(f"{name}.yaml") == file
 
 
 def test_bases_are_not_listed() -> None:

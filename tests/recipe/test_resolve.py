@@ -41,7 +41,7 @@ def test_every_default_is_filled_in() -> None:
     assert recipe["seed"] == 0
 
 
-def test_a_checked_recipe_is_a_recipe_again(tmp_path: Path) -> None:
+def test_a_complete_recipe_is_a_recipe_again(tmp_path: Path) -> None:
     (recipe,) = plan(BASE).recipes
     path = tmp_path / "recipe.resolved.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -152,8 +152,8 @@ def test_all_mistakes_are_reported_at_once_each_with_its_own_file(tmp_path: Path
     assert "command line: balancing.loss.name" in lines["balancing.loss.name"]
 
 
-def test_nothing_is_read_before_the_recipe_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No data and no weights: the folder of BASE does not even exist."""
+def test_checking_reads_no_data_and_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of BASE does not exist."""
     import open_clip
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", None)

@@ -48,7 +48,7 @@ def test_variants_axes_and_seeds_multiply_in_order() -> None:
     assert (runs[2]["training"]["epochs"], runs[2]["training"]["optimizer"]["lr"]) == (1, 0.2)
 
 
-def test_a_study_without_seeds_uses_the_recipe_s() -> None:
+def test_a_study_without_seeds_uses_the_seed_of_the_recipe() -> None:
     assert [r["seed"] for r in expand({"variants": {"a": {}}}, seed=3)] == [3]
 
 
@@ -57,12 +57,12 @@ def test_a_variant_without_overrides_is_the_base() -> None:
     assert run["training"]["epochs"] == 5
 
 
-def test_the_command_line_beats_variants() -> None:
+def test_the_command_line_wins_over_variants() -> None:
     runs = expand({"variants": {"a": {"training.epochs": 1}, "b": {}}}, ["training.epochs=9"])
     assert [r["training"]["epochs"] for r in runs] == [9, 9]
 
 
-def test_an_axis_is_what_the_study_varies_so_it_beats_a_variant() -> None:
+def test_an_axis_wins_over_a_variant() -> None:
     runs = expand({"variants": {"a": {"training.epochs": 1}}, "axes": {"training.epochs": [3, 4]}})
     assert [r["training"]["epochs"] for r in runs] == [3, 4]
 
@@ -93,14 +93,14 @@ def test_runs_that_differ_have_names_that_differ() -> None:
 
 
 def test_mistakes_are_found_in_every_run_before_any_starts() -> None:
-    found = problems({"variants": {"a": {"balancing.loss": "focall"}, "b": {"head": "cosin"}, "c": {}}})
-    assert len(found) == 2
-    assert "(grid, a)" in found[0]
-    assert "focall" in found[0]
-    assert "(grid, b)" in found[1]
+    messages = problems({"variants": {"a": {"balancing.loss": "focall"}, "b": {"head": "cosin"}, "c": {}}})
+    assert len(messages) == 2
+    assert "(grid, a)" in messages[0]
+    assert "focall" in messages[0]
+    assert "(grid, b)" in messages[1]
 
 
-def test_a_mistake_of_the_base_is_said_once() -> None:
+def test_a_mistake_of_the_base_is_reported_once() -> None:
     assert len(problems({"variants": {"a": {}, "b": {}}, "seeds": [0, 1]}, heads="linear")) == 1
 
 
@@ -116,15 +116,15 @@ def test_a_mistake_of_the_base_is_said_once() -> None:
     ],
 )
 def test_a_wrong_grid(grid: Any, words: list[str]) -> None:
-    found = "\n".join(problems(grid))
-    assert all(word in found for word in words), found
+    message = "\n".join(problems(grid))
+    assert all(word in message for word in words), message
 
 
 def test_a_wrong_table_or_plot() -> None:
-    found = "\n".join(problems({"seeds": [0]}, table={"column": []}, plot={"x": "overall", "by": 3}))
-    assert "table.column: unknown key. Did you mean 'columns'?" in found
-    assert "plot.by" in found
-    assert "plot.y: missing" in found
+    message = "\n".join(problems({"seeds": [0]}, table={"column": []}, plot={"x": "overall", "by": 3}))
+    assert "table.column: unknown key. Did you mean 'columns'?" in message
+    assert "plot.by" in message
+    assert "plot.y: missing" in message
 
 
 def test_an_axis_with_no_values_is_refused() -> None:

@@ -53,7 +53,7 @@ def test_all_dangers_of_a_zip_file_are_reported(tmp_path: Path) -> None:
         "cat/link.jpg": "link",
     }
     assert names(listed) == ["cat/1.jpg", "cat/none.jpg"]
-    assert listed.others == 2
+    assert listed.other_files == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
 
@@ -112,7 +112,7 @@ def test_all_dangers_of_a_tar_file_are_reported(tmp_path: Path, mode: str, endin
     assert member.name == "cat/1.jpg"
     assert (member.location is None) == (ending != ".tar")
     assert member.location is None or member.location.read() == IMAGE
-    assert listed.others == 1
+    assert listed.other_files == 1
 
 
 def test_a_compressed_tar_that_grows_without_end_is_not_read_on(tmp_path: Path) -> None:
