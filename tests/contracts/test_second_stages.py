@@ -121,7 +121,8 @@ def class_without_images_does_no_harm(case: Case) -> None:
 
 
 def head_without_bias_is_accepted(case: Case) -> None:
-    assert torch.isfinite(fitted(case, stage(case, bias=False))(EMBEDDINGS)).all()
+    logits = fitted(case, stage(case, bias=False))(EMBEDDINGS)
+    assert torch.isfinite(logits).all(), "logits are not finite after a head without bias"
 
 
 def head_is_left_as_it_is(case: Case) -> None:
@@ -269,7 +270,7 @@ class TensorStaysOnTheCPU(Sound):
 
 
 class InverseFrequency(Sound):
-    """Infinite for a class without images."""
+    """Not a number for a class without images."""
 
     def fit(self, stage: Stage) -> dict[str, float]:
         super().fit(stage)
