@@ -232,7 +232,7 @@ HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs
 HEADS.add(
     "cosine",
     f"{_PKG}.heads.cosine:CosineHead",
-    "scaled cosine to one direction a class, text-initialised by default",
+    "scaled cosine to one direction per class, text-initialised by default",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
     needs=_start_needs,
     provides=_cosine,
@@ -327,7 +327,7 @@ LOSSES.add(
 LOSSES.add(
     "equalization",
     f"{_PKG}.balancing.losses.equalization:Equalization",
-    "one sigmoid a class, rare classes spared the negatives",
+    "one sigmoid per class, rare classes spared the negatives",
     paper="Tan et al., Equalization Loss for Long-Tailed Object Recognition, CVPR 2020",
 )
 LOSSES.add(

@@ -212,10 +212,10 @@ def test_nothing_is_fetched_from_the_device_by_the_queue(name: str) -> None:
 def test_embeddings_that_do_not_fit_are_refused_in_words() -> None:
     loss = make("paco")
     logits, targets, embeddings = batch(0)
-    with pytest.raises(InputError, match=r"`embeddings` must be \(6, d\), one row a sample, got \(5, 6\)"):
+    with pytest.raises(InputError, match=r"`embeddings` must be \(6, d\), one row per sample, got \(5, 6\)"):
         loss(logits, targets, embeddings[:5])
     loss(logits, targets, embeddings)
-    with pytest.raises(InputError, match=r"`embeddings` must be \(6, 6\), one row a sample, got \(6, 4\)"):
+    with pytest.raises(InputError, match=r"`embeddings` must be \(6, 6\), one row per sample, got \(6, 4\)"):
         loss(logits, targets, embeddings[:, :4])
 
 
