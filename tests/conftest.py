@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.broken_inputs import Workspace, make_workspace
+
 TINY_CLIP = {
     "model_cfg": {
         "embed_dim": 16,
@@ -89,6 +91,12 @@ def recipe(images: Path, tiny_clip: str) -> dict[str, object]:
         "training": {"epochs": 3, "batch_size": 16},
         "evaluation": {"groups": {"many": 12, "few": 6}},
     }
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_clip: str, capsys: pytest.CaptureFixture[str]) -> Workspace:
+    """A folder of images with a recipe for them, for a test to spoil."""
+    return make_workspace(tmp_path, tiny_clip, capsys)
 
 
 @pytest.fixture

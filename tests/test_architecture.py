@@ -1,9 +1,8 @@
-"""The shape of the package: folders import one way, and lists agree with what is there."""
+"""The architecture of the package: imports run one way, and its lists agree with its files."""
 
 from __future__ import annotations
 
 import ast
-import configparser
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from scipy.sparse.csgraph import connected_components
 import imbalance_vlm
 
 PACKAGE = Path(imbalance_vlm.__file__).parent
-ROOT = PACKAGE.parent
 NAME = PACKAGE.name
 
 Edge = tuple[str, str]
@@ -37,10 +35,17 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == NAME)
 
 
+def places(package: Path) -> set[str]:
+    """The folders and the top-level modules of a package, its own __init__ included."""
+    folders = {path.parent.name for path in package.glob("*/*.py")}
+    return folders | {path.stem for path in package.glob("*.py")}
+
+
 def place(module: str, package: Path) -> str:
-    """The folder or top-level module that a module lies in; the package's own __init__ is a place of its own."""
-    part = [*module.split("."), ""][1]
-    return part if (package / part).is_dir() or (package / f"{part}.py").is_file() else "__init__"
+    """The folder or top-level module that a module lies in; names that the package itself exports lie in __init__."""
+    _, _, inside = module.partition(".")
+    part = inside.split(".")[0]
+    return part if part in places(package) else "__init__"
 
 
 def edges(package: Path) -> set[Edge]:
@@ -53,22 +58,22 @@ def edges(package: Path) -> set[Edge]:
     }
 
 
-def circles(graph: set[Edge]) -> list[set[str]]:
+def cycles(graph: set[Edge]) -> list[set[str]]:
     """The strongly connected components of more than one place."""
-    places = sorted({name for edge in graph for name in edge})
-    rows, columns = zip(*((places.index(source), places.index(target)) for source, target in graph), strict=True)
-    matrix = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(places), len(places)))
+    names = sorted({name for edge in graph for name in edge})
+    rows, columns = zip(*((names.index(source), names.index(target)) for source, target in graph), strict=True)
+    matrix = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(names), len(names)))
     _, labels = connected_components(matrix, directed=True, connection="strong")
-    groups = ({places[i] for i in np.flatnonzero(labels == label)} for label in np.unique(labels))
+    groups = ({names[row] for row in np.flatnonzero(labels == label)} for label in np.unique(labels))
     return [group for group in groups if len(group) > 1]
 
 
-def test_no_folder_and_no_module_is_part_of_an_import_circle() -> None:
-    graph = edges(PACKAGE)
-    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= {
-        n for e in graph for n in e
-    }
-    assert circles(graph) == []
+def test_folders_and_top_level_modules_import_one_way() -> None:
+    assert cycles(edges(PACKAGE)) == []
+
+
+def test_the_import_graph_covers_every_folder_and_top_level_module() -> None:
+    assert {name for edge in edges(PACKAGE) for name in edge} == places(PACKAGE)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +86,12 @@ def test_no_folder_and_no_module_is_part_of_an_import_circle() -> None:
     ],
     ids=["at the top", "inside a function", "for type checking", "from the package itself"],
 )
-def test_an_upward_import_is_found(planted: str, tmp_path: Path) -> None:
+def test_a_planted_upward_import_closes_a_cycle(planted: str, tmp_path: Path) -> None:
     copy = tmp_path / NAME
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("assets", "__pycache__"))
     with (copy / "data" / "dataset.py").open("a") as stream:
         stream.write(planted)
-    assert any("data" in circle for circle in circles(edges(copy)))
+    assert any("data" in cycle for cycle in cycles(edges(copy)))
 
 
 def test_the_ground_floor_does_not_import_torch() -> None:
@@ -110,16 +115,17 @@ def test_modules_import_no_private_names_of_others() -> None:
     assert not wrong
 
 
-def test_the_package_list_of_setup_cfg_is_what_is_there() -> None:
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg")
-    listed = parser["options"]["packages"].split()
-    packages = {module_name(path, PACKAGE) for path in PACKAGE.rglob("__init__.py")}
-    assert sorted(listed) == sorted(packages | {"imbalance_vlm._recipes"})
+def test_every_file_of_the_package_is_part_of_a_wheel() -> None:
+    """setup.py finds folders with an __init__.py; setup.cfg names all files that are not modules."""
+    modules = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in modules)
+    files = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    data = {path for path in files if path.suffix != ".py" and path.parts[0] != "assets"}
+    assert data == {Path("py.typed")}
 
 
 def test_no_component_is_known_by_its_name_outside_the_catalogue() -> None:
-    """No comparison with the name of a component, in whatever makes, checks or predicts."""
+    """Code that checks, builds or runs a recipe compares no section's name with that of a component."""
     from imbalance_vlm.components import catalogue
 
     names = {entry.name for registry in catalogue.REGISTRIES.values() for entry in registry}
@@ -130,16 +136,16 @@ def test_no_component_is_known_by_its_name_outside_the_catalogue() -> None:
 
 
 def compared_names(path: Path, names: set[str]) -> Iterator[tuple[int, str]]:
-    """Comparisons of a section's name or method with the name of a component."""
+    """(line, name) of each comparison of a section's name or method with the name of a component."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Compare):
             continue
         operands = [node.left, *node.comparators]
-        subscripts = {ast.unparse(one.slice) for one in operands if isinstance(one, ast.Subscript)}
+        subscripts = {ast.unparse(operand.slice) for operand in operands if isinstance(operand, ast.Subscript)}
         if not subscripts & {"'name'", "'method'"}:
             continue
-        for one in operands:
-            for constant in ast.walk(one):
+        for operand in operands:
+            for constant in ast.walk(operand):
                 if isinstance(constant, ast.Constant) and constant.value in names:
                     yield node.lineno, str(constant.value)
 

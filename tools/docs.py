@@ -3,6 +3,7 @@
     python tools/docs.py                       write them
     python tools/docs.py --check               exit 1 when something is stale
     python tools/docs.py --collect runs/STUDY  first keep the results of a finished study under recipes/_results/
+    python tools/docs.py --notebook            first run docs/tour.ipynb and keep its outputs
 
 A generated part is the text between `<!-- begin: NAME ... -->` and `<!-- end: NAME -->`. Tables come from kept results,
 the catalogue and the recipe reference from the registries, the first pages of the site from README.md.
@@ -40,6 +41,7 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
 
 KEPT = ROOT / "recipes" / "_results"
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 SCHEMA = ROOT / "docs" / "recipe.schema.json"
 _FIELDS = (
     "schema",
@@ -48,6 +50,7 @@ _FIELDS = (
     "seed",
     "identity",
     "scores",
+    "columns",
     "chosen",
     "images",
     "paper",
@@ -232,10 +235,7 @@ def components() -> str:
 
 def capabilities() -> str:
     """What components can need and provide."""
-    rows = [
-        f"| `{name}` | {getattr(capability, 'description', capability)} |"
-        for name, capability in catalogue.CAPABILITIES.items()
-    ]
+    rows = [f"| `{name}` | {capability.description} |" for name, capability in catalogue.CAPABILITIES.items()]
     return "\n".join(["| capability | what has it |", "|---|---|", *rows])
 
 
@@ -306,11 +306,33 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
+def executed(path: Path) -> Any:
+    """A notebook with the outputs of running it from top to bottom; progress on stderr is left out.
+
+    Raises:
+        CellExecutionError: a cell that fails.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False).execute()
+    for cell in notebook.cells:
+        cell.get("outputs", [])[:] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec",) if key in notebook.metadata}
+    return notebook
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is stale")
     parser.add_argument("--collect", type=Path, action="append", default=[], metavar="FOLDER")
+    parser.add_argument("--notebook", action="store_true", help="run docs/tour.ipynb and keep its outputs")
     arguments = parser.parse_args()
+    if arguments.notebook:
+        import nbformat
+
+        write_text(NOTEBOOK, nbformat.writes(executed(NOTEBOOK), indent=1) + "\n")
     for folder in arguments.collect:
         collect(folder)
     stale = []

@@ -86,7 +86,7 @@ def create_prototypes(
     )
     if num_classes < 2:
         raise InputError("`num_classes` must be at least 2, got 1; prototypes are defined by their distances")
-    chosen = _chosen(kind, num_classes, dim)
+    chosen = resolve_kind(kind, num_classes, dim)
     rng = np.random.default_rng(seed)
     if chosen == "simplex":
         rows = _simplex(num_classes)  # (C, C - 1)
@@ -99,8 +99,12 @@ def create_prototypes(
     return F.normalize(rows @ _frame(dim, rows.shape[1], rng).t(), dim=1).float()  # (C, d)
 
 
-def _chosen(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKind:
-    """`kind`, checked to exist for this C and d; what "auto" stands for."""
+def resolve_kind(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKind:
+    """The kind of prototypes that `kind` stands for with C classes in d dimensions.
+
+    Raises:
+        InputError: a kind that does not exist for this C and d.
+    """
     if kind == "auto":
         if num_classes <= dim + 1:
             return "simplex"
@@ -109,7 +113,7 @@ def _chosen(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKind:
     if num_classes > most:
         raise InputError(
             f"`kind` '{kind}' needs `num_classes` <= {most} in {dim} dimensions, got {num_classes}; "
-            f"pass kind='{_chosen('auto', num_classes, dim)}' or 'auto', or more dimensions"
+            f"pass kind='{resolve_kind('auto', num_classes, dim)}' or 'auto', or more dimensions"
         )
     return kind
 

@@ -1,7 +1,7 @@
 """A linear probe at the size of iNaturalist 2018: `imbalance-vlm bench probe`.
 
-Random vectors stand in for image features; everything behind them is what a recipe runs: the feature cache, the
-training loop, the evaluation and the table.
+Random vectors stand in for image features; everything after them is what a recipe runs: the feature cache, the training
+loop, the evaluation and the table.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.balancing.samplers.instance import InstanceSampler
+from imbalance_vlm.benchmarks.measurement import check_at_least_one, device_name
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
 from imbalance_vlm.encoders.sources import FeatureSource, Source
@@ -32,7 +34,10 @@ from imbalance_vlm.progress import note
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
 from imbalance_vlm.runs.environment import begin_peak_memory, cost
+from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.training.loop import steps_per_epoch, train
+from imbalance_vlm.training.optimizers import sgd
+from imbalance_vlm.training.schedules import cosine
 from imbalance_vlm.training.settings import TrainingSettings
 
 IMBALANCE = 500
@@ -63,70 +68,83 @@ def bench_probe(
     batch: int = 512,
     epochs: int = 1,
     loss: str = "balanced_softmax",
+    device: str = "auto",
 ) -> str:
     """A linear probe on random features: cached in float16, trained, evaluated, and shown as a table.
 
-    The classes fall geometrically from head to tail, and every class has a training and a test vector at least. The
-    vectors say nothing of their class, so that the accuracies are those of guessing. The peak is the process's, which
-    holds the whole training set and torch itself; neither training nor evaluation makes anything of classes x classes.
+    The class counts fall geometrically from head to tail; every class has at least one training and one test vector.
+    The vectors do not depend on their class, so that the accuracies are those of guessing. The peak memory is that of
+    the process, which holds the whole training set and torch itself; neither training nor evaluation makes anything of
+    size classes x classes.
 
     Args:
         images: training vectors.
-        classes: C.
-        width: of a vector.
-        test_images: vectors to test on.
-        batch: vectors to a step.
+        classes: number of classes C.
+        width: width of a vector.
+        test_images: test vectors.
+        batch: vectors per step.
         epochs: passes over the training set.
-        loss: any that needs nothing but logits.
+        loss: a loss that needs nothing but logits.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", ...
 
     Raises:
-        InputError: an unknown loss, fewer than two classes, or fewer vectors than classes.
+        InputError: an unknown loss, fewer than two classes, fewer vectors than classes, or a device that this machine
+            does not have.
     """
     _check(images, classes, width, test_images, batch, epochs)
     catalogue.load_plugins()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    begin_peak_memory(device)
+    torch_device = resolve_device(device)
+    begin_peak_memory(torch_device)
     labels = {"train": tailed(images, classes, 0), "test": np.sort(np.arange(test_images) % classes)}
     tail = LongTail(
         np.bincount(labels["train"], minlength=classes),
         tuple(f"class {label}" for label in range(classes)),
     )
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         note(f"{images:,} + {test_images:,} vectors into a feature cache ...")
-        train_on, test_on = _timed(
-            seconds, "encode", lambda: [source(Path(place), split, labels[split], width, device) for split in labels]
+        train_source, test_source = _timed(
+            seconds,
+            "encode",
+            lambda: [source(folder, split, labels[split], width, torch_device) for split in labels],
         )
         torch.manual_seed(0)
-        head = LinearHead(width, classes).to(device)
-        objective = Objective(head, create_loss(loss, tail)).to(device)
-        optimizer = catalogue.OPTIMIZERS.get("sgd").load()(list(head.parameters()), lr=0.1, momentum=0.9)
-        sampler = catalogue.SAMPLERS.get("instance").load()(train_on.labels.cpu(), 0)
-        schedule = catalogue.SCHEDULES.get("cosine").load()(epochs, steps_per_epoch(train_on, batch))
-        note(f"{epochs} epoch(s) of {steps_per_epoch(train_on, batch):,} steps ...")
-        plan = TrainingSettings(epochs=epochs, batch_size=batch)
+        head = LinearHead(width, classes).to(torch_device)
+        objective = Objective(head, create_loss(loss, tail)).to(torch_device)
+        optimizer = sgd(list(head.parameters()), lr=0.1, momentum=0.9)
+        sampler = InstanceSampler(train_source.labels.cpu(), 0)
+        steps = steps_per_epoch(train_source, batch)
+        note(f"{epochs} epoch(s) of {steps:,} steps ...")
+        settings = TrainingSettings(epochs=epochs, batch_size=batch)
         trained = _timed(
             seconds,
             "train",
-            lambda: train(objective, train_on, sampler, optimizer, schedule, Path(place), settings=plan),
+            lambda: train(
+                objective, train_source, sampler, optimizer, cosine(epochs, steps), folder, settings=settings
+            ),
         )
         note("evaluation ...")
-        found = _timed(seconds, "evaluate", lambda: scores(head, test_on, tail))
+        results = _timed(seconds, "evaluate", lambda: scores(head, test_source, tail))
     spent = cost(
-        device, sum(p.numel() for p in head.parameters()), seconds["encode"], trained.seconds, trained.images_per_second
+        torch_device,
+        sum(parameter.numel() for parameter in head.parameters()),
+        seconds["encode"],
+        trained.seconds,
+        trained.images_per_second,
     )
-    shown = _timed(seconds, "table", lambda: _table(found, spent, loss))
+    rows = _timed(seconds, "table", lambda: _table(results, spent, loss))
     peak = spent["peak_memory_mb"] / 1e3
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
-        f"linear probe, {classes:,} classes, {images:,} vectors of {width} in float16, batch {batch}, {where}",
+        f"linear probe, {classes:,} classes, {images:,} vectors of {width} in float16, batch {batch}, "
+        f"{device_name(torch_device)}",
         f"  into the cache:   {seconds['encode']:8.1f} s",
         f"  training:         {seconds['train']:8.1f} s, {trained.images_per_second:,.0f} vectors/s",
         f"  evaluation:       {seconds['evaluate']:8.1f} s for {test_images:,} vectors",
         f"  table:            {seconds['table']:8.1f} s",
         f"  peak memory:      {peak:8.2f} GB ({'within' if peak <= LIMIT_GB else 'MORE THAN'} {LIMIT_GB:g} GB)",
     ]
-    return "\n".join(lines) + "\n\n" + shown
+    return "\n".join(lines) + "\n\n" + rows
 
 
 def scores(head: LinearHead, source: Source, tail: LongTail, batch_size: int = 1024) -> dict[str, float]:
@@ -137,45 +155,38 @@ def scores(head: LinearHead, source: Source, tail: LongTail, batch_size: int = 1
 
 
 def _check(images: int, classes: int, width: int, test_images: int, batch: int, epochs: int) -> None:
-    least = {"classes": 2, "images": classes, "test_images": classes, "width": 1, "batch": 1, "epochs": 1}
-    given = {
-        "classes": classes,
-        "images": images,
-        "test_images": test_images,
-        "width": width,
-        "batch": batch,
-        "epochs": epochs,
-    }
-    for name, number in given.items():
-        if number < least[name]:
-            why = ", one for each class" if least[name] == classes and name != "classes" else ""
-            raise InputError(f"`{name}` must be at least {least[name]}{why}, got {number}")
+    if classes < 2:
+        raise InputError(f"`classes` must be at least 2, got {classes}")
+    for name, number in (("images", images), ("test_images", test_images)):
+        if number < classes:
+            raise InputError(f"`{name}` must be at least {classes}, one for each class, got {number}")
+    check_at_least_one(width=width, batch=batch, epochs=epochs)
 
 
 def tailed(images: int, classes: int, seed: int) -> NDArray[np.int64]:
-    """(N,) labels in order: one of every class, and the rest drawn from a geometric tail."""
+    """(N,) sorted labels: one of every class, and the rest drawn from a geometric tail."""
     share = IMBALANCE ** -(np.arange(classes) / max(classes - 1, 1))
     drawn = np.random.default_rng(seed).choice(classes, images - classes, p=share / share.sum())
     return np.sort(np.concatenate([np.arange(classes), drawn]))
 
 
 def vectors(rows: int, width: int, seed: int, start: int) -> Iterator[NDArray[np.float16]]:
-    """Random rows from `start` on, chunk by chunk; a row is the same wherever one begins."""
+    """Random rows from `start` on, in chunks; a row does not depend on `start`, a multiple of `CHUNK`."""
     for first in range(start, rows, CHUNK):
         rng = np.random.default_rng([seed, first])
         yield rng.standard_normal((min(CHUNK, rows - first), width), np.float32).astype(np.float16)
 
 
-def source(place: Path, split: str, labels: NDArray[np.int64], width: int, device: torch.device) -> FeatureSource:
-    """A split's vectors, through a feature cache of their own."""
+def source(folder: Path, split: str, labels: NDArray[np.int64], width: int, device: torch.device) -> FeatureSource:
+    """The vectors of a split, written to a feature cache in `folder` and read from it."""
     seed = int(split == "test")
-    described = {"encoder": "random", "split": f"random {split}", "kind": "embedding", "seed": str(seed)}
+    key = {"encoder": "random", "split": f"random {split}", "kind": "embedding", "seed": str(seed)}
     shape = len(labels), width
-    made = FeatureCache(place).get(described, shape, "float16", partial(vectors, len(labels), width, seed))
-    return FeatureSource([made], labels, device)
+    features = FeatureCache(folder).get(key, shape, "float16", partial(vectors, len(labels), width, seed))
+    return FeatureSource([features], labels, device)
 
 
-def _table(found: dict[str, float], spent: dict[str, Any], loss: str) -> str:
+def _table(scores: dict[str, float], spent: dict[str, Any], loss: str) -> str:
     identity = {
         "recipe": "bench probe",
         "dataset": "random",
@@ -186,12 +197,13 @@ def _table(found: dict[str, float], spent: dict[str, Any], loss: str) -> str:
         "head": "linear",
         "balancing": loss,
     }
-    record = {"config": "probe", "seed": 0, "identity": identity, "scores": found, "cost": spent}
+    record = {"config": "probe", "seed": 0, "identity": identity, "scores": scores, "cost": spent}
     return markdown(select(table([RunResult(Path(), record)]), COLUMNS))
 
 
-def _timed(seconds: dict[str, float], what: str, do: Callable[[], T]) -> T:
+def _timed(seconds: dict[str, float], name: str, do: Callable[[], T]) -> T:
+    """The result of `do`, whose duration is stored in `seconds`."""
     begun = time.monotonic()
-    made = do()
-    seconds[what] = time.monotonic() - begun
-    return made
+    result = do()
+    seconds[name] = time.monotonic() - begun
+    return result

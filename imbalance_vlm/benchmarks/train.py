@@ -1,11 +1,11 @@
-"""Tuning a tower from images, by our loop and the plain way: `imbalance-vlm bench train`.
+"""Tuning an image tower in our training loop and in a plain one: `imbalance-vlm bench train`.
 
-The work is the same: JPEG files, ViT-B/16 with AdaptFormer in every block, a cosine head, logit adjustment, SGD with
+Both do the same work: JPEG files, ViT-B/16 with AdaptFormer in every block, a cosine head, logit adjustment, SGD with
 momentum, one shuffled pass after another.
 
-The plain way is what published training scripts do: PIL and torchvision in workers that are made anew for every pass,
-float32 (on a GPU float16 autocast with a scaled loss as well), a copy of the batch that waits, the adapter's scale
-multiplied into its output, and `.item()` on loss and accuracy at every step, which waits for the device.
+The plain loop does what published training scripts do: PIL and torchvision in workers that start again for every pass,
+float32 (on a GPU also float16 autocast with a scaled loss), blocking copies of the batches, the adapter's scale
+multiplied into its output, and `.item()` on loss and accuracy in every step, which waits for the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
-from imbalance_vlm.benchmarks.losses import peak_on_cpu
+from imbalance_vlm.benchmarks.measurement import check_at_least_one, device_name, peak_bytes
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.loader import TransformedImages, cores_for_workers
 from imbalance_vlm.encoders.factory import create_encoder
@@ -36,6 +36,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.cosine import CosineHead
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
+from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
@@ -54,32 +55,33 @@ def bench_train(
     width: int = 500,
     height: int = 375,
     repeats: int = 3,
-    device: str | None = None,
+    device: str = "auto",
 ) -> str:
-    """Images per second and peak memory of both ways, in one run and in turn.
+    """Images per second and peak memory of both loops, run in turn.
 
-    Each way runs `repeats` times, one after the other, so that whatever else the machine does falls on both; a time is
-    that of a second pass over the images, when all is warm. Memory is the most that torch's allocator gives out at
-    one moment: on a GPU with the model, on the CPU (where its profiler notes all that is given out) beyond it.
+    Each loop runs `repeats` times, one after the other, so that other work on the machine affects both; a time is that
+    of a second pass over the images, when everything is warm. Memory is the most that torch has allocated at one
+    moment: on a GPU with the model, on the CPU, where the profiler records allocations, without it.
 
     Args:
-        images: images to a pass.
-        batch: images to a step.
+        images: images per pass.
+        batch: images per step.
         model: an open_clip model; its weights are random.
-        width, height: of the images.
-        repeats: measurements of each way.
-        device: "cpu" or "cuda"; left out, a GPU where there is one.
+        width: width of the images in pixels.
+        height: height of the images in pixels.
+        repeats: measurements of each loop.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", ...
 
     Raises:
-        InputError: numbers that do not fit.
+        InputError: fewer than two steps in a pass, or a device that this machine does not have.
     """
     check(images, batch, repeats)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch_device = resolve_device(device)
     with tempfile.TemporaryDirectory() as folder:
         split = generated_images(Path(folder), images, width, height)
-        bench = Bench(model, split, batch, where, Path(folder))
+        bench = Bench(model, split, batch, torch_device, Path(folder))
         ways: dict[str, Callable[[], float]] = {"ours, fp32": bench.ours, "plain, fp32": bench.plain}
-        if where.type == "cuda":
+        if torch_device.type == "cuda":
             ways |= {"ours, bf16": lambda: bench.ours("bf16"), "plain, fp16 autocast": lambda: bench.plain(True)}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(repeats):
@@ -88,24 +90,23 @@ def bench_train(
                 seconds[way].append(run())
         note("memory of each ...")
         bench.split = split.take(np.arange(2 * batch))
-        memory = {way: peak_mb(run, where) for way, run in ways.items()}
-    name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        memory = {way: peak_bytes(run, torch_device) / 1e6 for way, run in ways.items()}
     lines = [
-        f"{model}, AdaptFormer, logit adjustment; {images} JPEG files of {width} x {height}, batch {batch}, {name}",
+        f"{model}, AdaptFormer, logit adjustment; {images} JPEG files of {width} x {height}, batch {batch}, "
+        f"{device_name(torch_device)}",
         f"{'way':<22} {'images/s':>9} {'MB':>8}",
     ]
-    best = {way: min(taken) for way, taken in seconds.items()}
+    best = {way: min(times) for way, times in seconds.items()}
     lines += [f"{way:<22} {images / best[way]:9.1f} {memory[way]:8.0f}" for way in ways]
-    pairs = [way for way in ways if way.startswith("ours")]
-    for own, other in zip(pairs, [way for way in ways if way not in pairs], strict=True):
-        ratios = [theirs / mine for mine, theirs in zip(seconds[own], seconds[other], strict=True)]
-        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        lines.append(f"{own} over {other}: {statistics.median(ratios):.2f}x (median of {shown})")
+    for ours, plain in zip(list(ways)[::2], list(ways)[1::2], strict=True):
+        ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[plain], strict=True)]
+        listing = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"{ours} over {plain}: {statistics.median(ratios):.2f}x (median of {listing})")
     return "\n".join(lines) + "\n"
 
 
 class Bench:
-    """The same training by both ways, of one model and one set of images."""
+    """The same training by both loops, of one model and one set of images."""
 
     def __init__(self, model: str, split: Split, batch: int, device: torch.device, folder: Path) -> None:
         self.encoder = create_encoder(model, pretrained="random")
@@ -117,7 +118,7 @@ class Bench:
         self.tail = LongTail(split.counts(CLASSES), allow_empty=True)
 
     def ours(self, precision: str = "fp32", source: Source | None = None) -> float:
-        """Seconds of a pass of the training loop, over the images or another source."""
+        """Seconds of a pass of our training loop, over the images or another source."""
         self.encoder.precision = precision
         with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
             head = TowerHead(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
@@ -139,14 +140,14 @@ class Bench:
         return float(trained.history[-1]["seconds"])
 
     def plain(self, half: bool = False) -> float:
-        """Seconds of a pass, as a script would do it."""
+        """Seconds of a pass of the plain loop."""
         self.encoder.precision = "fp32"
-        plain_forward, ParallelBottleneck.forward = ParallelBottleneck.forward, _scaled_output  # type: ignore[method-assign]
+        forward, ParallelBottleneck.forward = ParallelBottleneck.forward, _scaled_output  # type: ignore[method-assign]
         try:
             with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
                 return self._plain(tuned, half)
         finally:
-            ParallelBottleneck.forward = plain_forward  # type: ignore[method-assign]
+            ParallelBottleneck.forward = forward  # type: ignore[method-assign]
 
     def _plain(self, tuned: Any, half: bool) -> float:
         head = CosineHead(self.encoder.width("embedding"), CLASSES).to(self.device)
@@ -192,12 +193,12 @@ class _Labelled(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def _scaled_output(self: ParallelBottleneck, x: Tensor) -> Tensor:
-    """The adapter with its scale on the tokens that leave it."""
+    """The adapter with its scale applied to the tokens of its output."""
     return nn.functional.relu(self.down(self.norm(x))) @ self.up.weight.t() * self.scale + self.scale * self.up.bias
 
 
 def generated_images(folder: Path, count: int, width: int, height: int) -> Split:
-    """Generated JPEG files with structure at all scales, a tenth of a megabyte each or so, of `CLASSES` classes."""
+    """Generated JPEG files of `CLASSES` classes with structure at all scales; 500 x 375 pixels take about 0.1 MB."""
     rng = np.random.default_rng(0)
     names = tuple(f"{number}.jpg" for number in range(count))
     for name in names:
@@ -209,19 +210,13 @@ def generated_images(folder: Path, count: int, width: int, height: int) -> Split
     return Split(FileImages(folder, names), rng.geometric(0.05, count).clip(1, CLASSES) - 1)
 
 
-def peak_mb(run: Callable[[], Any], device: torch.device) -> float:
-    """The most memory, in MB (10^6 bytes), that torch has given out at one moment of `run`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return peak_on_cpu(run) / 1e6
-
-
 def check(images: int, batch: int, repeats: int) -> None:
-    """Refuse numbers that measure nothing."""
-    if repeats < 1:
-        raise InputError(f"`repeats` must be at least 1, got {repeats}")
+    """Check that a benchmark has something to measure.
+
+    Raises:
+        InputError: fewer than two steps in a pass, or no repeats.
+    """
+    check_at_least_one(repeats=repeats)
     if not 1 <= batch <= images // 2:
         raise InputError(
             f"`batch` must be from 1 to half of `images`, so that a pass has two steps, got {batch} and {images}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -11,8 +12,10 @@ import yaml
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
 from imbalance_vlm.components.settings import describe, documented_settings
+from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.runs.classifier import plain
+from imbalance_vlm.tuning.peft.base import TowerMethod
 from imbalance_vlm.tuning.peft.listing import trained_set
 
 
@@ -43,9 +46,21 @@ def _component(kind: str, entry: Entry) -> list[str]:
         lines.append(f"{text}. {descriptions[setting.name]}" if setting.name in descriptions else text)
     lines += ["", (inspect.getdoc(entry.load()) or "").partition("\n\nArgs:")[0]]
     if "tower.trained" in (family or entry).provided(section):
-        component = entry.load()()
-        lines += ["", trained_set(getattr(component, "method", component))]
+        lines += _trained(entry)
     return lines
+
+
+def _trained(entry: Entry) -> list[str]:
+    """What a method trains at its defaults; nothing where it has no default for a setting."""
+    if any(setting.required for setting in entry.settings().values()):
+        return []
+    component = entry.load()()
+    method = getattr(component, "method", component)
+    if not isinstance(method, TowerMethod):
+        return []
+    with suppress(InputError, RuntimeError):  # it needs another kind of tower, or the values of the weights
+        return ["", trained_set(method)]
+    return []
 
 
 def _family(entry: Entry) -> Entry | None:

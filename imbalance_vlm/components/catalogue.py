@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from imbalance_vlm.components.registry import Entry, Registry
+from imbalance_vlm.errors import InputError
 
 
 class EncoderRegistry(Registry):
@@ -751,6 +752,21 @@ REGISTRIES: dict[str, Registry] = {
 
 @cache
 def load_plugins() -> None:
-    """Import the modules that other packages name under the entry point group `imbalance_vlm.plugins`, once."""
+    """Import the modules that other packages name under the entry point group `imbalance_vlm.plugins`, once.
+
+    Raises:
+        InputError: a plug-in that cannot be imported, or that registers a name which is taken. Nothing of it remains.
+    """
     for point in entry_points(group="imbalance_vlm.plugins"):
-        point.load()
+        before = {registry: list(registry) for registry in REGISTRIES.values()}
+        try:
+            point.load()
+        except Exception as error:
+            for registry, entries in before.items():
+                registry.reset(entries)
+            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            package = f" of package '{point.dist.name}'" if point.dist else ""
+            plugin = f"plug-in '{point.name}'{package}"
+            raise InputError(
+                f"{plugin} cannot be loaded from '{point.value}': {reason}; repair or uninstall it"
+            ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,8 @@ class Entry:
             InputError: a parameter that a run does not offer.
         """
         member = self.member(section)
-        given = {key: value for key, value in section.items() if key not in NAMING}
+        naming = NAMING if self.methods is not None else NAMING[:1]  # elsewhere `method` is a setting like any other
+        given = {key: value for key, value in section.items() if key not in naming}
         if member is self or not self.build:
             return _call(member, given, offers, section)
         shared = settings_of(self.load())
@@ -157,6 +158,10 @@ class Registry:
         if name in self._entries:
             raise InputError(f"{self.kind} '{name}' is already registered ({self._entries[name].summary})")
         self._entries[name] = Entry(name, build, summary, **more)
+
+    def reset(self, entries: Iterable[Entry]) -> None:
+        """Hold these entries and no others."""
+        self._entries = {entry.name: entry for entry in entries}
 
     def get(self, name: str) -> Entry:
         """The entry of a name.

@@ -37,6 +37,11 @@ class Setting:
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
 
+    def is_default(self, value: Any) -> bool:
+        """Whether a recipe's value is the default; a recipe writes a tuple as a list."""
+        default = list(self.default) if isinstance(self.default, tuple) else self.default
+        return not self.required and bool(value == default)
+
     def marked(self, mark: type) -> Any:
         """The metadata of this type in an `Annotated` annotation, or None."""
         if get_origin(self.annotation) is not Annotated:

@@ -53,12 +53,6 @@ class IconsLTReader:
         return "".join(f"{path.name} {zlib.crc32(path.read_bytes())};" for path in sorted(ASSETS.glob("*.*")))
 
 
-def corpus_hashes() -> NDArray[np.uint64]:
-    """(M, 2) perceptual hashes of the pre-training corpus, to check that no test drawing is in it."""
-    planes = np.frombuffer(zlib.decompress((ASSETS / "corpus.bin").read_bytes()), np.uint8).reshape(16, -1)
-    return np.ascontiguousarray(planes.T).view("<u8").astype(np.uint64)
-
-
 def _drawings(grey: int, colour: int) -> NDArray[np.uint8]:
     """(N, 32, 32, 3) pixels of the grey drawings, then of the coloured ones."""
     pixels = np.empty((grey + colour, SIZE, SIZE, 3), np.uint8)

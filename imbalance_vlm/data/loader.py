@@ -16,6 +16,7 @@ from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images
 from imbalance_vlm.data.decoders import decode, decode_on, encoded
 from imbalance_vlm.data.preprocessing import Preprocessing, View, with_tensors
 from imbalance_vlm.errors import InputError, one_of
+from imbalance_vlm.launcher import local_world_size
 
 Decoder = Literal["pil", "torchvision", "gpu"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -214,7 +215,7 @@ def _whole_batch(batch: Batch | InputError) -> Batch | InputError:
 
 def cores_for_workers() -> int:
     """Cores of this machine per process that trains on it."""
-    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // local_world_size()))
 
 
 def pixel_batches(images: Images, view: View, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:

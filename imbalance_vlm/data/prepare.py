@@ -80,9 +80,12 @@ def list_dataset(section: Section, *, whole: bool = False) -> tuple[Listing, Dat
 def dataset_identity(section: Section) -> str:
     """Hash of everything that decides a recipe's data: the settings, and the files as the reader identifies them.
 
-    No image is opened, but the files may be listed, which takes time for large folders: share the result.
+    A setting at its default counts as one that is left out. No image is opened, but the files may be listed, which
+    takes time for large folders: share the result.
     """
-    settings = sorted(((key, value) for key, value in section.items() if key != "name"), key=str)
+    known = catalogue.DATASETS.get(section["name"]).settings() | settings_of(apply_protocol)
+    changed = {key: value for key, value in section.items() if key in known and not known[key].is_default(value)}
+    settings = sorted(changed.items(), key=str)
     content = f"{section['name']}{settings}{make_reader(section).identity()}"
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -37,6 +37,7 @@ def encoder_spec(section: Mapping[str, Any]) -> EncoderSpec:
     Raises:
         InputError: an entry that makes no specification.
     """
+    catalogue.load_plugins()
     entry = catalogue.ENCODERS.get(section["name"])
     of_features = settings_of(feature_source)
     settings = {key: value for key, value in section.items() if key not in of_features}

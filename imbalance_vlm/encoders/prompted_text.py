@@ -30,7 +30,6 @@ from torch import Tensor
 from imbalance_vlm.components.ranges import Count, Positive
 from imbalance_vlm.encoders.base import autocast
 from imbalance_vlm.encoders.class_chunks import one_pass, pack, two_pass
-from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.encoders.prompt_layout import Layout, Position, Prompts, Tokens
 from imbalance_vlm.encoders.text_tower import TextTower
 from imbalance_vlm.errors import InputError, one_of
@@ -49,7 +48,7 @@ class PromptedText:
     tower of the encoder is frozen in place.
 
     Args:
-        encoder: an open_clip encoder; its precision is used.
+        encoder: one whose `module` has open_clip's text tower, with its `tokenizer`; its precision is used.
         class_names: one per class; "_" is read as a space.
         position: of the name: at the end of the context, in the middle of it, or in front of it.
         suffix: follows the name directly.
@@ -73,10 +72,11 @@ class PromptedText:
         chunk: Count | None = None,
         savings: Sequence[Saving] = SAVINGS,
     ) -> None:
-        if not isinstance(encoder, OpenClipEncoder):
+        tokenizer = getattr(encoder, "tokenizer", None)
+        if tokenizer is None:
             raise InputError(
-                f"prompts need an encoder with a text tower, '{getattr(encoder, 'name', encoder)}' has none; choose an "
-                "open_clip encoder"
+                "prompts need an encoder with a text tower and its `tokenizer`, "
+                f"'{getattr(encoder, 'name', encoder)}' has none; choose an open_clip encoder"
             )
         for value, allowed in ((position, get_args(Position)), *((saving, SAVINGS) for saving in savings)):
             if value not in allowed:
@@ -89,7 +89,7 @@ class PromptedText:
         self.chunk: int | None = chunk
         self.savings: frozenset[str] = frozenset(savings) if self.tower.causal else frozenset(savings) & {"chunks"}
         self._precision: str = encoder.precision
-        self._tokens = Tokens(encoder.tokenizer, self.tower.context_length)
+        self._tokens = Tokens(tokenizer, self.tower.context_length)
         self._prompts = Prompts(self.tower, self._tokens, self.class_names, position, suffix)
 
     @property

@@ -19,11 +19,13 @@ class Head(nn.Module):
     Attributes:
         learns_text: whether training changes the text features.
         text: (C, d) unit text features of the current step, for a head that learns them; None for all others.
+        trained_tower: the image tower, for a head that runs one that is trained with it; None for all others.
         logit_scale: the fixed factor between cosines and logits; None for a head whose logits are not scaled cosines.
     """
 
     learns_text = False
     text: Tensor | None = None
+    trained_tower: nn.Module | None = None
     logit_scale: float | None = None
 
     def embed(self, features: Tensor) -> Tensor:
@@ -47,11 +49,6 @@ class Head(nn.Module):
 
     def observe(self, embeddings: Tensor, targets: Tensor) -> None:
         """Receives each training batch after its loss: embeddings (B, d) without gradient, targets (B,)."""
-
-    @property
-    def learns_embedding(self) -> bool:
-        """Whether training changes the embedding, and not the classifier alone."""
-        return False
 
     def for_names(
         self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None

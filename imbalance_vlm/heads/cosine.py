@@ -51,10 +51,6 @@ class CosineHead(Head):
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log(), requires_grad=learn_scale)
         self.adapter = FeatureAdapter(width, adapter) if adapter else None
 
-    @property
-    def learns_embedding(self) -> bool:
-        return self.adapter is not None
-
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) unit embeddings; the adapter reads features whose entries have unit variance."""
         if self.adapter is not None:

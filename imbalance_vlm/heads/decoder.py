@@ -63,10 +63,6 @@ class DecoderHead(Head):
             with torch.no_grad():
                 self.layer.weight.copy_(directions)
 
-    @property
-    def learns_embedding(self) -> bool:
-        return True
-
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) class tokens after the blocks, of all tokens (B, T, w)."""
         embeddings: Tensor = self.blocks(features)[:, 0]

@@ -63,10 +63,6 @@ class ExpertsHead(Head):
                 if directions is not None:
                     layer.weight.copy_(directions)
 
-    @property
-    def learns_embedding(self) -> bool:
-        return len(self.adapters) > 0
-
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) embeddings, or (B, 3 w) with adapters."""
         if self.normalise:

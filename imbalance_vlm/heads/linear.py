@@ -48,10 +48,6 @@ class LinearHead(Head):
             with torch.no_grad():
                 self.layer.weight.copy_(directions)
 
-    @property
-    def learns_embedding(self) -> bool:
-        return self.adapter is not None
-
     def embed(self, features: Tensor) -> Tensor:
         if self.normalise:
             features = F.normalize(features, dim=-1) * features.shape[-1] ** 0.5  # entries of unit variance

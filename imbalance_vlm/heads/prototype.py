@@ -86,10 +86,6 @@ class PrototypeHead(Head):
         self.scale = scale
         self.logit_scale = float(scale) if normalise else None
 
-    @property
-    def learns_embedding(self) -> bool:
-        return True
-
     def embed(self, features: Tensor) -> Tensor:
         """(B, w), of unit norm if `normalise`; the map reads features whose entries have unit variance."""
         embeddings: Tensor = self.map(F.normalize(features, dim=-1) * features.shape[-1] ** 0.5)

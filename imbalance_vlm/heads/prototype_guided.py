@@ -114,10 +114,6 @@ class PrototypeGuidedHead(Head):
         self.strength = alpha * scale
         self.momentum = momentum
 
-    @property
-    def learns_embedding(self) -> bool:
-        return self.adapter is not None
-
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) of norm sqrt(w), after the adapter too: then cos(e, m) = e . m / (sqrt(w) |m|) is linear in e."""
         length = features.shape[-1] ** 0.5

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import Registry
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.columns import score_names
 from imbalance_vlm.recipe.schema import components_in
@@ -21,9 +22,8 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
         if node.registry.when and node.registry.when not in provided:
             continue
         subject = f"{node.registry.kind} '{section.get('method', section['name'])}'"
-        for need in sorted(node.registry.needed(section)):
-            if not provided & set(need.split("|")):
-                yield key, f"{subject} {_lacks(need, recipe)}"
+        for need in _unmet(node.registry, section, provided):
+            yield key, f"{subject} {_lacks(need, recipe)}"
     yield from _training_needs(recipe, provided)
     yield from _sharded(recipe)
     yield from _new_classes(recipe)
@@ -45,6 +45,14 @@ def _provided(recipe: Recipe) -> frozenset[str]:
     return provided
 
 
+def _unmet(registry: Registry, section: Mapping[str, Any], provided: frozenset[str]) -> list[str]:
+    """The needs of a component that no other one meets; those of its whole kind alone where one of these is unmet."""
+    for needs in (registry.needs, registry.needed(section)):
+        if unmet := [need for need in sorted(needs) if not provided & set(need.split("|"))]:
+            return unmet
+    return []
+
+
 def _lacks(need: str, recipe: Recipe) -> str:
     """What is needed, in words, and what the recipe has in its place."""
     wanted, chosen = [], ""
@@ -55,7 +63,8 @@ def _lacks(need: str, recipe: Recipe) -> str:
             section: Any = recipe
             for part in capability.section.split("."):
                 section = section[part]
-            chosen = f"; got {capability.section} '{section.get('method', section['name'])}'"
+            got = f"'{section.get('method', section['name'])}'" if section else "none"
+            chosen = f"; got {capability.section} {got}"
     return f"needs {', or '.join(wanted)}{chosen}"
 
 

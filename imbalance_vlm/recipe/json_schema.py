@@ -120,9 +120,12 @@ class SchemaBuilder:
 
     def switch(self, entry: Entry) -> dict[str, Any]:
         """A component that is a key of its section: true, false, null or its settings."""
-        properties = {key.name: self.key(key) for _, _, keys in variants(entry) for key in keys}
+        keys = [key for _, _, keys in variants(entry) for key in keys]
+        properties = {key.name: self.key(key) for key in keys}
         settings = {"type": "object", "properties": properties, "additionalProperties": False}
-        return {"anyOf": [{"type": ["boolean", "null"]}, settings], "description": entry.summary}
+        complete = all(key.default is not REQUIRED for key in keys)  # or `true` would leave one open
+        switches = {"enum": [True, False, None] if complete else [False, None]}
+        return {"anyOf": [switches, settings], "description": entry.summary}
 
     def grid(self, reference: dict[str, Any]) -> dict[str, Any]:
         """The section `grid`, whose variants and axes name key paths of the rest of the recipe."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import NAMING
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.problems import Problem, RecipeError
@@ -244,6 +245,7 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
         recipe: a file, the name of a packaged recipe, or the mapping itself.
         overrides: "key.path=value" strings, or a mapping whose keys may be dotted. Their order does not matter.
     """
+    catalogue.load_plugins()  # which settings stay when another component is named depends on both
     if isinstance(overrides, str):
         overrides = [overrides]
     if isinstance(recipe, Mapping):

@@ -176,9 +176,17 @@ def section_lines(node: Section, path: str, heading: str) -> list[str]:
         if not isinstance(child, Leaf):
             lines += _node(child, f"{path}.{name}", f"{heading}#")
     for entry in node.entries or ():
-        switch = "On by default." if entry.name in node.always else "`true`, or a mapping of settings; off by default."
-        lines += [f"{heading}# {path}.{entry.name}", "", f"{as_sentence(entry.summary)} {switch}", ""]
-        lines += [line for _, _, keys in variants(entry) for line in _table(keys)]
+        keys = [key for _, _, keys in variants(entry) for key in keys]
+        value = "A mapping of settings" if any(key.default is REQUIRED for key in keys) else "`true`"
+        value += ", or a mapping of settings" if keys and value == "`true`" else ""
+        default = "on" if entry.name in node.always else "off"
+        lines += [
+            f"{heading}# {path}.{entry.name}",
+            "",
+            f"{as_sentence(entry.summary)} {value}; {default} by default.",
+            "",
+        ]
+        lines += _table(keys)
     return lines
 
 
@@ -202,7 +210,13 @@ def _table(keys: Sequence[Key]) -> list[str]:
     if not keys:
         return []
     rows = [("key", "type", "default", "meaning"), ("---",) * 4, *map(_shown, keys)]
-    return [*(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows), ""]
+    return [*(f"| {' | '.join(map(_cell, row))} |" for row in rows), ""]
+
+
+def _cell(text: str) -> str:
+    """A text as the cell of a Markdown table; "<" outside of code would start an HTML tag."""
+    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
 def _shown(key: Key) -> tuple[str, str, str, str]:

@@ -23,6 +23,7 @@ from imbalance_vlm.recipe.schema import (
     Section,
     join,
     settings_at,
+    shared_by,
     shared_settings,
 )
 
@@ -183,18 +184,12 @@ def _bind(settings: Mapping[str, Setting], given: Mapping[str, Any], path: str, 
             bound[name] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
         elif (nested := setting.marked(Nested)) is not None:
             registry = catalogue.REGISTRIES[nested.registry]
-            bound[name] = _components(Components(registry, shared=_shared_by(registry)), given[name], here, report)
+            bound[name] = _components(Components(registry, shared=shared_by(registry)), given[name], here, report)
         else:
             if wrong := mistake(setting.annotation, given[name]):
                 report(here, wrong)
             bound[name] = given[name]
     return bound
-
-
-def _shared_by(registry: Any) -> str:
-    """What the components of a registry share at the top of a recipe, and so wherever else they are named."""
-    nodes = (node for node in RECIPE.children.values() if isinstance(node, Component) and node.registry is registry)
-    return next((node.shared for node in nodes), "")
 
 
 def with_roots(loaded: Loaded) -> Loaded:

@@ -157,6 +157,12 @@ def settings_at(node: Component | Components, section: Mapping[str, Any]) -> dic
     return node.registry.get(section["name"]).settings(section) | shared_settings(node.shared)
 
 
+def shared_by(registry: Registry) -> str:
+    """What the components of a registry share at the top of a recipe, and so wherever else they are named."""
+    nodes = (node for node in RECIPE.children.values() if isinstance(node, Component) and node.registry is registry)
+    return next((node.shared for node in nodes), "")
+
+
 def components_in(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Component | Components, Mapping[str, Any]]]:
     """(key, node, section) of every component of a complete recipe; an evaluator's section has its key as `name`."""
     yield from _components_in(RECIPE, recipe, "")
@@ -181,12 +187,25 @@ def _components_in(
 
 
 def settings_in(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Setting, Any]]:
-    """(key, setting, value) of every setting of a complete recipe: of its sections and of its components."""
+    """(key, setting, value) of every setting of a complete recipe: of its sections, its components and those nested in
+    these, each of which comes before the setting that it is nested in."""
     yield from _settings_in(RECIPE, recipe, "")
     for key, node, section in components_in(recipe):
-        for name, setting in settings_at(node, section).items():
-            if name in section:
-                yield join(key, name), setting, section[name]
+        yield from _component_settings(key, node, section)
+
+
+def _component_settings(
+    key: str, node: Component | Components, section: Mapping[str, Any]
+) -> Iterator[tuple[str, Setting, Any]]:
+    for name, setting in settings_at(node, section).items():
+        if name not in section:
+            continue
+        if (nested := setting.marked(Nested)) is not None:
+            registry = catalogue.REGISTRIES[nested.registry]
+            child = Component(registry, shared=shared_by(registry))
+            for row, item in enumerate(section[name]):
+                yield from _component_settings(f"{join(key, name)}.{row}", child, item)
+        yield join(key, name), setting, section[name]
 
 
 def _settings_in(node: Section, value: Mapping[str, Any], path: str) -> Iterator[tuple[str, Setting, Any]]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot(
@@ -55,25 +59,31 @@ def plot(
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, group) in zip(axes, panels, strict=True):
-        curves = [(f"{value}: ", part) for value, part in group.groupby(each, sort=False)] if each else [("", group)]
-        for (prefix, curve), column in itertools.product(curves, y):
-            ordered = curve.sort_values(x)
-            deviation = f"{column}_std"
-            spread = ordered[deviation] if deviation in ordered.columns else None
-            label = f"{prefix}{column}" + ("" if lines else f", r = {ordered[x].corr(ordered[column]):+.2f}")
-            axis.errorbar(
-                ordered[x], ordered[column], yerr=spread, marker="o", ls="-" if lines else "", capsize=3, label=label
-            )
+        _draw(axis, group, x, y, each, lines)
         if log_x:
             axis.set_xscale("log")
             axis.set_xticks(sorted(set(group[x])))
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
             axis.minorticks_off()
         axis.set_title(name)
         axis.set_xlabel(x_label or x)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(y_label)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, wrap=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
+
+
+def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: Sequence[str], each: str | None, lines: bool) -> None:
+    """One labelled line for each value of `each` and column of `y`."""
+    curves = [(str(value), part) for value, part in frame.groupby(each, sort=False)] if each else [("", frame)]
+    for (name, curve), column in itertools.product(curves, y):
+        ordered = curve.sort_values(x)
+        deviation = f"{column}_std"
+        spread = ordered[deviation] if deviation in ordered.columns else None
+        label = name if name and len(y) == 1 else f"{name}: {column}".removeprefix(": ")
+        if not lines:
+            label += f", r = {ordered[x].corr(ordered[column]):+.2f}"
+        style = "-" if lines else ""
+        axis.errorbar(ordered[x], ordered[column], yerr=spread, marker="o", ls=style, capsize=3, label=label)

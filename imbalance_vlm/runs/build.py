@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import FinishedRun
 from imbalance_vlm.components.registry import Offers, Section
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
-from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.base import KINDS, Encoder
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
@@ -29,6 +31,8 @@ from imbalance_vlm.recipe.schema import settings_in
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import Starts
 from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, check_trained_on
+from imbalance_vlm.training.loop import steps_per_epoch
+from imbalance_vlm.training.schedules import Schedule
 from imbalance_vlm.tuning.base import Tuning, TuningContext
 
 Recipe = Mapping[str, Any]
@@ -52,7 +56,7 @@ def make_tuning(recipe: Recipe) -> Tuning:
 def feature_kind(recipe: Recipe) -> str:
     """The image features that the recipe's head reads; see `imbalance_vlm.encoders.base.KINDS`."""
     reads_tokens = "tokens" in catalogue.HEADS.needed(recipe["head"])
-    kind: str = "tokens" if reads_tokens else recipe["encoder"]["features"]
+    kind: str = "tokens" if reads_tokens else recipe["encoder"].get("features", KINDS[0])
     return kind
 
 
@@ -169,6 +173,24 @@ def make_objective(
     gradient = catalogue.GRADIENTS.make(transform, offers) if transform else tuning.gradient(context)
     frozen_text = starts.directions("text") if head.learns_text else None
     return Objective(head, criterion, regularizers, gradient, frozen_text).to(context.device)
+
+
+def make_training(
+    recipe: Recipe, labels: Tensor, head: Head, tuning: Tuning
+) -> tuple[Sampler, torch.optim.Optimizer, Schedule]:
+    """The recipe's sampler, optimizer and schedule for training images with these labels, (N,)."""
+    training = recipe["training"]
+    steps = steps_per_epoch(labels, training["batch_size"])
+    sampler: Sampler = catalogue.SAMPLERS.make(
+        recipe["balancing"]["sampler"], offer(labels=labels, seed=recipe["seed"])
+    )
+    optimizer: torch.optim.Optimizer = catalogue.OPTIMIZERS.make(
+        training["optimizer"], offer(parameters=tuning.groups(head))
+    )
+    schedule: Schedule = catalogue.SCHEDULES.make(
+        training["schedule"], offer(epochs=training["epochs"], steps_per_epoch=steps)
+    )
+    return sampler, optimizer, schedule
 
 
 def check_reused(recipe: Recipe, encoder: Encoder) -> None:

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
 from imbalance_vlm.data.loader import Decoder
 from imbalance_vlm.data.readability import unreadable
@@ -20,7 +21,7 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import ImageSource, PixelSource, Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.evaluate import evaluate
-from imbalance_vlm.files import write_text
+from imbalance_vlm.files import read_json, write_json, write_text
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import read_result
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECIPE_FILE = "recipe.resolved.yaml"
+CLASSES_FILE = "classes.json"
 SECTIONS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
 """The keys of a recipe that a classifier is rebuilt from."""
 BATCH = 256
@@ -47,8 +49,8 @@ class TrainedClassifier:
 
     Args:
         recipe: the complete recipe.
-        class_names: (C,) names.
-        long_tail: training counts and groups.
+        templates: sentences with one `{}` each, around the class names.
+        long_tail: training counts and groups, with the class names.
         encoder: on its device.
         tuning: as it made the head.
         model: head, second stage and correction.
@@ -61,7 +63,7 @@ class TrainedClassifier:
     def __init__(
         self,
         recipe: Mapping[str, Any],
-        class_names: Sequence[str],
+        templates: Sequence[str],
         long_tail: LongTail,
         encoder: Encoder,
         tuning: Tuning,
@@ -69,7 +71,7 @@ class TrainedClassifier:
         device: torch.device,
     ) -> None:
         self.recipe = recipe
-        self.class_names = tuple(class_names)
+        self.templates = tuple(templates)
         self.long_tail = long_tail
         self.encoder = encoder
         self.tuning = tuning
@@ -80,49 +82,42 @@ class TrainedClassifier:
     def load(
         cls, folder: str | Path, device: str | torch.device = "auto", resources: Resources | None = None
     ) -> TrainedClassifier:
-        """The classifier of a finished run.
+        """The classifier of a finished run, or one that `save` wrote.
 
         Args:
-            folder: the run's folder, which holds result.json.
+            folder: the run's folder.
             device: "auto" (a GPU where there is one), "cpu", "cuda", ...
             resources: shared with other classifiers or runs; None for its own.
 
         Raises:
             InputError: no finished run, or an encoder that is not the one the run was trained on.
         """
+        catalogue.load_plugins()
         folder = Path(folder)
-        result = read_result(folder)
-        if result is None:
-            raise InputError(f"`run` must be the folder of a finished run (with result.json), got {str(folder)!r}")
-        recipe = read_yaml(folder / RECIPE_FILE)
-        missing = [key for key in SECTIONS if key not in recipe]
-        if missing:
-            raise InputError(
-                f"{folder / RECIPE_FILE} must be a complete recipe, and lacks {', '.join(map(repr, missing))}; run the "
-                "recipe again with --force"
-            )
-        classes, groups = result.record["classes"], recipe["evaluation"]["groups"]
-        names = list(classes["names"])
+        catalogue.load_plugins()
+        recipe, classes = _saved(folder)
+        groups = recipe["evaluation"]["groups"]
         long_tail = LongTail(
             classes["train_counts"],
-            names,
+            classes["names"],
             groups.get("many", 100),
             groups.get("few", 20),
             recipe["data"]["allow_empty"],
             classes.get("group_counts"),
         )
+        templates = classes.get("templates") or ("{}",)
         resources = resources or Resources()
         device = resolve_device(device) if isinstance(device, str) else device
         encoder = resources.encoder(recipe["encoder"], device)
         tuning = make_tuning(recipe)
         try:
             context = make_context(
-                recipe, encoder, device, resources, class_names=names, templates=classes.get("templates") or ("{}",)
+                recipe, encoder, device, resources, class_names=long_tail.class_names, templates=templates
             )
-            starts = BlankStarts(len(names), encoder.width(feature_kind(recipe)))
+            starts = BlankStarts(long_tail.num_classes, encoder.width(feature_kind(recipe)))
             model = make_model(recipe, make_head(recipe, context, tuning, starts), long_tail)
-            classifier = cls(recipe, names, long_tail, encoder, tuning, model, device)
-            if any(True for _ in classifier._weights().state_dict()):
+            classifier = cls(recipe, templates, long_tail, encoder, tuning, model, device)
+            if classifier._weights().state_dict():
                 load_weights(folder / WEIGHTS_FILE, classifier._weights(), encoder.fingerprint)
         except BaseException:
             tuning.close()
@@ -131,14 +126,21 @@ class TrainedClassifier:
         return classifier
 
     def save(self, folder: Path, digest: str = "") -> None:
-        """Write the recipe and the weights, the latter with the fingerprint of the encoder that they belong to.
+        """Write the recipe, the classes and the weights, with the fingerprint of the encoder that they belong to.
 
         Args:
-            folder: of the run.
+            folder: is made if it does not exist.
             digest: hash of the recipe, its data and weights when the run began.
         """
         write_text(folder / RECIPE_FILE, yaml.safe_dump(plain(self.recipe), sort_keys=False))
-        if any(True for _ in self._weights().state_dict()):
+        classes = {
+            "names": self.class_names,
+            "templates": self.templates,
+            "train_counts": self.long_tail.counts,
+            "group_counts": self.long_tail.group_counts,
+        }
+        write_json(folder / CLASSES_FILE, classes)
+        if self._weights().state_dict():
             header = {"recipe": self.recipe["name"], "recipe_hash": digest, "base": self.encoder.fingerprint}
             save_weights(folder / WEIGHTS_FILE, self._weights(), header)
 
@@ -146,11 +148,16 @@ class TrainedClassifier:
         """The module whose state is saved."""
         return self.model.head if self.model.plain else self.model
 
-    def predict(self, images: Sequence[str | Path]) -> pd.DataFrame:
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """(C,) names."""
+        return tuple(self.long_tail.class_names)
+
+    def predict(self, images: Sequence[str | Path] | FileImages) -> pd.DataFrame:
         """Classify images.
 
         Args:
-            images: image files, or folders of them (with all folders below).
+            images: image files, or folders of them (with all folders below); or what `find_images` found there.
 
         Returns:
             One row per image: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
@@ -160,7 +167,7 @@ class TrainedClassifier:
         """
         import pandas as pd
 
-        files = find_images(images)
+        files = images if isinstance(images, FileImages) else find_images(images)
         predictions = evaluate(self.model, self._source(files), (), BATCH)
         return pd.DataFrame(
             {
@@ -203,8 +210,32 @@ def predict_images(run: str | Path, images: Sequence[str | Path], device: str = 
         images: image files, or folders of them (with all folders below).
         device: where the model runs: "auto" (a GPU where there is one), "cpu", "cuda", ...
     """
+    _saved(Path(run))  # a wrong folder or image is reported before the encoder is loaded, which may take a minute
+    files = find_images(images)
     with TrainedClassifier.load(run, device) as classifier:
-        return classifier.predict(images)
+        return classifier.predict(files)
+
+
+def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe of a saved classifier, and what is saved of its classes; for runs of earlier versions, their result.
+
+    Raises:
+        InputError: no saved classifier, or a recipe that is not complete.
+    """
+    classes = read_json(folder / CLASSES_FILE)
+    if not classes:
+        result = read_result(folder)
+        if result is None:
+            raise InputError(f"`run` must be the folder of a finished run (with result.json), got {str(folder)!r}")
+        classes = result.record["classes"]
+    recipe = read_yaml(folder / RECIPE_FILE)
+    missing = [key for key in SECTIONS if key not in recipe]
+    if missing:
+        raise InputError(
+            f"{folder / RECIPE_FILE} must be a complete recipe, and lacks {', '.join(map(repr, missing))}; run the "
+            "recipe again with --force"
+        )
+    return recipe, classes
 
 
 def find_images(places: Sequence[str | Path]) -> FileImages:

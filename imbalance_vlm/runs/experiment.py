@@ -34,6 +34,7 @@ from imbalance_vlm.runs.build import (
     make_long_tail,
     make_model,
     make_objective,
+    make_training,
     make_tuning,
     novel_half,
     offer,
@@ -46,11 +47,10 @@ from imbalance_vlm.runs.splits import SplitFeatures
 from imbalance_vlm.training import second_stage
 from imbalance_vlm.training.distributed.sharding import shard_tower
 from imbalance_vlm.training.first_pass import first_pass
-from imbalance_vlm.training.loop import Trained, steps_per_epoch, train
+from imbalance_vlm.training.loop import Trained, train
 from imbalance_vlm.training.memory import memory_errors
 from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.base import Tuning
-from imbalance_vlm.tuning.tower_head import TowerHead
 
 
 def run_recipe(recipe: Recipe, folder: Path, device: torch.device, resources: Resources) -> RunResult:
@@ -65,7 +65,7 @@ def run_recipe(recipe: Recipe, folder: Path, device: torch.device, resources: Re
             return _run(recipe, folder, device, resources, data, encoder, tuning)
     finally:
         if recipe["training"]["shard"]:
-            resources.forget_encoders()  # the tower may be spread over the processes
+            resources.forget_encoders()  # the tower may be sharded over the processes
 
 
 def _run(
@@ -110,7 +110,7 @@ def _run(
     spent = cost(device, trainable, features.seconds, trained.seconds + seconds, trained.images_per_second)
     record = describe(recipe, data, long_tail, encoder, scores, predictions, device)
     record |= {"chosen": chosen, "cost": spent}
-    classifier = TrainedClassifier(recipe, data.class_names, long_tail, encoder, tuning, model, device)
+    classifier = TrainedClassifier(recipe, data.templates, long_tail, encoder, tuning, model, device)
     return write_run(folder, classifier, record, data, predictions)
 
 
@@ -120,9 +120,9 @@ def shard(head: Head) -> None:
     Raises:
         InputError: no tower is trained.
     """
-    if not isinstance(head, TowerHead):
+    if head.trained_tower is None:
         raise InputError("`training.shard` must be false where no tower is trained, got true")
-    shard_tower(head.tuned.root, head)
+    shard_tower(head.trained_tower, head)
 
 
 def make_evaluators(
@@ -169,21 +169,12 @@ def fit(
     each_epoch: Callable[[int], dict[str, float]],
 ) -> Trained:
     """Train with the recipe's sampler, optimizer and schedule."""
-    training = recipe["training"]
     source = features.of("train", "random")
-    steps = steps_per_epoch(source, training["batch_size"])
-    settings = TrainingSettings(**{key: training[key] for key in settings_of(TrainingSettings)})
+    labels = source.labels.cpu()
+    settings = TrainingSettings(**{key: recipe["training"][key] for key in settings_of(TrainingSettings)})
 
     def parts(objective: Objective) -> Any:
-        sampler = offer(labels=source.labels.cpu(), seed=recipe["seed"])
-        parameters = offer(parameters=tuning.groups(objective.head))
-        schedule = offer(epochs=training["epochs"], steps_per_epoch=steps)
-        return (
-            source,
-            catalogue.SAMPLERS.make(recipe["balancing"]["sampler"], sampler),
-            catalogue.OPTIMIZERS.make(training["optimizer"], parameters),
-            catalogue.SCHEDULES.make(training["schedule"], schedule),
-        )
+        return source, *make_training(recipe, labels, objective.head, tuning)
 
     if objective.gradient.first_epochs:
         objective.gradient.learn(first_pass(objective, objective.gradient.first_epochs, folder, parts, settings))

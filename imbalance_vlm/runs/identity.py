@@ -17,7 +17,7 @@ from imbalance_vlm.runs.resources import Resources
 
 NUMERICS_VERSION = 1
 """Raised whenever the same recipe gives other numbers than before: a changed default, formula or order of draws.
-Finished runs of an earlier version are then run again."""
+Finished runs of an earlier version are then run again, and are not averaged with those of a later one."""
 
 _LABELS = ("name", "description", "paper")
 """Keys that do not change a result."""
@@ -26,13 +26,12 @@ _LABELS = ("name", "description", "paper")
 def core(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of a complete recipe depend on.
 
-    Labels are left out, and so are settings that only say how the numbers are computed (`ComputeOnly`). Settings at
+    Labels are left out, and so are settings that only decide how the numbers are computed (`ComputeOnly`). Settings at
     their defaults are left out too: a setting that is added later leaves finished runs as they are.
     """
-    tree = deepcopy({key: value for key, value in recipe.items() if key not in _LABELS})
+    tree: dict[str, Any] = deepcopy({key: value for key, value in recipe.items() if key not in _LABELS})
     for key, setting, value in settings_in(recipe):
-        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
-        if setting.marked(ComputeOnly) or (not setting.required and value == default):
+        if setting.marked(ComputeOnly) or setting.is_default(value):
             _remove(tree, key)
     return tree
 
@@ -45,23 +44,22 @@ def _remove(tree: Any, key: str) -> None:
 
 
 def recipe_hash(recipe: Mapping[str, Any], resources: Resources) -> str:
-    """SHA-256 of everything that the numbers depend on: the recipe, its data and its weights.
+    """SHA-256 of everything that the numbers depend on: the recipe, its data, its weights and `NUMERICS_VERSION`.
 
-    It does not see the code: after changing a component, run with --force.
+    The code is not part of it: after changing a component, run with --force.
     """
-    parts = [
-        json.dumps(core(recipe), sort_keys=True, default=str),
-        *(resources.dataset_identity(with_draw_seed(section, recipe["seed"])) for section in datasets_in(recipe)),
-        resources.encoder_identity(recipe["encoder"]),
-        f"numerics {NUMERICS_VERSION}",
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    datasets = [resources.dataset_identity(with_draw_seed(section, recipe["seed"])) for section in datasets_in(recipe)]
+    return _hash(core(recipe), *datasets, resources.encoder_identity(recipe["encoder"]))
 
 
 def config_hash(recipe: Mapping[str, Any]) -> str:
     """SHA-256 of what the runs of one configuration share: everything but the seed."""
-    text = json.dumps(core(recipe) | {"seed": None}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _hash(core(recipe) | {"seed": None})
+
+
+def _hash(tree: Mapping[str, Any], *identities: str) -> str:
+    parts = [json.dumps(tree, sort_keys=True, default=str), *identities, f"numerics {NUMERICS_VERSION}"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def run_folder(root: Path, recipe: Mapping[str, Any], resources: Resources) -> Path:

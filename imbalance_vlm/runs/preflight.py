@@ -11,7 +11,9 @@ import torch
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.evaluation.tta import views_of
 from imbalance_vlm.progress import bar
+from imbalance_vlm.recipe.columns import evaluator_sections
 from imbalance_vlm.runs.build import (
     check_validation,
     context_of,
@@ -20,9 +22,9 @@ from imbalance_vlm.runs.build import (
     make_long_tail,
     make_model,
     make_objective,
+    make_training,
     make_tuning,
     novel_half,
-    offer,
 )
 from imbalance_vlm.runs.identity import config_hash
 from imbalance_vlm.runs.resources import Resources
@@ -39,15 +41,13 @@ def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resour
     """
     problems: dict[str, list[str]] = {}  # run names by message
     distinct = {config_hash(recipe): recipe for recipe in reversed(recipes)}
-    state = torch.get_rng_state()
-    with bar(len(distinct), "check", "run") as progress:
+    with torch.random.fork_rng(devices=[]), bar(len(distinct), "check", "run") as progress:
         for recipe in reversed(distinct.values()):
             try:
                 build_only(recipe, device, resources)
             except InputError as error:
                 problems.setdefault(str(error), []).append(recipe["name"])
             progress.update()
-    torch.set_rng_state(state)
     if problems:
         lines = [f"  - {', '.join(names)}: {message}" for message, names in problems.items()]
         count = sum(map(len, problems.values()))
@@ -75,11 +75,16 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
         head = make_head(recipe, context, tuning, starts)
         check_validation(recipe, make_model(recipe, head, long_tail), data)
         tuning.transforms(context)
+        views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips)
         if tuning.trains:
             make_objective(recipe, head, context, tuning, starts, long_tail)
-            catalogue.SCHEDULES.make(recipe["training"]["schedule"], _steps(recipe, len(data.splits["train"])))
+            make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
+        if novel is not None and _reads_new_names(recipe):
+            templates = novel.templates
+            head.for_names(novel.class_names, lambda names: context.text_features(names, templates))
 
 
-def _steps(recipe: Mapping[str, Any], images: int) -> Any:
-    training = recipe["training"]
-    return offer(epochs=training["epochs"], steps_per_epoch=-(-images // training["batch_size"]))
+def _reads_new_names(recipe: Mapping[str, Any]) -> bool:
+    """Whether an evaluator asks the head for classes that it was not trained on."""
+    sections = evaluator_sections(recipe["evaluation"])
+    return any("names.new" in catalogue.EVALUATORS.needed(section) for section in sections)

@@ -84,7 +84,7 @@ class Resources:
         return self._identities.get_or_make(_key(own), lambda: encoder_spec(own).identity())
 
     def forget_encoders(self) -> None:
-        """Load encoders again when they are next asked for, since a run has taken one apart."""
+        """Release the encoders; each is loaded again when it is next asked for."""
         self._encoders.clear()
 
     def prototypes(self, num_classes: int, dim: int, kind: PrototypeKind, seed: int) -> Tensor:

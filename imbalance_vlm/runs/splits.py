@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.prototypes import assign_prototypes
+from imbalance_vlm.balancing.prototypes import assign_prototypes, resolve_kind
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.resized_cache import resized_split
@@ -116,10 +116,15 @@ class SplitFeatures:
         return None
 
     def prototypes(self, section: Mapping[str, Any]) -> Tensor:
-        """(C, w) uniform prototypes, each assigned to a class as the section of a head or regularizer says."""
+        """(C, w) uniform prototypes, each assigned to a class as the section of a head or regularizer says.
+
+        The section may have the settings `kind`, `prototype_seed` and `assign`; by default prototypes are of the kind
+        "auto", with seed 0, in arbitrary order.
+        """
         width = self.encoder.width(self.kind)
-        rows = self.resources.prototypes(self.data.num_classes, width, section["kind"], section["prototype_seed"])
-        like = self.directions(section["assign"])
+        kind, seed = section.get("kind", "auto"), section.get("prototype_seed", 0)
+        rows = self.resources.prototypes(self.data.num_classes, width, kind, seed)
+        like = self.directions(section.get("assign", "none"))
         return rows.clone() if like is None else rows[assign_prototypes(rows, like)].to(like.device)
 
 
@@ -145,4 +150,5 @@ class BlankStarts:
         return None if init == "random" else torch.zeros(self.shape)
 
     def prototypes(self, section: Mapping[str, Any]) -> Tensor:
+        resolve_kind(section["kind"], *self.shape)
         return torch.zeros(self.shape)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,16 @@ def run(
     folders = _folders(wanted, Path(runs), resources)
     if not wanted.is_study:
         return _run_or_read(wanted.recipes[0], folders[0], force, device, resources)
+    draws_plot = _draws_plot(wanted)
     todo = [one for one, folder in zip(wanted.recipes, folders, strict=True) if force or read_result(folder) is None]
-    if len(todo) > 1 and world_size() == 1:
-        preflight(todo, resolve_device(device), resources)
+    if len(todo) > 1:
+        preflight(todo, join(device) or resolve_device(device), resources)
     if jobs > 1:
+        resources.forget_encoders()  # of the check: they would take memory from the processes that train
         _run_in_processes(wanted, folders, force, device, jobs)
         force = False  # the runs are finished; what follows reads them
     results = [_run_or_read(one, folder, force, device, resources) for one, folder in _with_progress(wanted, folders)]
-    return _report(wanted, results, Path(runs) / wanted.name)
+    return _report(wanted, results, Path(runs) / wanted.name, draws_plot)
 
 
 def _folders(wanted: Plan, root: Path, resources: Resources) -> list[Path]:
@@ -92,6 +95,14 @@ def _folders(wanted: Plan, root: Path, resources: Resources) -> list[Path]:
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return folders
+
+
+def _draws_plot(wanted: Plan) -> bool:
+    """Whether the study has a plot that can be drawn; if it cannot, this says so before the runs."""
+    if wanted.plot and not find_spec("matplotlib"):
+        note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
+        return False
+    return bool(wanted.plot)
 
 
 def _with_progress(wanted: Plan, folders: Sequence[Path]) -> Iterator[tuple[Recipe, Path]]:
@@ -161,17 +172,17 @@ def _run_in_processes(wanted: Plan, folders: Sequence[Path], force: bool, device
         pool.shutdown(cancel_futures=True)
 
 
-_worker_resources: list[Resources] = []
+@cache
+def _resources_of_worker() -> Resources:
+    """What the runs of one process of the pool share; the process ends with the pool."""
+    return Resources()
 
 
 def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> RunResult:
-    """A run in a process of the pool, whose runs share their resources."""
-    if not _worker_resources:
-        _worker_resources.append(Resources())
-    return _run_or_read(recipe, folder, force, device, _worker_resources[0])
+    return _run_or_read(recipe, folder, force, device, _resources_of_worker())
 
 
-def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult:
+def _report(wanted: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:
     """Write the study's table (and plot) beside its runs."""
     full, columns = table(results), columns_of(results)
     if wanted.table.get("baseline"):
@@ -184,9 +195,7 @@ def _report(wanted: Plan, results: list[RunResult], folder: Path) -> StudyResult
     save_table(full, folder / "table.csv", columns)
     save_table(shown, folder / "table.md", columns)
     write_json(folder / "study.json", {"name": wanted.name, "runs": [str(r.path.relative_to(folder)) for r in results]})
-    if wanted.plot and not find_spec("matplotlib"):
-        note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
-    elif wanted.plot:
+    if wanted.plot and draws_plot:
         frame = curves(results) if wanted.plot["x"] == EPOCH else full
         for column in next(iter(places.values())):
             if column not in frame.columns:

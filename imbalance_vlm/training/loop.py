@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,9 @@ class Trained:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
-    return math.ceil(len(source) / batch_size)
+def steps_per_epoch(images: Sized, batch_size: int) -> int:
+    """Steps of an epoch, whose last batch may be smaller."""
+    return math.ceil(len(images) / batch_size)
 
 
 def train(

@@ -66,8 +66,8 @@ class TowerHead(Head):
         return other
 
     @property
-    def learns_embedding(self) -> bool:
-        return True
+    def trained_tower(self) -> nn.Module:  # type: ignore[override]
+        return self.tuned.root
 
     @property
     def logit_scale(self) -> float | None:  # type: ignore[override]  # as for the inner head

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components.settings import settings_of
+from imbalance_vlm.encoders.base import KINDS
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.progress import bar
 from imbalance_vlm.runs.resources import Resources
@@ -106,7 +107,7 @@ def embed(collection: Collection, inspections: Sequence[Inspection], device: str
         raise ValueError("embeddings need a recipe and its dataset")
     torch_device = resolve_device(device)
     encoder = Resources().encoder(recipe["encoder"], torch_device)
-    features = recipe["encoder"]["features"]
+    features = recipe["encoder"].get("features", KINDS[0])
     settings = {key: recipe["encoder"][key] for key in settings_of(feature_source)}
     embedded = {}
     start = 0

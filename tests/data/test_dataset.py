@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imbalance_vlm import InputError
-from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
+from imbalance_vlm.data.dataset import ArrayImages, Dataset, FileImages, Split
 from imbalance_vlm.data.prepare import apply_protocol, create_dataset
 
 
@@ -119,3 +121,11 @@ def test_allow_empty_reaches_the_long_tail() -> None:
     tail = apply_protocol(data, allow_empty=True).long_tail(many=1, few=1)
     assert tail.counts.tolist() == [2, 1, 0]
     assert tail.groups["few"].tolist() == [2]
+
+
+def test_images_of_16_bits_keep_their_shades(tmp_path: Path) -> None:
+    """Pillow clips 16-bit values at 255, which makes every such image white."""
+    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    decoded = np.asarray(FileImages(tmp_path, ("deep.png",))[0])
+    np.testing.assert_allclose(decoded[..., 0], levels / 257, atol=1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm import InputError
-from imbalance_vlm.cli import main
+from imbalance_vlm.cli.main import main
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders import cache

@@ -76,3 +76,12 @@ def test_an_evaluation_reads_no_image_to_learn_its_size(monkeypatch: pytest.Monk
     monkeypatch.setattr(ArrayImages, "__getitem__", None)
     assert [len(rows) for rows in evaluation_rows(source, 1024)] == [27, 27, 6]  # 2^22 numbers
     assert [len(rows) for rows in evaluation_rows(source, 10)] == [10] * 6
+
+
+def test_only_large_features_make_smaller_batches() -> None:
+    def features(*shape: int) -> FeatureSource:
+        return FeatureSource([np.zeros((1100, *shape), np.float16)], np.zeros(1100, np.int64), CPU)
+
+    assert len(evaluation_rows(features(17, 192), 1024)[0]) == 1024
+    assert len(evaluation_rows(features(100, 768), 1024)[0]) == 2**22 // 76_800
+    assert len(evaluation_rows(features(768), 1024)[0]) == 1024

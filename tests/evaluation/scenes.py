@@ -30,7 +30,7 @@ def text_features(names: Sequence[str], templates: Sequence[str] = ("{}",)) -> T
 
 
 def zero_shot() -> TextHead:
-    return TextHead(WIDTH, BASE, directions(BASE, 0), scale=20.0)
+    return TextHead(directions(BASE, 0), 20.0)
 
 
 def source(classes: int, count: int, seed: int) -> FeatureSource:

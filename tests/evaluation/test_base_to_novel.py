@@ -81,7 +81,7 @@ def test_joint_predictions_are_those_of_one_head_over_all_classes() -> None:
 
     novel_head = head.for_names(("x", "y"), text_features)
     assert isinstance(novel_head, TextHead)
-    all_classes = TextHead(WIDTH, BASE + NOVEL, torch.cat([head.weight, novel_head.weight]), head.scale)
+    all_classes = TextHead(torch.cat([head.weight, novel_head.weight]), head.logit_scale)
     assert isinstance(novel, FeatureSource)
     shifted = FeatureSource([np.asarray(novel.views[0])], novel.labels.numpy() + BASE, torch.device("cpu"))
     of_base, of_novel = (predict(all_classes, part).correct for part in (base, shifted))
@@ -108,13 +108,13 @@ class LearnedNames(TextHead):
     """A head that learns something which takes part in every name, as prompt heads do."""
 
     def for_names(self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor]) -> TextHead:
-        head = TextHead(WIDTH, len(class_names), text_features(class_names), self.scale)
+        head = TextHead(text_features(class_names), self.logit_scale)
         head.weight = self.weight[:1] + head.weight
         return head
 
 
 def test_a_head_decides_how_it_reads_new_names() -> None:
-    learned = evaluator(LearnedNames(WIDTH, BASE, directions(BASE, 0), 20.0)).novel_head
+    learned = evaluator(LearnedNames(directions(BASE, 0), 20.0)).novel_head
     frozen = evaluator(zero_shot()).novel_head
     assert isinstance(learned, TextHead)
     assert isinstance(frozen, TextHead)

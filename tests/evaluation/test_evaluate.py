@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm import InputError
+from imbalance_vlm.data.dataset import ArrayImages, Split
+from imbalance_vlm.data.preprocessing import Preprocessing
+from imbalance_vlm.encoders.sources import EVALUATION_NUMBERS, PixelSource
 from imbalance_vlm.evaluation.base import Evaluator
 from imbalance_vlm.evaluation.evaluate import evaluate, predict
 from tests.evaluation.scenes import LogitSource
@@ -71,3 +74,20 @@ def test_a_class_may_have_minus_infinity_but_not_all_classes() -> None:
 def test_a_split_without_images_gives_no_predictions() -> None:
     made = predict(torch.nn.Identity(), LogitSource(torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.long)))
     assert [len(part) for part in (made.labels, made.predicted, made.confidence, made.nll)] == [0] * 4
+
+
+def test_large_images_are_evaluated_few_at_a_time() -> None:
+    sizes: list[int] = []
+
+    class RecordsSizes(torch.nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            sizes.append(len(pixels))
+            means = pixels.flatten(1).mean(1)
+            return torch.stack([means, -means], dim=1)
+
+    images = ArrayImages(np.random.default_rng(0).integers(0, 255, (60, 224, 224, 3), dtype=np.uint8))
+    preprocessing = Preprocessing((224, 224), mean=(0, 0, 0), std=(1, 1, 1))
+    source = PixelSource(Split(images, np.zeros(60, np.int64)), [preprocessing], torch.device("cpu"))
+    assert len(predict(RecordsSizes(), source, 1024).predicted) == 60
+    assert sizes == [27, 27, 6]
+    assert EVALUATION_NUMBERS["cpu"] // (3 * 224 * 224) == 27

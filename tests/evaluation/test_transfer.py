@@ -33,7 +33,7 @@ def test_each_dataset_is_scored_among_its_own_classes_in_its_own_sentences() -> 
     for name, features in SETS.items():
         data, test = features.data, features.of("test")
         expected = text_features(data.class_names, data.templates)
-        named = TextHead(WIDTH, data.num_classes, expected, head.scale)
+        named = TextHead(expected, head.logit_scale)
         accuracy = accuracy_in_a_loop(test.labels.tolist(), predict(named, test).predicted.tolist())
         assert scores[f"transfer_{name}"] == pytest.approx(accuracy)
     assert scores["transfer"] == pytest.approx((scores["transfer_pets"] + scores["transfer_food"]) / 2)

@@ -146,6 +146,7 @@ def test_what_cannot_work_together_is_refused(case: str) -> None:
         COOP | {"balancing.loss": "ldam"},
         COOP | {"balancing.regularizers": ["prototype_contrastive"]},
         {"tuning": "zero_shot", "head": "text", "balancing.loss": "paco", "balancing.gradient": "prograd"},
+        {"tuning": "zero_shot", "head": "text", "balancing.post_hoc": "temperature"},
         {"encoder": "timm:resnet18", "head": COSINE},
     ],
 )

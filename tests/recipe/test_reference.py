@@ -99,16 +99,24 @@ def test_every_section_has_a_text() -> None:
     assert [key for key in (*RECIPE.children, *STUDY) if key not in TEXTS] == []
 
 
-def test_components_that_are_keys_of_a_section_are_shown_and_may_be_switched() -> None:
+@pytest.mark.parametrize(("build", "value"), [(Component, "A mapping of settings"), (Base, "`true`")])
+def test_components_that_are_keys_of_a_section_are_shown(build: type, value: str) -> None:
     registry = Registry("evaluator")
-    registry.add("crops", Component, "accuracy over crops", needs=frozenset())
-    section = Section({}, entries=registry, always=())
-    assert "### evaluation.crops\n\nAccuracy over crops. `true`, or a mapping" in "\n".join(
-        section_lines(section, "evaluation", "##")
-    )
-    validator = jsonschema.Draft202012Validator(SchemaBuilder().switch(registry.get("crops")))
-    assert [validator.is_valid(value) for value in (True, False, None, {"views": 3})] == [True] * 4
-    assert [validator.is_valid(value) for value in ("crops", 1, {"views": 0}, {"view": 3})] == [False] * 4
+    registry.add("crops", build, "accuracy over crops")
+    lines = section_lines(Section({}, entries=registry), "evaluation", "##")
+    assert f"### evaluation.crops\n\nAccuracy over crops. {value}; off by default." in "\n".join(lines)
+
+
+def test_components_that_are_keys_of_a_section_may_be_switched() -> None:
+    registry = Registry("evaluator")
+    registry.add("needy", Component, "a required setting")
+    registry.add("plain", Base, "no settings")
+    needy, plain = (jsonschema.Draft202012Validator(SchemaBuilder().switch(entry)) for entry in registry)
+    assert [plain.is_valid(value) for value in (True, False, None, {}, {"views": 3}, "plain")] == [True] * 4 + [
+        False
+    ] * 2
+    assert [needy.is_valid(value) for value in (False, None, {"rate": 1, "views": 3})] == [True] * 3
+    assert [needy.is_valid(value) for value in (True, 1, {"views": 0}, {"view": 3})] == [False] * 4
 
 
 def test_the_page_shows_type_default_and_meaning() -> None:

@@ -55,6 +55,7 @@ def test_a_checked_recipe_is_a_recipe_again(tmp_path: Path) -> None:
         ({"training.epoch": 3}, ["training.epoch: unknown key", "'epochs'", "batch_size"]),
         ({"balancing.loss": {"name": "focal", "gama": 1}}, ["balancing.loss.gama: unknown key", "'gamma'"]),
         ({"training.clip_grad": 1.0}, ["training.clip_grad: unknown key", "'clip_grad_norm'"]),
+        ({"balancing.second_stage": {"name": "tau_norm", "tua": 1}}, ["balancing.second_stage.tua", "'tau'"]),
         ({"data.rooot": "x"}, ["data.rooot", "Did you mean 'root'?"]),
     ],
 )
@@ -73,12 +74,20 @@ def test_an_unknown_key(overrides: dict[str, Any], words: list[str]) -> None:
         ({"training.optimizer": "sdg"}, ["training.optimizer.name: unknown optimizer 'sdg'", "'sgd'"]),
         ({"training.schedule": "cos"}, ["training.schedule.name: unknown schedule 'cos'"]),
         ({"balancing.sampler": "instances"}, ["balancing.sampler.name", "'instance'"]),
+        ({"balancing.post_hoc": "temprature"}, ["balancing.post_hoc.name:", "Did you mean 'temperature'?"]),
         ({"tuning": 3}, ["tuning: must be the name of a tuning"]),
+        ({"balancing.regularizers": 3}, ["balancing.regularizers: must be a list of regularizers"]),
+        ({"balancing.regularizers": [{"weight": 1}]}, ["balancing.regularizers.0: must be the name of a regularizer"]),
     ],
 )
 def test_an_unknown_name(overrides: dict[str, Any], words: list[str]) -> None:
     problem = one_problem(overrides)
     assert all(word in problem for word in words), problem
+
+
+def test_a_regularizer_named_twice_is_refused() -> None:
+    twice = {"head.adapter": 4, "balancing.regularizers": ["prototype_contrastive"] * 2}
+    assert "must name each regularizer once, got 'prototype_contrastive' 2 times" in one_problem(twice)
 
 
 def test_a_setting_without_a_name_is_for_the_default_component() -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import yaml
 
-from imbalance_vlm.encoders.open_clip import MINI_CLIP
+from imbalance_vlm.encoders.pretraining import MINI_CLIP
+from imbalance_vlm.recipe.json_schema import json_schema
+from imbalance_vlm.recipe.study import plan
 
 ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -53,3 +57,20 @@ def test_plain_open_clip_loads_mini_clip_as_shown(tag: str) -> None:
 def test_kept_results_name_no_folder_of_the_machine_they_ran_on(kept: Path) -> None:
     content = json.loads(kept.read_text(encoding="utf-8"))
     assert not [run for run in content["runs"] if str(run["identity"]["pretrained"]).startswith(("/", "~"))]
+
+
+def test_recipes_shown_on_pages_are_valid() -> None:
+    blocks = {
+        page.stem: re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL) for page in PAGES
+    }
+    recipe = next(block for block in blocks["README"] if "name: my_probe" in block)
+    assert plan(yaml.safe_load(recipe)).name == "my_probe"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", *RECIPES], ids=lambda path: path.stem)
+def test_keys_of_recipes_that_texts_mention_exist(page: Path) -> None:
+    known = json_schema()["$defs"]["overrides"]["properties"]
+    sections = "data|encoder|tuning|head|balancing|training|evaluation"
+    mentioned = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9]+)+)(?![\w(/])", page.read_text(encoding="utf-8"))
+    files = (".py", ".yaml", ".json", ".jsonl", ".csv", ".md")
+    assert [key for key in mentioned if key not in known and not key.endswith(files)] == []

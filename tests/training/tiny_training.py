@@ -25,6 +25,7 @@ from imbalance_vlm.training.settings import TrainingSettings
 
 LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)  # 19: batches of 8, 8 and 3
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
+SETTINGS = {"ldam": {"head_scale": 1.0}, "gaussian_clouded": {"head_scale": 1.0}}
 
 
 class DropoutHead(LinearHead):
@@ -50,8 +51,9 @@ def fit(
     """Three epochs; KeyboardInterrupt before step `stop_at`."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    criterion = create_loss(loss, LongTail(np.bincount(LABELS))) if isinstance(loss, str) else loss
-    objective = Objective(head(4, 3, normalise=False), criterion, gradient=gradient)
+    if isinstance(loss, str):
+        loss = create_loss(loss, LongTail(np.bincount(LABELS)), **SETTINGS.get(loss, {}))
+    objective = Objective(head(4, 3, normalise=False), loss, gradient=gradient)
     source = FeatureSource([features], LABELS, torch.device("cpu"), "image_{}.png".format)
     optimizer = torch.optim.AdamW(objective.head.parameters(), lr=0.05)
     plan = TrainingSettings(**{"epochs": 3, "batch_size": 8, "checkpoint_seconds": 0.0} | settings)

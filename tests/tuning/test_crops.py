@@ -17,7 +17,8 @@ from imbalance_vlm.tuning.growing_crops import SquareCrop
 @pytest.fixture
 def context(tiny_clip: str) -> TuningContext:
     encoder = create_encoder(tiny_clip)
-    return TuningContext(encoder, "embedding", ("a", "b"), (), ("{}",), torch.device("cpu"), 3, 0, True)
+    cpu = torch.device("cpu")
+    return TuningContext(encoder, "embedding", ("a", "b"), (), ("{}",), cpu, 3, 0, True, encoder.text_features)
 
 
 def test_growing_crops_are_squares_with_one_view_per_epoch(context: TuningContext) -> None:
@@ -43,7 +44,7 @@ def test_random_crops_are_as_many_as_set_or_one_per_epoch(
 ) -> None:
     transforms = crops.transforms(TuningContext(**(vars(context) | {"flips": flips})))
     if views == 0:
-        assert transforms == [context.encoder.transform]
+        assert transforms == [context.encoder.preprocessing]
         return
     assert len(transforms) == views
     for view in transforms:

@@ -80,7 +80,7 @@ def test_the_embedding_is_that_of_the_inner_head_on_the_tuned_features(tiny_clip
     features = net.image_features(batch()[0], "embedding")
     assert torch.equal(head.embed(batch()[0]), head.inner.embed(features))
     assert torch.equal(head(batch()[0]), head.inner(features))
-    assert (head.learns_embedding, head.learns_text, head.text) == (True, False, None)
+    assert (head.learns_text, head.text) == (False, None)
 
 
 @every
@@ -185,7 +185,7 @@ def test_a_text_head_on_a_tuned_tower(tiny_clip: str) -> None:
     net = encoder_of(tiny_clip)
     tuned = METHODS["lora"].apply(net.module, CLASSES)
     text = net.text_features(["a", "b", "c", "d"], ["{}"])
-    head = TowerHead(net, tuned, TextHead(16, CLASSES, text, 10.0), "embedding")
+    head = TowerHead(net, tuned, TextHead(text, 10.0), "embedding")
     assert torch.equal(head.classifier()[0], 10.0 * text)
     train_steps(head)
     assert set(head.state_dict()) == {"inner.weight"} | {f"tower.{key}" for key in tuned.values()}

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from imbalance_vlm.cli import main
+from imbalance_vlm.cli.main import main
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.verification import batch_inspection, report
 from imbalance_vlm.verification.collection import collect

@@ -34,6 +34,6 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     long_tail = LongTail.of(class_counts)
     loss: Loss = entry.make(
         {"name": name, **checked_settings(f"loss '{name}'", entry.settings(), settings)},
-        {"long_tail": lambda _section: long_tail},
+        {"long_tail": lambda _section: long_tail, "num_classes": lambda _section: long_tail.num_classes},
     )
     return loss

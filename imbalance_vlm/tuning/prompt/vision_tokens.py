@@ -154,10 +154,6 @@ class TwoTowerHead(PromptHead):
     def embed(self, features: Tensor) -> Tensor:
         return F.normalize(self.images(features, self.vision()), dim=-1)
 
-    @property
-    def learns_embedding(self) -> bool:
-        return True
-
 
 def normal(*shape: int, like: Tensor) -> Tensor:
     """N(0, .02) from torch's global generator on the CPU, so that it is the same on every device."""

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from imbalance_vlm.cli import main
+from imbalance_vlm.cli.main import main
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.tuning.peft.listing import trained_set
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import imbalance_vlm
-from imbalance_vlm import InputError, assembly
+from imbalance_vlm import InputError, predict_images
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
 from imbalance_vlm.heads.cosine import CosineHead
+from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import RunResult
+from imbalance_vlm.runs import splits
+from imbalance_vlm.runs.experiment import run_recipe
+from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.training import optimizers
 from imbalance_vlm.training.optimizers import parameter_groups
 from imbalance_vlm.tuning.peft.tuning import PeftTuning
 from imbalance_vlm.tuning.tower_head import TowerHead
@@ -50,14 +55,25 @@ def tuned_recipe(recipe: Recipe, name: str, **more: Any) -> Recipe:
     return recipe | {"tuning": METHODS[name], "head": {"name": "cosine"}, "training": training} | more
 
 
-def shared_encoder(recipe: Recipe) -> Encoder:
-    """The encoder that the runs of this recipe share."""
-    from imbalance_vlm.encoders.factory import encoder_identity
-    from imbalance_vlm.recipe.study import plan
+class SharedEncoder:
+    """An encoder that several runs share, as those of a study do, and the runs themselves."""
 
-    (full,) = plan(recipe).recipes
-    settings, device = assembly.encoder_settings(full), torch.device("cpu")
-    return assembly.encoder(assembly.as_key(settings), encoder_identity(full["encoder"]), device)
+    def __init__(self, recipe: Recipe) -> None:
+        self.resources = Resources()
+        (complete,) = plan(recipe).recipes
+        self.encoder: Encoder = self.resources.encoder(complete["encoder"], torch.device("cpu"))
+        self.fingerprint = weights_fingerprint(self.encoder.module)
+
+    def run(self, recipe: Recipe, runs: str = "runs") -> RunResult:
+        (complete,) = plan(recipe).recipes
+        folder = Path(runs) / "run"  # saved weights hold its name
+        folder.mkdir(parents=True, exist_ok=True)
+        result = run_recipe(complete, folder, torch.device("cpu"), self.resources)
+        assert self.resources.encoder(complete["encoder"], torch.device("cpu")) is self.encoder
+        return result
+
+    def is_untouched(self) -> bool:
+        return weights_fingerprint(self.encoder.module) == self.fingerprint
 
 
 def make_tuning(name: str, **settings: Any) -> PeftTuning:
@@ -67,28 +83,20 @@ def make_tuning(name: str, **settings: Any) -> PeftTuning:
     return tuning
 
 
-@pytest.fixture(autouse=True)
-def _own_encoders() -> Iterator[None]:
-    assembly.encoder.cache_clear()
-    yield
-    assembly.encoder.cache_clear()
-
-
 @every
 def test_a_run_trains_the_tower_and_restores_the_shared_encoder(recipe: Recipe, name: str) -> None:
     wanted = tuned_recipe(recipe, name)
-    net = shared_encoder(wanted)
-    before, fingerprint = list(net.module.state_dict()), weights_fingerprint(net.module)
-    result = run(wanted)
-    assert shared_encoder(wanted) is net
-    assert list(net.module.state_dict()) == before
-    assert weights_fingerprint(net.module) == fingerprint
-    assert not any(parameter.requires_grad for parameter in net.module.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.module.modules())
+    shared = SharedEncoder(wanted)
+    module = shared.encoder.module
+    before = list(module.state_dict())
+    result = shared.run(wanted)
+    assert list(module.state_dict()) == before
+    assert shared.is_untouched()
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
-    tuning = make_tuning(name)
-    tuned = tuning.method.apply(net.module, 4)
-    head = CosineHead(net.width("embedding"), 4)
+    tuned = make_tuning(name).method.apply(module, 4)
+    head = CosineHead(shared.encoder.width("embedding"), 4)
     count = tuned.count() + head.weight.numel()
     names = {f"tower.{key}" for key in tuned.values()} | {f"inner.{key}" for key in head.state_dict()}
     start = {f"tower.{key}": value for key, value in tuned.values().items()}
@@ -151,9 +159,8 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_weights(
 ) -> None:
     wanted = tuned_recipe(recipe, name)
     wanted["training"] |= {"epochs": 3, "checkpoint_seconds": 0, "ema": 0.9}
-    undisturbed = run(wanted, runs="undisturbed")
-    net, steps, embed = shared_encoder(wanted), [0], TowerHead.embed
-    before = weights_fingerprint(net.module)
+    shared, steps, embed = SharedEncoder(wanted), [0], TowerHead.embed
+    undisturbed = shared.run(wanted, "undisturbed")
 
     def interrupted(head: TowerHead, features: Tensor) -> Tensor:
         steps[0] += 1
@@ -164,10 +171,10 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(TowerHead, "embed", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(wanted, runs="interrupted")
-    assert list(Path("interrupted").rglob("checkpoint.pt"))
-    assert weights_fingerprint(net.module) == before
-    resumed = run(wanted, runs="interrupted")
+            shared.run(wanted, "interrupted")
+    assert Path("interrupted/run/checkpoint.pt").is_file()
+    assert shared.is_untouched()
+    resumed = shared.run(wanted, "interrupted")
     assert steps[0] == 6
     assert (resumed.path / "head.safetensors").read_bytes() == (undisturbed.path / "head.safetensors").read_bytes()
     np.testing.assert_equal(resumed.scores, undisturbed.scores)
@@ -218,32 +225,28 @@ def test_towers_without_the_parts_are_refused(recipe: Recipe) -> None:
 def test_convolutional_networks_are_tuned(recipe: Recipe, name: str) -> None:
     wanted = tuned_recipe(recipe, name, encoder={"name": "timm:test_resnet", "pretrained": "random"})
     wanted["head"] = {"name": "linear", "init": "class_mean"}
-    net = shared_encoder(wanted)
-    before = weights_fingerprint(net.module)
-    run(wanted)
-    assert weights_fingerprint(net.module) == before, "including the statistics of its norms"
+    shared = SharedEncoder(wanted)
+    shared.run(wanted)
+    assert shared.is_untouched(), "including the statistics of its norms"
 
 
 def test_a_failed_run_restores_the_encoder(recipe: Recipe) -> None:
     wanted = tuned_recipe(recipe, "ssf")
     wanted["training"] |= {"optimizer": {"name": "sgd", "lr": 1e38}, "epochs": 3}
-    net = shared_encoder(wanted)
-    before = weights_fingerprint(net.module)
+    shared = SharedEncoder(wanted)
     with pytest.raises(InputError, match="training loss became"):
-        run(wanted)
-    assert weights_fingerprint(net.module) == before
-    assert run(tuned_recipe(recipe, "lora")).scores["overall"] >= 0
+        shared.run(wanted)
+    assert shared.is_untouched()
+    assert shared.run(tuned_recipe(recipe, "lora"), "next").scores["overall"] >= 0
 
 
 def test_predict_uses_the_tuned_tower(recipe: Recipe) -> None:
-    from imbalance_vlm.predicting import predict_images
-
     for name in ("vpt", "random_mask", "full"):
         result = run(tuned_recipe(recipe, name))
-        found = predict_images(result.path, [Path(recipe["data"]["root"]) / "test"])
+        predictions = predict_images(result.path, [Path(recipe["data"]["root"]) / "test"])
         rows = [line.split(",") for line in (result.path / "predictions.csv").read_text().splitlines()[1:]]
         wanted = {row[0]: (row[2], float(row[3])) for row in rows}
-        for image, predicted, confidence in found.itertuples(index=False):
+        for image, predicted, confidence in predictions.itertuples(index=False):
             label, share = wanted[str(Path(image).relative_to(recipe["data"]["root"]))]
             assert (predicted, confidence) == (label, pytest.approx(share, abs=2e-4))
 
@@ -266,17 +269,15 @@ def test_an_interpolated_run_lies_between_start_and_end(recipe: Recipe) -> None:
 
 
 def test_the_learning_rate_decays_towards_the_input(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Any] = []
-    real = parameter_groups
+    groups: list[Any] = []
 
-    def seen(parameters: Any, weight_decay: float) -> Any:
-        given.append(parameters)
-        return real(parameters, weight_decay)
+    def recorded(parameters: Any, weight_decay: float) -> Any:
+        groups.extend(parameters)
+        return parameter_groups(parameters, weight_decay)
 
-    monkeypatch.setattr("imbalance_vlm.training.optimizers.parameter_groups", seen)
-    wanted = tuned_recipe(recipe, "full")
-    run(wanted)
-    assert [group.get("lr_scale", 1.0) for group in given[0]] == [1.0, 1.0, 0.5, 0.25, 0.125]
+    monkeypatch.setattr(optimizers, "parameter_groups", recorded)
+    run(tuned_recipe(recipe, "full"))
+    assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 1.0, 0.5, 0.25, 0.125]
 
 
 def test_resized_copies_do_not_change_the_numbers_of_a_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,31 +315,37 @@ def test_prototypes_of_a_regularizer_are_those_of_the_untouched_tower(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are made after the head, when `vpt` is already in the tower."""
-    found: list[Tensor] = []
-    real = assembly.class_mean_directions
+    directions: list[Tensor] = []
+    make_directions = splits.class_mean_directions
 
-    def seen(*given: Any) -> Tensor:
-        found.append(real(*given))
-        return found[-1]
+    def recorded(*args: Any) -> Tensor:
+        directions.append(make_directions(*args))
+        return directions[-1]
 
-    monkeypatch.setattr(assembly, "class_mean_directions", seen)
+    monkeypatch.setattr(splits, "class_mean_directions", recorded)
     terms = {"loss": "cross_entropy", "regularizers": [{"name": "prototype_contrastive", "assign": "class_mean"}]}
     head = {"name": "cosine", "adapter": 8}
     run(tuned_recipe(recipe, "vpt", balancing=terms, head=head))
     monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(Path("another_cache").absolute()))
     run(recipe | {"tuning": "linear_probe", "balancing": terms, "head": head})
-    assert torch.equal(*found)
+    assert torch.equal(*directions)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"tuning": {"name": "full", "kl": 1.0}, "head": {"name": "cosine", "init": "random"}}, "tuning.kl"),
-        ({"tuning": {"name": "full", "average": 0.5}}, r"tuning\.average: .*It is `training\.interpolation` now"),
-        ({"tuning": {"name": "full"}, "training": {"epochs": 1, "shard": True, "ema": 0.9}}, "needs training.ema 0"),
+        (
+            {"tuning": {"name": "full", "kl": 1.0}, "head": {"name": "cosine", "init": "random"}},
+            "a head that does not start at random",
+        ),
+        ({"tuning": {"name": "full", "average": 0.5}}, r"tuning\.average: .*It is now `training\.interpolation`"),
+        (
+            {"tuning": {"name": "full"}, "training": {"epochs": 1, "shard": True, "ema": 0.9}},
+            "training.shard: cannot average sharded weights; set training.ema to 0",
+        ),
         (
             {"training": {"epochs": 1, "shard": True}},
-            "training.shard: .*use tuning 'full' or 'peft', got 'linear_probe'",
+            "training.shard: .*use 'full' or 'peft'; got tuning 'linear_probe'",
         ),
     ],
 )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmTower
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from imbalance_vlm import InputError
+from imbalance_vlm import InputError, create_encoder
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
 from imbalance_vlm.tuning.peft.full import Full
 from imbalance_vlm.tuning.peft.layernorm import LayerNorm
 from imbalance_vlm.tuning.peft.lora import LoRA
 from imbalance_vlm.tuning.peft.partial import Partial
+from imbalance_vlm.tuning.peft.vpt import VPT
 from imbalance_vlm.tuning.tower_head import module_of
 from tests.tuning.peft.tiny_towers import CLASSES, METHODS, features, pixels, tower, train_steps
 
@@ -118,3 +121,39 @@ def test_a_tower_of_timm_inside_open_clip_is_tuned() -> None:
     outer = nn.ModuleDict({"visual": nn.ModuleDict({"trunk": tower("timm")})})
     tuned = LoRA().apply(outer, CLASSES)
     assert isinstance(tuned.root, TimmTower)
+
+
+class OperatorCalls(TorchDispatchMode):
+    """The names of torch's operators, as they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", [AdaptFormer, VPT])
+@pytest.mark.parametrize("kind", ["open_clip", "timm"])
+def test_towers_under_tuning_use_fused_attention(kind: str, method: Any, tiny_clip: str) -> None:
+    """Once per block; attention that is not fused would show as a softmax over (B, heads, T, T).
+
+    torch's attention module has a special kernel for a block without gradients, such as the first under AdaptFormer.
+    """
+    if kind == "timm":
+        size = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        net: nn.Module = timm.create_model("vit_tiny_patch16_224", num_classes=0, **size)
+        forward: Any = net
+    else:
+        net = create_encoder(tiny_clip).module
+        forward = net.encode_image
+    with method().apply(net, 10) as tuned:
+        tuned.train()
+        with OperatorCalls() as calls:
+            forward(torch.randn(2, 3, 16, 16)).sum().backward()
+    fused = ("scaled_dot_product", "native_multi_head_attention")
+    forwards = [name for name in calls.names if any(kernel in name for kernel in fused) and "backward" not in name]
+    assert len(forwards) == 2
+    assert not any("softmax" in name for name in calls.names)

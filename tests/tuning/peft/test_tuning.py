@@ -18,8 +18,8 @@ from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
 from imbalance_vlm.heads.cosine import CosineHead
 from imbalance_vlm.heads.decoder import DecoderHead
+from imbalance_vlm.training.loop import set_rates
 from imbalance_vlm.training.optimizers import adamw, parameter_groups, sgd
-from imbalance_vlm.training.schedules import constant, cosine, held_cosine, multistep
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.crops import TowerCrops
 from imbalance_vlm.tuning.peft.full import Full
@@ -38,7 +38,8 @@ every = pytest.mark.parametrize("name", METHODS)
 
 
 def context_of(encoder: Encoder, kind: str = "embedding", epochs: int = 3, flips: bool = False) -> TuningContext:
-    return TuningContext(encoder, kind, NAMES, (), ("a photo of a {}.",), torch.device("cpu"), epochs, 0, flips)
+    cpu, templates = torch.device("cpu"), ("a photo of a {}.",)
+    return TuningContext(encoder, kind, NAMES, (), templates, cpu, epochs, 0, flips, encoder.text_features)
 
 
 def make_tuning(name: str, **settings: Any) -> PeftTuning:
@@ -126,30 +127,30 @@ def full(encoder: Encoder, kind: str = "embedding", **settings: Any) -> tuple[Fu
     return tuning, head
 
 
-@pytest.mark.parametrize("schedule", [constant, cosine, held_cosine, multistep])
+@pytest.mark.parametrize("name", catalogue.SCHEDULES.names())
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
-def test_layer_wise_rates_hold_under_every_schedule(encoder: Encoder, schedule: Any, optimizer: Any) -> None:
+def test_layer_wise_rates_hold_under_every_schedule(encoder: Encoder, name: str, optimizer: Any) -> None:
     """At every step, each parameter's rate is that of the head times d^(L - i)."""
     tuning, head = full(encoder, lr_decay=0.5)
-    names = {id(value): name for name, value in encoder.module.visual.named_parameters()}
+    names = {id(value): path for path, value in encoder.module.visual.named_parameters()}
 
     def wanted(parameter: nn.Parameter) -> float:
-        name = names.get(id(parameter), "ln_post")
+        path = names.get(id(parameter), "ln_post")
         starts = {"transformer.resblocks.1": 0.5, "transformer.resblocks.0": 0.25, "ln_post": 1.0}
-        return next((scale for start, scale in starts.items() if name.startswith(start)), 0.125)
+        return next((scale for start, scale in starts.items() if path.startswith(start)), 0.125)
 
     optimizer_in_use = optimizer(tuning.groups(head), lr=0.4, weight_decay=0.1)
-    more = {"milestones": [1]} if schedule is multistep else {"lr_min": 0.01} if schedule is cosine else {}
-    plan = schedule(optimizer_in_use, 2, 5, warmup_epochs=0.4, **more)
-    alone = optimizer([nn.Parameter(torch.ones(1))], lr=0.4)
-    reference = schedule(alone, 2, 5, warmup_epochs=0.4, **more)
+    more: dict[str, Any] = {"multistep": {"milestones": [1]}, "cosine": {"lr_min": 0.01}}.get(name, {})
+    offers: Any = {"epochs": lambda section: 2, "steps_per_epoch": lambda section: 5}
+    schedule = catalogue.SCHEDULES.make({"name": name, "warmup_epochs": 0.4} | more, offers)
+    for group in optimizer_in_use.param_groups:
+        group["initial_lr"] = 0.4
     scheduled = {id(parameter) for group in optimizer_in_use.param_groups for parameter in group["params"]}
     assert scheduled == {id(parameter) for parameter in tuning.parameters(head)}
     rates = set()
     for step in range(10):
-        plan.step_update(step)
-        reference.step_update(step)
-        rate = alone.param_groups[0]["lr"]
+        set_rates(optimizer_in_use, schedule, step)
+        rate = schedule(step, 0.4)
         rates.add(rate)
         for group in optimizer_in_use.param_groups:
             for parameter in group["params"]:

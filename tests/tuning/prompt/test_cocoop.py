@@ -67,7 +67,7 @@ def test_the_classifier_is_that_of_the_mean_image() -> None:
     }
     weight, _ = head.classifier()
     context = head.context + head.net(embeddings.mean(0))
-    expected = head.scale * text_by_open_clip(NAMES, context.expand(3, 3, 16))
+    expected = head.logit_scale * text_by_open_clip(NAMES, context.expand(3, 3, 16))
     torch.testing.assert_close(weight, expected, rtol=0, atol=1e-9)
 
 

@@ -17,6 +17,7 @@ from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.sources import FeatureSource
 from imbalance_vlm.training.loop import train
 from imbalance_vlm.training.optimizers import sgd
+from imbalance_vlm.training.settings import TrainingSettings
 from imbalance_vlm.tuning.prompt.promptsrc import PromptSRC, PromptSRCHead, gaussian_weights
 from tests.tuning.prompt.vision_models import (
     NAMES,
@@ -91,7 +92,7 @@ def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor
     pixels, labels = batch(8)
     source = FeatureSource([pixels.numpy()], labels.numpy(), torch.device("cpu"))
     optimizer = sgd(tuning.parameters(head), lr=0.05)
-    schedule = catalogue.SCHEDULES.get("constant").load()(optimizer, 4, 2)
+    schedule = catalogue.SCHEDULES.get("constant").load()(4, 2)
     sampler = catalogue.SAMPLERS.get("instance").load()(source.labels, 0)
     trained: list[Tensor] = []
 
@@ -108,7 +109,8 @@ def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor
         original(epoch, epochs)
 
     objective.on_epoch = on_epoch  # type: ignore[method-assign]
-    train(objective, source, sampler, optimizer, schedule, folder, after, epochs=4, batch_size=4, checkpoint_seconds=0)
+    settings = TrainingSettings(epochs=4, batch_size=4, checkpoint_seconds=0)
+    train(objective, source, sampler, optimizer, schedule, folder, after, settings=settings)
     before = nn.utils.parameters_to_vector(head.parameters()).detach().clone()
     assert torch.equal(before, trained[-1])
     tuning.finish(head)

@@ -79,19 +79,21 @@ def test_a_tuned_prompt_is_tested_on_fourteen_other_sets(method: str, tmp_path: 
     assert {f"transfer_{name}" for name in ALL_SETS[1:]} <= set(plan(f"cross_dataset/{method}").table["columns"])
 
 
-@pytest.mark.parametrize("evaluation", [{"novel": True}, {"transfer": ["icons_lt"]}])
+@pytest.mark.parametrize("evaluation", [{"base_to_novel": True}, {"transfer": {"datasets": ["icons_lt"]}}])
 def test_a_context_per_class_is_refused_for_other_classes_before_training(
     evaluation: dict[str, Any], tiny_clip: str
 ) -> None:
     recipe = prompted(Path("/a"), tiny_clip, evaluation=evaluation)
     recipe["data"]["classes"] = "base"
     plan(recipe)
-    with pytest.raises(RecipeError, match="tuning.csc: a context for each class has none for the new ones"):
+    with pytest.raises(RecipeError, match="use tuning 'zero_shot' or a prompt method with csc false"):
         plan(recipe, {"tuning.csc": True})
 
 
 def test_a_table_has_a_column_per_transfer_set(tiny_clip: str) -> None:
-    recipe = prompted(Path("/a"), tiny_clip, evaluation={"transfer": ["dtd", {"name": "eurosat", "root": "/b"}]})
+    recipe = prompted(
+        Path("/a"), tiny_clip, evaluation={"transfer": {"datasets": ["dtd", {"name": "eurosat", "root": "/b"}]}}
+    )
     study = {"grid": {"seeds": [0]}, "table": {"columns": ["transfer_dtd", "transfer_eurosat"]}}
     assert plan(recipe | study).table["columns"] == ["transfer_dtd", "transfer_eurosat"]
     with pytest.raises(RecipeError, match="unknown table column 'transfer_sun397'.*transfer_dtd"):
@@ -105,11 +107,10 @@ def test_zero_shot_is_in_the_few_shot_tables(name: str) -> None:
 
 
 def test_a_transfer_set_without_a_root_has_the_recipe_s_root() -> None:
-    recipe = prompted(
-        Path("/a"), "tiny", evaluation={"transfer": ["dtd", {"name": "eurosat", "root": "/b"}, "icons_lt"]}
-    )
-    found = plan(recipe).recipes[0]["evaluation"]["transfer"]
-    assert [section.get("root") for section in found] == ["/a", "/b", None]
+    datasets = ["dtd", {"name": "eurosat", "root": "/b"}, "icons_lt"]
+    recipe = prompted(Path("/a"), "tiny", evaluation={"transfer": {"datasets": datasets}})
+    sections = plan(recipe).recipes[0]["evaluation"]["transfer"]["datasets"]
+    assert [section.get("root") for section in sections] == ["/a", "/b", None]
 
 
 def test_the_few_shot_study_runs_on_any_of_the_eleven_sets(tmp_path: Path, roomy_clip: str) -> None:

@@ -111,7 +111,7 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
     try:
         train_steps(objective_of(tuning, head), tuning)
         names = ("dog", "tea_pot")
-        other = head.for_names(names).eval()
+        other = head.for_names(names, lambda other: encoder().text_features(other, context_of().templates)).eval()
         kept = head.eval()(batch()[0])
         assert other(batch()[0]).shape == (5, 2)
         assert torch.equal(other.embed(batch()[0]), head.embed(batch()[0]))

@@ -83,7 +83,8 @@ def context_of(**changes: Any) -> TuningContext:
         "seed": 0,
         "flips": False,
     }
-    return TuningContext(**(defaults | changes))
+    values = defaults | changes
+    return TuningContext(text_features=lambda *names: values["encoder"].text_features(*names), **values)
 
 
 def tuning_of(name: str, **settings: Any) -> Any:

@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 import pytest
+from imbalance_vlm.results.folder import config_hash, recipe_hash
 
 from imbalance_vlm import __version__
 from imbalance_vlm.data.prepare import dataset_identity
 from imbalance_vlm.encoders.factory import encoder_identity
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results import folder
-from imbalance_vlm.results.folder import config_hash, recipe_hash
 
 
 def complete(recipe: dict[str, Any], **changes: Any) -> dict[str, Any]:

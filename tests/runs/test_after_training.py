@@ -1,4 +1,4 @@
-"""Second stages, post-hoc corrections, averages and geometry in runs of a recipe, and what is refused."""
+"""Runs with second stages, post-hoc corrections, weight averages and geometry."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imbalance_vlm import InputError, assembly
+import imbalance_vlm
+from imbalance_vlm import InputError
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.evaluation.geometry import Geometry
-from imbalance_vlm.recipe.problems import RecipeError
-from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import RunResult
-from tests.test_runner import run
 
 Recipe = dict[str, Any]
-TEXT_LEARNED = ("image_text_contrast", "text_anchor", "npt", "cpt")  # for text that prompt tuning learns
+TEXT_LEARNED = ("image_text_contrast", "text_anchor", "npt", "cpt")
+"""Regularizers of text features that prompt tuning learns; tests/tuning has their runs."""
 EXPERTS = ("head=experts", "balancing.loss=sade")
 
 
@@ -29,6 +27,12 @@ def with_validation(recipe: Recipe, images: Path) -> Recipe:
     """The recipe over one folder of classes, split into training, validation and test images."""
     data = {"name": "folder", "root": str(images / "train"), "val_fraction": 0.3, "test_fraction": 0.3}
     return recipe | {"data": data, "balancing": {"loss": "cross_entropy"}}
+
+
+def run(recipe: Recipe, *overrides: str) -> RunResult:
+    result = imbalance_vlm.run(recipe, overrides)
+    assert isinstance(result, RunResult)
+    return result
 
 
 def state(result: RunResult) -> dict[str, torch.Tensor]:
@@ -85,7 +89,7 @@ def test_second_stage_keeps_the_trained_head(with_validation: Recipe) -> None:
 def test_geometry_is_measured_when_asked_for(recipe: Recipe) -> None:
     names = {column.name for column in Geometry.columns}
     assert not set(run(recipe).scores) & names
-    scores = run(recipe, "evaluation.geometry=test").scores
+    scores = run(recipe, "evaluation.geometry=true").scores
     assert names <= set(scores)
     assert 0 <= scores["nc4"] <= 1
 
@@ -99,62 +103,22 @@ def test_moving_average_and_interpolation_change_the_result(recipe: Recipe) -> N
     assert not torch.equal(averaged, plain)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ({"balancing.loss": "sade"}, ["head:", "'experts'"]),
-        ({"head": "experts"}, ["balancing.loss:", "'sade'"]),
-        ({"balancing.loss": "etf_dot_regression"}, ["head:", "{name: prototype, scale: 1}"]),
-        ({"head": {"name": "prototype", "normalise": False}}, ["head.normalise:", "etf_dot_regression"]),
-        ({"balancing.loss": "paco"}, ["head:", "'paco'", "head.adapter"]),
-        ({"balancing.regularizers": ["prototype_contrastive"]}, ["regularizers:", "head.adapter"]),
-        ({"balancing.second_stage": "expert_aggregation"}, ["second_stage:", "'experts'"]),
-        ({"training.interpolation": 0.5}, ["training.interpolation:", "init 'text'"]),
-        ({"balancing.post_hoc": "temprature"}, ["post_hoc.name:", "Did you mean 'temperature'?"]),
-        ({"balancing.second_stage": {"name": "tau_norm", "tua": 1}}, ["second_stage.tua:", "'tau'"]),
-        ({"balancing.regularizers": 3}, ["balancing.regularizers:", "must be a list of regularizers"]),
-        ({"balancing.regularizers": [{"weight": 1}]}, ["balancing.regularizers.0:", "must be the name"]),
-    ],
-)
-def test_components_that_cannot_be_combined_are_refused(overrides: Recipe, words: list[str], recipe: Recipe) -> None:
-    with pytest.raises(RecipeError) as error:
-        plan(recipe, overrides)
-    (problem,) = map(str, error.value.problems)
-    assert all(word in problem for word in words), problem
-
-
-def test_zero_shot_accepts_a_post_hoc_correction_but_no_second_stage(recipe: Recipe) -> None:
-    zero_shot = {"tuning": "zero_shot", "head": "text"}
-    with pytest.raises(RecipeError, match="'crt' is fitted on a trained head"):
-        plan(recipe, zero_shot | {"balancing.second_stage": "crt"})
-    plan(recipe, zero_shot | {"balancing.post_hoc": "temperature"})
-
-
-def test_regularizer_named_twice_is_refused(recipe: Recipe) -> None:
-    twice = {"head": {"name": "linear", "adapter": 4}, "balancing.regularizers": ["prototype_contrastive"] * 2}
-    with pytest.raises(RecipeError, match="once"):
-        plan(recipe, twice)
-
-
-def test_text_and_test_features_are_computed_once_per_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head starts from the text features and geometry measures them, but the text tower runs once."""
+def test_texts_and_images_are_encoded_once_per_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head starts from the text features and geometry reads them and the test features again."""
     names: list[int] = []
-    splits: list[str] = []
-    text, made = OpenClipEncoder.text_features, assembly.feature_source
+    images: list[int] = []
+    text_features, image_features = OpenClipEncoder.text_features, OpenClipEncoder.image_features
 
-    def counted_text(self: OpenClipEncoder, class_names: Any, *rest: Any) -> torch.Tensor:
+    def count_texts(self: OpenClipEncoder, class_names: Any, *arguments: Any) -> torch.Tensor:
         names.append(len(class_names))
-        return text(self, class_names, *rest)
+        return text_features(self, class_names, *arguments)
 
-    def counted_source(encoder: Any, split: Any, kind: str, transforms: Any, device: Any, what: str, **how: Any) -> Any:
-        splits.append(what.rpartition(" ")[2])
-        return made(encoder, split, kind, transforms, device, what, **how)
+    def count_images(self: OpenClipEncoder, pixels: torch.Tensor, *arguments: Any) -> Any:
+        images.append(len(pixels))
+        return image_features(self, pixels, *arguments)
 
-    monkeypatch.setattr(OpenClipEncoder, "text_features", counted_text)
-    monkeypatch.setattr(assembly, "feature_source", counted_source)
-    monkeypatch.setattr(
-        assembly, "settings_of", lambda target: settings_of(made if target is counted_source else target)
-    )
-    run(recipe, "head={name: cosine, init: text}", "evaluation.geometry=test")
-    assert len(names) == 1
-    assert sorted(splits) == ["test", "train"]
+    monkeypatch.setattr(OpenClipEncoder, "text_features", count_texts)
+    monkeypatch.setattr(OpenClipEncoder, "image_features", count_images)
+    result = run(recipe, "head={name: cosine, init: text}", "evaluation.geometry=true")
+    assert names == [4]
+    assert [images.count(result.record["images"][split]) for split in ("train", "test")] == [1, 1]

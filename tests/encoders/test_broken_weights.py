@@ -1,0 +1,70 @@
+"""Broken model files: the error names the file and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.broken_inputs import Workspace
+
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+
+
+@pytest.fixture
+def model(workspace: Workspace) -> Path:
+    """A copy of the tiny model's folder."""
+    return Path(shutil.copytree(workspace.encoder.removeprefix("local-dir:"), workspace.folder / "model"))
+
+
+def run_model(workspace: Workspace, model: Path) -> list[str]:
+    return workspace.run(encoder={"name": f"local-dir:{model}"})
+
+
+@pytest.mark.parametrize("size", [5000, 0], ids=["truncated", "empty"])
+def test_damaged_weights_are_named(size: int, workspace: Workspace, model: Path) -> None:
+    (model / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes()[:size])
+    workspace.assert_refused(run_model(workspace, model), WEIGHTS, "could not be read")
+
+
+def test_weights_of_another_architecture_are_refused(workspace: Workspace, model: Path) -> None:
+    config = json.loads((model / CONFIG).read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = 64
+    (model / CONFIG).write_text(json.dumps(config))
+    words = ("holds weights of another architecture", "(64,)", "(32,)")
+    workspace.assert_refused(run_model(workspace, model), *words)
+
+
+def test_a_damaged_model_description_is_named(workspace: Workspace, model: Path) -> None:
+    (model / CONFIG).write_text("{")
+    workspace.assert_refused(run_model(workspace, model), CONFIG)
+
+
+def test_a_model_without_weights_is_refused(workspace: Workspace, model: Path) -> None:
+    (model / WEIGHTS).unlink()
+    workspace.assert_refused(run_model(workspace, model), "weights", "has none")
+
+
+def test_a_missing_model_folder_is_refused(workspace: Workspace) -> None:
+    command = workspace.run("encoder.name=local-dir:nowhere")
+    workspace.assert_refused(command, f"must be a folder with {CONFIG}")
+
+
+def test_a_folder_in_place_of_weights_is_refused(workspace: Workspace) -> None:
+    command = workspace.run(encoder={"name": "ViT-B-32", "pretrained": str(workspace.data)})
+    workspace.assert_refused(command, "weights", "data")
+
+
+def test_damaged_weights_of_a_timm_backbone_are_named(workspace: Workspace) -> None:
+    file = workspace.folder / "broken.safetensors"
+    file.write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    command = workspace.run(encoder={"name": "timm:resnet10t", "pretrained": str(file)})
+    workspace.assert_refused(command, "timm:resnet10t", "broken.safetensors")
+
+
+def test_a_folder_in_place_of_timm_weights_is_refused(workspace: Workspace) -> None:
+    command = workspace.run(encoder={"name": "timm:resnet10t", "pretrained": str(workspace.data)})
+    workspace.assert_refused(command, "`pretrained` must be true, 'random' or a local checkpoint")

@@ -1,0 +1,249 @@
+"""Recipes and studies: what is run, what is read, and where it lies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import imbalance_vlm
+from imbalance_vlm import InputError
+from imbalance_vlm.results.result import RunResult, StudyResult
+from imbalance_vlm.runs import study as study_module
+
+Recipe = dict[str, Any]
+PLOT = {"plot": {"x": "train_seconds", "y": ["overall"]}}
+GRID = {"grid": {"variants": {"ce": {"balancing.loss": "cross_entropy"}, "bs": {}}, "seeds": [0, 1]}}
+
+
+def run(recipe: Recipe, *overrides: str, **options: Any) -> RunResult:
+    result = imbalance_vlm.run(recipe, overrides, **options)
+    assert isinstance(result, RunResult)
+    return result
+
+
+def run_study(recipe: Recipe, *overrides: str, **options: Any) -> StudyResult:
+    result = imbalance_vlm.run(recipe | GRID, overrides, **options)
+    assert isinstance(result, StudyResult)
+    return result
+
+
+def weights(result: RunResult) -> bytes:
+    return (result.path / "head.safetensors").read_bytes()
+
+
+# -- finished runs ---------------------------------------------------------------------------------------------------
+def test_finished_run_is_read(recipe: Recipe, computed: list[str]) -> None:
+    first, second = run(recipe), run(recipe)
+    assert computed == ["tiny 0"]
+    assert first.path == second.path
+    np.testing.assert_equal(second.scores, first.scores)
+
+
+def test_force_runs_again_in_an_empty_folder(recipe: Recipe, computed: list[str]) -> None:
+    first = run(recipe)
+    (first.path / "old_file.txt").touch()
+    assert weights(run(recipe, force=True)) == weights(first)
+    assert len(computed) == 2
+    assert not (first.path / "old_file.txt").exists()
+
+
+def test_force_runs_every_run_of_a_study_again(recipe: Recipe, computed: list[str]) -> None:
+    for _ in range(2):
+        run_study(recipe, "training.epochs=1", force=True)
+    assert computed == ["tiny/ce 0", "tiny/ce 1", "tiny/bs 0", "tiny/bs 1"] * 2
+
+
+@pytest.mark.parametrize("override", ["training.epochs=2", "seed=1", "head=cosine", "data.templates=simple"])
+def test_changed_recipe_is_another_run(recipe: Recipe, computed: list[str], override: str) -> None:
+    assert run(recipe).path != run(recipe, override).path
+    assert len(computed) == 2
+
+
+def test_changed_description_is_the_same_run(recipe: Recipe, computed: list[str]) -> None:
+    run(recipe)
+    run(recipe, "description=hello")
+    assert len(computed) == 1
+
+
+def test_changed_images_are_another_run(recipe: Recipe, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(recipe["data"]["root"], tmp_path / "copy"))
+    before = run(recipe, f"data.root={root}")
+    for file in list((root / "test" / "red_apple").iterdir())[1:]:
+        file.unlink()
+    after = run(recipe, f"data.root={root}")
+    assert (before.record["images"]["test"], after.record["images"]["test"]) == (20, 16)
+
+
+def test_damaged_result_is_an_error_with_a_remedy(recipe: Recipe) -> None:
+    path = run(recipe).path / "result.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match=r"result\.json is not a result file.*--force"):
+        run(recipe)
+    assert run(recipe, force=True).scores["overall"] >= 0
+
+
+def test_resolved_recipe_is_the_same_run(recipe: Recipe, computed: list[str]) -> None:
+    first = run(recipe)
+    again = imbalance_vlm.run(first.path / "recipe.resolved.yaml")
+    assert again.path == first.path
+    assert len(computed) == 1
+
+
+def test_finished_run_is_read_on_a_machine_without_its_device(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe)
+    run_study(recipe)
+    monkeypatch.setattr(study_module, "resolve_device", lambda name: pytest.fail("asked for a device"))
+    run(recipe, device="cuda:7")
+    run_study(recipe, device="cuda:7")
+
+
+# -- studies ---------------------------------------------------------------------------------------------------------
+def test_finished_runs_of_a_study_are_read(recipe: Recipe, computed: list[str]) -> None:
+    first = run_study(recipe)
+    assert computed == ["tiny/ce 0", "tiny/ce 1", "tiny/bs 0", "tiny/bs 1"]
+    again = run_study(recipe)
+    assert len(computed) == 4
+    assert first.table.equals(again.table)
+    assert {path.name for path in first.path.iterdir()} >= {"table.csv", "table.md", "study.json", "ce", "bs"}
+    listed = json.loads((first.path / "study.json").read_text())
+    assert [first.path / folder for folder in listed["runs"]] == [one.path for one in first.runs]
+
+
+def test_missing_runs_of_a_study_are_run(recipe: Recipe, computed: list[str]) -> None:
+    first = run_study(recipe)
+    shutil.rmtree(first.runs[2].path)
+    run_study(recipe)
+    assert computed[4:] == ["tiny/bs 0"]
+
+
+def test_table_of_a_study_is_mean_and_deviation_over_seeds(recipe: Recipe) -> None:
+    result = run_study(recipe)
+    assert list(result.table["recipe"]) == ["ce", "bs"]
+    assert list(result.table["n"]) == [2, 2]
+    assert list(result.table["seeds"]) == ["0,1", "0,1"]
+    for row, runs in enumerate((result.runs[:2], result.runs[2:])):
+        scores = [one.scores["overall"] for one in runs]
+        assert result.table["overall"][row] == pytest.approx(np.mean(scores))
+        assert result.table["overall_std"][row] == pytest.approx(np.std(scores, ddof=1))
+
+
+def test_run_of_a_study_has_the_numbers_of_the_run_alone(recipe: Recipe) -> None:
+    alone = run(recipe, "seed=1", "name=tiny/bs", runs="alone")
+    of_study = run_study(recipe, runs="study").runs[3]
+    assert of_study.path.relative_to("study") == alone.path.relative_to("alone")
+    assert weights(of_study) == weights(alone)
+
+
+def test_missing_matplotlib_is_reported_before_the_runs(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(study_module, "find_spec", lambda name: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "preflight", stop)
+        with pytest.raises(StoppedError):
+            run_study(recipe | PLOT)
+    assert "no plot: it needs matplotlib" in capsys.readouterr().err
+    result = run_study(recipe | PLOT, "training.epochs=1")
+    assert not (result.path / "plot.png").exists()
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+def test_jobs_give_the_results_of_one_process(recipe: Recipe) -> None:
+    seeds = {"grid": {"seeds": [0, 1]}}
+    one = imbalance_vlm.run(recipe | seeds, {"training.epochs": 2}, runs="one")
+    two = imbalance_vlm.run(recipe | seeds, {"training.epochs": 2}, runs="two", jobs=2)
+    assert isinstance(one, StudyResult)
+    assert isinstance(two, StudyResult)
+    for name, scores in one.scores.items():
+        assert two.scores[name] == pytest.approx(scores, nan_ok=True)
+    assert [run.path.name for run in two.runs] == [run.path.name for run in one.runs]
+    assert [weights(run) for run in two.runs] == [weights(run) for run in one.runs]
+
+
+def test_error_in_a_process_is_the_error_of_the_study(recipe: Recipe) -> None:
+    """One that only training shows."""
+    diverging = recipe | {"training": recipe["training"] | {"optimizer": {"name": "sgd", "lr": 1e38}}}
+    diverging["head"] = {"name": "linear", "normalise": False}
+    with pytest.raises(InputError, match="training loss became"):
+        imbalance_vlm.run(diverging | {"grid": {"seeds": [0, 1]}}, jobs=2)
+    assert not list(Path("runs").rglob("result.json"))
+
+
+@pytest.mark.parametrize("grid", [{}, {"grid": {"seeds": [0, 1]}}])
+def test_less_than_one_job_is_refused(recipe: Recipe, grid: Recipe) -> None:
+    with pytest.raises(InputError, match="`jobs` must be at least 1, got 0"):
+        imbalance_vlm.run(recipe | grid, jobs=0)
+
+
+# -- what can go wrong -----------------------------------------------------------------------------------------------
+def test_missing_data_of_all_runs_are_reported_at_once(recipe: Recipe, computed: list[str]) -> None:
+    variants = {"a": {"data.root": "nowhere"}, "b": {"data.root": "neither"}, "c": {}}
+    with pytest.raises(InputError, match=r"nowhere[\s\S]*neither"):
+        imbalance_vlm.run(recipe | {"grid": {"variants": variants}})
+    assert computed == []
+
+
+def test_runs_folder_that_is_a_file(recipe: Recipe) -> None:
+    Path("occupied").write_text("a file")
+    with pytest.raises(InputError, match="occupied.*cannot be written"):
+        run(recipe, runs="occupied")
+
+
+def test_unwritable_runs_folder_is_reported_before_any_work(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, computed: list[str]
+) -> None:
+    mkdir = Path.mkdir
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        if "forbidden" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match="forbidden.* cannot be written: Permission denied.*choose another folder"):
+        run(recipe, runs="forbidden")
+    assert computed == []
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:0:0", ""])
+def test_unknown_device(recipe: Recipe, device: str) -> None:
+    with pytest.raises(InputError, match="`device` must be auto, cpu or a GPU"):
+        run(recipe, device=device)
+
+
+def test_refused_run_leaves_no_folder(recipe: Recipe) -> None:
+    long_prompt = {
+        "tuning": {"name": "prompt", "method": "coop", "init": None, "n_ctx": 60},
+        "head": "text",
+        "training": {"epochs": 1, "optimizer": {"lr": 0.1}},
+    }
+    with pytest.raises(InputError, match="at most 16 tokens"):
+        run(recipe | long_prompt)
+    assert not list(Path("runs").rglob("seed*"))
+
+
+def test_two_processes_run_a_recipe_once(recipe: Recipe, computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the lock, and then finds the result of the first."""
+    first = run(recipe)
+    result = (first.path / "result.json").read_bytes()
+    (first.path / "result.json").unlink()
+    lock = study_module.FileLock
+
+    def finished_meanwhile(path: str) -> Any:
+        (first.path / "result.json").write_bytes(result)
+        return lock(path)
+
+    monkeypatch.setattr(study_module, "FileLock", finished_meanwhile)
+    assert run(recipe).scores == pytest.approx(first.scores, nan_ok=True)
+    assert computed == ["tiny 0"]
