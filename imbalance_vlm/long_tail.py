@@ -1,4 +1,4 @@
-"""What is known about a long tail: counts, prior, groups. Computed once and passed to everything that needs it."""
+"""The class counts of a training set, their prior and their groups: computed once and passed to what needs them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class LongTail:
         class_names: (C,) names, used in messages; the class index stands in for a missing name.
         many: classes with more training images than this are "many" (> 100 in ImageNet-LT's protocol).
         few: classes with fewer than this are "few" (< 20); those between, both ends included, are "medium".
-        group_counts: (C,) counts that make the groups where they are not those of the training images: of the dataset
-            before it was thinned, say.
+        group_counts: (C,) counts that decide the groups in place of `counts`, such as those of the dataset before it
+            was thinned.
         allow_empty: accept classes without a training image. Such a class has prior 0 (log prior -inf): prior-based
             losses leave it out of the softmax, so that it neither gets a gradient nor shifts the others' priors.
 
@@ -56,10 +56,10 @@ class LongTail:
         group_counts: ArrayLike | None = None,
     ) -> None:
         array = np.asarray(counts)
-        numbers = np.issubdtype(array.dtype, np.number) and bool(np.all(np.isfinite(array)))
-        whole = numbers and bool(np.all(np.mod(array, 1) == 0))
-        if array.ndim != 1 or array.size == 0 or not whole or array.min() < 0:
-            lowest = f", lowest {array.min()}" if array.size and numbers else ""
+        is_numeric = np.issubdtype(array.dtype, np.number) and bool(np.all(np.isfinite(array)))
+        is_whole = is_numeric and bool(np.all(np.mod(array, 1) == 0))
+        if array.ndim != 1 or array.size == 0 or not is_whole or array.min() < 0:
+            lowest = f", lowest {array.min()}" if array.size and is_numeric else ""
             raise InputError(
                 "`counts` must be one row of whole numbers >= 0, one for each class, "
                 f"got shape {array.shape}, {array.dtype}{lowest}"
@@ -113,7 +113,7 @@ class LongTail:
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
-        """Class indices of each group, by TRAIN count: many > `many`, few < `few`, medium between."""
+        """Class indices of each group, by training count: many > `many`, few < `few`, medium between."""
         counts = self.counts if self.group_counts is None else self.group_counts
         many, few = counts > self.many, counts < self.few
         masks = {"many": many, "medium": ~many & ~few, "few": few}

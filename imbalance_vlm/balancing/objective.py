@@ -15,13 +15,13 @@ from imbalance_vlm.heads.base import Head
 class Objective(nn.Module):
     """Features (B, ...) and targets (B,) to one number.
 
-    One module, so that a checkpoint of it holds the head and everything that the loss and the regularizers remember.
+    One module, so that a checkpoint of it holds the head and the state of the loss and the regularizers.
 
     Args:
         head: what is trained.
         criterion: the loss.
         regularizers: added with their weights.
-        gradient: what stands between the loss and the optimizer.
+        gradient: transforms the gradient of the loss before the optimizer reads it.
         frozen_text: (C, d) unit text features of the untouched tower, for the regularizers that compare with them.
     """
 
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         return embeddings, self.head.classify(embeddings)
 
     def gather(self, together: Callable[[Tensor], Tensor]) -> None:
-        """Called between `outputs` and `value` where the outputs were those of a part of the batch, and gathered."""
+        """Called between `outputs` and `value` if processes computed parts of the batch, whose outputs are gathered."""
         self.head.gather(together)
         for regularizer in self.regularizers:
             if isinstance(regularizer, Regularizer):

@@ -89,14 +89,14 @@ def create_prototypes(
     chosen = resolve_kind(kind, num_classes, dim)
     rng = np.random.default_rng(seed)
     if chosen == "simplex":
-        found = _simplex(num_classes)  # (C, C - 1)
+        rows = _simplex(num_classes)  # (C, C - 1)
     elif chosen == "orthoplex":
-        found = _orthoplex(num_classes, dim)  # (C, d)
+        rows = _orthoplex(num_classes, dim)  # (C, d)
     else:
         start = torch.from_numpy(rng.standard_normal((num_classes, dim))).float()
         steps = steps or min(400, max(100, OPERATIONS // (4 * num_classes**2 * dim)))
-        found = _optimised(F.normalize(start, dim=1), steps, temperature, block_rows).double()  # (C, d)
-    return F.normalize(found @ _frame(dim, found.shape[1], rng).t(), dim=1).float()  # (C, d)
+        rows = _optimised(F.normalize(start, dim=1), steps, temperature, block_rows).double()  # (C, d)
+    return F.normalize(rows @ _frame(dim, rows.shape[1], rng).t(), dim=1).float()  # (C, d)
 
 
 def resolve_kind(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKind:
@@ -121,7 +121,7 @@ def resolve_kind(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKi
 def _simplex(num_classes: int) -> Tensor:
     """(C, C - 1) vertices of the regular simplex, float64.
 
-    They are the rows of sqrt(C / (C - 1)) V, V an orthonormal basis of what is orthogonal to 1: then
+    They are the rows of sqrt(C / (C - 1)) V, V an orthonormal basis of the space orthogonal to 1: then
     V V^T = I - 11^T / C. V is Helmert's, column k = (1, ..., 1, -k, 0, ..., 0) / sqrt(k (k + 1)), with k ones.
     """
     k = torch.arange(1, num_classes, dtype=torch.float64)  # (C - 1,)
@@ -189,8 +189,8 @@ def _similarities(prototypes: Tensor, temperature: float, block_rows: int) -> It
 def _optimised(start: Tensor, steps: int, temperature: float, block_rows: int) -> Tensor:
     """(C, d) unit rows after Adam from `start`, which is overwritten.
 
-    The gradient loses its part along each row, which renormalising would undo anyhow but which Adam would count
-    among the row's gradients. The rate falls to 0 along half a cosine.
+    The part of the gradient along each row is removed: renormalising would undo its step, but Adam would count it in
+    the row's moments. The rate falls to 0 along half a cosine.
     """
     prototypes = start
     optimizer = torch.optim.Adam([prototypes], lr=0.0, betas=(0.9, 0.99))
@@ -252,7 +252,7 @@ def assign_prototypes(prototypes: Tensor, class_features: Tensor, block_rows: in
 
     The sum of the cosines between classes and their prototypes is the largest possible (Hungarian matching). A
     component that all unit features share has no effect, since it adds the same to every matching. A row of zeros, for
-    a class of which nothing is known, gets one of the remaining prototypes.
+    a class without features, gets one of the remaining prototypes.
 
     The matching needs one (C, C) float64 matrix: 530 MB for 8142 classes.
 

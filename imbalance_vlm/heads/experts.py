@@ -3,10 +3,10 @@
 [0] Zhang, Hooi, Hong, Feng. Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition.
     NeurIPS 2022.
 
-    z_e = W_e f_e + b_e,   f_e = f, or what the expert's own adapter makes of it;   z = sum_e v_e z_e,   v = 1/3
+    z_e = W_e f_e + b_e,   f_e = f, or the output of the expert's own adapter;   z = sum_e v_e z_e,   v = 1/3
 
 Differs from [0] in: the experts share the whole tower, which is frozen, where [0] gives each its own last stage; an
-adapter per expert stands for that.
+adapter per expert takes its place.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ EXPERTS = 3
 class ExpertsHead(Head):
     """Three linear classifiers: (B, w) -> (B, 3, C) in training mode, their mean (B, C) in evaluation mode.
 
-    The mean is one of logits, as in [0], and so a linear classifier itself. With adapters the embedding is that of all
-    three experts side by side, (B, 3 w), and each classifier reads its own third.
+    As in [0] the logits are averaged, not the probabilities, so that the mean is a linear classifier too. With adapters
+    the embedding is that of all three experts side by side, (B, 3 w), and each classifier reads its own third.
 
     Args:
         width: width of the features.
@@ -75,8 +75,8 @@ class ExpertsHead(Head):
         biases = torch.stack([layer.bias for layer in self._layers()])
         if not len(self.adapters):
             return weights, biases
-        own = torch.eye(EXPERTS, dtype=weights.dtype, device=weights.device)  # (3, 3) selects each expert's third
-        return (own[:, None, :, None] * weights[:, :, None]).flatten(2), biases  # (3, C, 3, w) -> (3, C, 3 w)
+        thirds = torch.eye(EXPERTS, dtype=weights.dtype, device=weights.device)  # (3, 3) selects each expert's third
+        return (thirds[:, None, :, None] * weights[:, :, None]).flatten(2), biases  # (3, C, 3, w) -> (3, C, 3 w)
 
     def classifier(self) -> tuple[Tensor, Tensor | None]:
         """(C, d) and (C,) of the mean of the experts."""
@@ -89,8 +89,8 @@ class ExpertsHead(Head):
         """Logits (B, 3, C) in training mode, their mean (B, C) in evaluation mode."""
         if not self.training:
             return F.linear(embeddings, *self.classifier())
-        of_each = embeddings.chunk(EXPERTS, dim=1) if len(self.adapters) else (embeddings,) * EXPERTS
-        return torch.stack([layer(f) for layer, f in zip(self.layers, of_each, strict=True)], dim=1)
+        inputs = embeddings.chunk(EXPERTS, dim=1) if len(self.adapters) else (embeddings,) * EXPERTS
+        return torch.stack([layer(f) for layer, f in zip(self.layers, inputs, strict=True)], dim=1)
 
     def _layers(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]

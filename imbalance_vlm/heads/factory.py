@@ -37,16 +37,16 @@ def create_head(
         directions: (C, w) unit rows: what the head starts from (text features or class means), the text features of a
             zero-shot head, or the prototypes of a head that has them. None for a random start.
         logit_scale: exp(logit_scale) of the model, for a zero-shot head.
-        settings: the head's own, as in a recipe.
+        settings: settings of the head, as in a recipe.
 
     Raises:
         InputError: an unknown name or setting, or directions that are missing or have another shape.
     """
     catalogue.load_plugins()
     entry = catalogue.HEADS.get(name)
-    known = entry.settings()
-    section = {"name": name, **checked_settings(f"head '{name}'", known, settings)}
-    init = section.get("init", known["init"].default if "init" in known else "random")
+    allowed = entry.settings()
+    section = {"name": name, **checked_settings(f"head '{name}'", allowed, settings)}
+    init = section.get("init", allowed["init"].default if "init" in allowed else "random")
     if init != "random" and directions is None:
         raise InputError(
             f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; pass "
@@ -83,9 +83,12 @@ def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], tex
 
 @torch.no_grad()
 def class_mean_directions(source: Source, num_classes: int, batch_size: int = 1024) -> Tensor:
-    """(C, w) unit directions of each class's mean unit feature.
+    """(C, w) unit directions of each class's mean unit feature; of tokens, the class token is used.
 
-    Of tokens, the class token counts. A class without images gets the mean of all.
+    A class without images gets the mean of all.
+
+    Raises:
+        InputError: a source without images.
     """
     total: Tensor | None = None
     for features, labels in source.batches(evaluation_rows(source, batch_size)):
@@ -94,7 +97,7 @@ def class_mean_directions(source: Source, num_classes: int, batch_size: int = 10
             total = torch.zeros(num_classes, unit.shape[1], device=unit.device)
         total.index_add_(0, labels, unit)
     if total is None:
-        raise ValueError("no features to take means of")
+        raise InputError("`source` must hold at least one image to take means of, got none")
     empty = total.norm(dim=1) == 0
     total[empty] = total.sum(0)
     return F.normalize(total, dim=-1)

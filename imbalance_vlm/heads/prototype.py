@@ -7,7 +7,7 @@
 
     e = A f + b, or f + U relu(V f)          P (C, w) unit rows, never trained
     z_c = s * cos(e, p_c)                    normalise
-    z_c = e . p_c                            not
+    z_c = e . p_c                            otherwise
 
 The tail has as much room as the head, since no gradient can move a prototype.
 

@@ -1,4 +1,4 @@
-"""Losses and samplers in the training loop: who is told what, and when."""
+"""The objective in the training loop: the calls of the loss, resuming, and deferred weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
 
 
-def trained(folder: Path, loss: Loss, sampler: str = "instance", stop: Any = None, **settings: Any) -> Tensor:
-    """Weights of a linear layer after four epochs; a `stop` of the checkpoint writer's ends the run early."""
+def trained(folder: Path, loss: Loss, sampler: str = "instance", **settings: Any) -> Tensor:
+    """Weights of a linear layer after four epochs."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     head = LinearHead(4, 3, normalise=False)
@@ -35,13 +35,13 @@ def trained(folder: Path, loss: Loss, sampler: str = "instance", stop: Any = Non
     optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
     plan = TrainingSettings(**{"epochs": 4, "batch_size": 8, "checkpoint_seconds": 0.0} | settings)
     schedule = constant(plan.epochs, steps_per_epoch(source, plan.batch_size))
-    made: Sampler = catalogue.SAMPLERS.get(sampler).load()(source.labels, 0)
-    train(Objective(head, loss), source, made, optimizer, schedule, folder, settings=plan)
+    made_sampler: Sampler = catalogue.SAMPLERS.get(sampler).load()(source.labels, 0)
+    train(Objective(head, loss), source, made_sampler, optimizer, schedule, folder, settings=plan)
     return head.layer.weight.detach()
 
 
-class Diary(Loss):
-    """Cross-entropy that notes what it is told and how often it is called."""
+class RecordingLoss(Loss):
+    """Cross-entropy that records its calls: the arguments of `on_epoch` and the sizes of batches."""
 
     def __init__(self, stop_before: int | None = None) -> None:
         super().__init__(LongTail(np.bincount(LABELS)))
@@ -58,39 +58,39 @@ class Diary(Loss):
         return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def test_the_loss_is_told_of_each_epoch_before_its_first_batch(tmp_path: Path) -> None:
-    diary = Diary()
-    trained(tmp_path / "run", diary)
-    assert diary.notes == [item for epoch in range(4) for item in ((epoch, 4), 8, 8, 3)]
+def test_on_epoch_is_called_before_the_first_batch_of_each_epoch(tmp_path: Path) -> None:
+    recorder = RecordingLoss()
+    trained(tmp_path / "run", recorder)
+    assert recorder.notes == [item for epoch in range(4) for item in ((epoch, 4), 8, 8, 3)]
 
 
-def test_a_resumed_run_tells_the_loss_where_it_goes_on(tmp_path: Path) -> None:
+def test_on_epoch_of_a_resumed_run_starts_with_its_epoch(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "run", Diary(stop_before=2))
-    diary = Diary()
-    trained(tmp_path / "run", diary)
-    assert diary.notes[0] == (2, 4)
+        trained(tmp_path / "run", RecordingLoss(stop_before=2))
+    recorder = RecordingLoss()
+    trained(tmp_path / "run", recorder)
+    assert recorder.notes[0] == (2, 4)
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("weighted", {"defer": 0.5}), ("seesaw", {}), ("gaussian_clouded", {"head_scale": 1.0}), ("lade", {})],
 )
-def test_a_run_taken_up_again_ends_like_one_that_ran_through(
+def test_resumed_run_ends_like_an_uninterrupted_one(
     name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def loss() -> Loss:
         torch.manual_seed(0)
         return create_loss(name, np.bincount(LABELS), **settings)
 
-    wanted = trained(tmp_path / "through", loss(), "progressive")
+    wanted = trained(tmp_path / "uninterrupted", loss(), "progressive")
     interrupted = loss()
-    told = interrupted.on_epoch
+    on_epoch = interrupted.on_epoch
 
     def stop_at_three(epoch: int, epochs: int) -> None:
         if epoch == 3:
             raise KeyboardInterrupt
-        told(epoch, epochs)
+        on_epoch(epoch, epochs)
 
     monkeypatch.setattr(interrupted, "on_epoch", stop_at_three)
     with pytest.raises(KeyboardInterrupt):
@@ -103,8 +103,8 @@ def test_deferred_weights_change_the_second_half_only(tmp_path: Path) -> None:
 
     def after(epochs: int, loss: Loss, folder: str) -> Tensor:
         if epochs == 2:  # the same plan of 4 epochs, cut off
-            told = loss.on_epoch
-            loss.on_epoch = lambda epoch, _: told(epoch, 4)  # type: ignore[method-assign]
+            on_epoch = loss.on_epoch
+            loss.on_epoch = lambda epoch, _: on_epoch(epoch, 4)  # type: ignore[method-assign]
         return trained(tmp_path / folder, loss, epochs=epochs)
 
     counts = np.bincount(LABELS)
@@ -115,7 +115,7 @@ def test_deferred_weights_change_the_second_half_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", catalogue.SAMPLERS.names())
-def test_a_set_smaller_than_a_batch_trains(sampler: str, tmp_path: Path) -> None:
-    diary = Diary()
-    trained(tmp_path / "run", diary, sampler, batch_size=512)
-    assert [item for item in diary.notes if isinstance(item, int)] == [len(LABELS)] * 4
+def test_training_set_smaller_than_a_batch_is_trained_on(sampler: str, tmp_path: Path) -> None:
+    recorder = RecordingLoss()
+    trained(tmp_path / "run", recorder, sampler, batch_size=512)
+    assert [item for item in recorder.notes if isinstance(item, int)] == [len(LABELS)] * 4

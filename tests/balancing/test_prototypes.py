@@ -41,30 +41,30 @@ def random_directions(rows: int, dim: int, seed: int = 0, dtype: torch.dtype = t
 
 @pytest.mark.parametrize(("classes", "dim"), [(2, 1), (2, 5), (5, 4), (100, 512), (365, 512), (513, 512)])
 def test_a_simplex_has_one_cosine(classes: int, dim: int) -> None:
-    made = create_prototypes(classes, dim)
-    assert made.shape == (classes, dim)
-    assert made.dtype == torch.float32
-    cosines = off_diagonal(made @ made.t())
+    prototypes = create_prototypes(classes, dim)
+    assert prototypes.shape == (classes, dim)
+    assert prototypes.dtype == torch.float32
+    cosines = off_diagonal(prototypes @ prototypes.t())
     torch.testing.assert_close(cosines, torch.full_like(cosines, -1 / (classes - 1)), rtol=0, atol=1e-6)
-    assert max_cosine(made) == pytest.approx(-1 / (classes - 1), abs=1e-6)
+    assert max_cosine(prototypes) == pytest.approx(-1 / (classes - 1), abs=1e-6)
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(4, 2), (9, 5), (1000, 512), (1024, 512)])
 def test_an_orthoplex_has_no_acute_angle(classes: int, dim: int) -> None:
-    made = create_prototypes(classes, dim)
-    assert max_cosine(made) <= 1e-6
-    cosines = made @ made.t()
+    prototypes = create_prototypes(classes, dim)
+    assert max_cosine(prototypes) <= 1e-6
+    cosines = prototypes @ prototypes.t()
     assert torch.all((cosines - cosines.round()).abs() < 1e-6)  # -1, 0 or 1
     assert int((cosines < -0.5).sum()) == 2 * (classes - dim)  # as many opposite pairs as it takes
 
 
 def test_an_orthoplex_of_few_classes_is_orthonormal() -> None:
-    made = create_prototypes(3, 6, kind="orthoplex")
-    torch.testing.assert_close(gram(made), torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6)
+    prototypes = create_prototypes(3, 6, kind="orthoplex")
+    torch.testing.assert_close(gram(prototypes), torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("classes", "like"), [(9, "simplex"), (10, "orthoplex"), (16, "orthoplex"), (17, "optimised")])
-def test_auto_takes_the_best_that_exists(classes: int, like: str) -> None:
+def test_auto_takes_the_first_kind_that_exists(classes: int, like: str) -> None:
     assert torch.equal(create_prototypes(classes, 8), create_prototypes(classes, 8, kind=like))  # type: ignore[arg-type]
 
 
@@ -78,7 +78,7 @@ def test_rows_have_norm_one(classes: int, dim: int) -> None:
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(10, 16), (24, 16), (40, 16)])
-def test_a_seed_says_everything(classes: int, dim: int) -> None:
+def test_prototypes_are_determined_by_the_seed(classes: int, dim: int) -> None:
     torch.manual_seed(1)
     first = create_prototypes(classes, dim, seed=3, steps=10)
     torch.manual_seed(2)  # the global generators play no part
@@ -88,9 +88,9 @@ def test_a_seed_says_everything(classes: int, dim: int) -> None:
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(10, 16), (17, 16), (24, 16)])
-def test_a_seed_turns_a_closed_form_and_nothing_else(classes: int, dim: int) -> None:
-    made = [create_prototypes(classes, dim, seed=seed) for seed in range(3)]
-    for one, other in itertools.combinations(made, 2):
+def test_seed_only_rotates_a_closed_form(classes: int, dim: int) -> None:
+    prototypes = [create_prototypes(classes, dim, seed=seed) for seed in range(3)]
+    for one, other in itertools.combinations(prototypes, 2):
         torch.testing.assert_close(gram(one), gram(other), rtol=0, atol=1e-6)
         assert (one - other).norm() > 1
 
@@ -118,7 +118,7 @@ def objective_in_a_loop(rows: list[list[float]], temperature: float) -> float:
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_the_objective_is_its_equation(temperature: float) -> None:
+def test_objective_follows_its_equation(temperature: float) -> None:
     rows = random_directions(13, 4, dtype=torch.float64)
     value, _ = uniformity(rows, temperature, block_rows=5)
     assert value == pytest.approx(objective_in_a_loop(rows.tolist(), temperature), rel=1e-12)
@@ -130,7 +130,7 @@ def with_the_diagonal(rows: Tensor, temperature: float) -> Tensor:
 
 @pytest.mark.parametrize("block_rows", [1, 4, 13, 100])
 @pytest.mark.parametrize("temperature", [0.002, 0.07, 0.5])
-def test_the_gradient_is_autograds(temperature: float, block_rows: int) -> None:
+def test_gradient_is_that_of_autograd(temperature: float, block_rows: int) -> None:
     rows = random_directions(13, 4, dtype=torch.float64).requires_grad_()
     masked = (rows @ rows.t() / temperature).masked_fill(torch.eye(13, dtype=torch.bool), -math.inf)
     wanted = masked.logsumexp(1).mean()
@@ -143,13 +143,13 @@ def test_the_gradient_is_autograds(temperature: float, block_rows: int) -> None:
 
 
 def test_optimised_is_far_below_random_and_above_the_bound() -> None:
-    made = create_prototypes(60, 8, kind="optimised")
+    prototypes = create_prototypes(60, 8, kind="optimised")
     random = np.mean([max_cosine(random_directions(60, 8, seed)) for seed in range(5)])
-    assert welch_bound(60, 8) < max_cosine(made) < 0.6 * random
-    assert float(off_diagonal(gram(made)).abs().max()) > welch_bound(60, 8)  # what the bound is about
+    assert welch_bound(60, 8) < max_cosine(prototypes) < 0.6 * random
+    assert float(off_diagonal(gram(prototypes)).abs().max()) > welch_bound(60, 8)  # what the bound is about
 
 
-def test_the_search_finds_what_is_known() -> None:
+def test_search_finds_known_optima() -> None:
     """A simplex, and the icosahedron: 12 points in space with largest cosine 1/sqrt(5), the best there is."""
     simplex = create_prototypes(6, 5, kind="optimised", steps=300)
     assert max_cosine(simplex) == pytest.approx(-1 / 5, abs=1e-3)
@@ -163,12 +163,12 @@ def test_more_steps_find_better_prototypes() -> None:
 
 @pytest.mark.parametrize("block_rows", [7, 30, 60])
 def test_the_size_of_blocks_changes_nothing(block_rows: int) -> None:
-    whole = create_prototypes(60, 8, steps=30)
-    torch.testing.assert_close(create_prototypes(60, 8, steps=30, block_rows=block_rows), whole, rtol=0, atol=1e-3)
-    assert max_cosine(whole, block_rows) == pytest.approx(max_cosine(whole), abs=1e-6)
+    expected = create_prototypes(60, 8, steps=30)
+    torch.testing.assert_close(create_prototypes(60, 8, steps=30, block_rows=block_rows), expected, rtol=0, atol=1e-3)
+    assert max_cosine(expected, block_rows) == pytest.approx(max_cosine(expected), abs=1e-6)
 
 
-def test_no_block_is_larger_than_asked_for(products: list[int]) -> None:
+def test_no_block_is_larger_than_block_rows(products: list[int]) -> None:
     uniformity(random_directions(200, 3), 0.07, block_rows=16)
     assert max(products) == max(16 * 16, 16 * 3)
     max_cosine(random_directions(200, 3), block_rows=16)
@@ -189,7 +189,7 @@ def test_the_largest_cosine_is_that_of_a_loop(dtype: torch.dtype) -> None:
         assert max_cosine(rows, block_rows) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_the_welch_bound_is_met_by_frames_that_meet_it() -> None:
+def test_welch_bound_is_reached_by_equiangular_frames() -> None:
     assert welch_bound(8142, 512) == pytest.approx(0.04278, abs=1e-5)
     assert welch_bound(5, 4) == pytest.approx(1 / 4)  # a simplex: all |cosines| are 1 / d
     assert welch_bound(6, 3) == pytest.approx(1 / math.sqrt(5))  # the six diagonals of the icosahedron
@@ -199,17 +199,17 @@ def test_the_welch_bound_is_met_by_frames_that_meet_it() -> None:
 # -- assignment ------------------------------------------------------------------------------------------------------
 
 
-def test_the_matching_is_the_best_of_all() -> None:
+def test_matching_is_the_best_of_all_permutations() -> None:
     for seed in range(5):
         prototypes, features = create_prototypes(6, 8, seed=seed), 4 * random_directions(6, 8, seed)
         cosine = (F.normalize(features, dim=1).double() @ prototypes.double().t()).tolist()
         best = max(itertools.permutations(range(6)), key=lambda order: sum(cosine[c][p] for c, p in enumerate(order)))
-        found = assign_prototypes(prototypes, features, block_rows=4)
-        assert found.dtype == torch.int64
-        assert found.tolist() == list(best)
+        order = assign_prototypes(prototypes, features, block_rows=4)
+        assert order.dtype == torch.int64
+        assert order.tolist() == list(best)
 
 
-def test_shuffled_prototypes_are_put_back() -> None:
+def test_shuffled_prototypes_are_matched_back() -> None:
     prototypes = create_prototypes(40, 32)
     order = torch.randperm(40)
     features = (prototypes[order] + 0.02 * torch.randn(40, 32)).requires_grad_()
@@ -225,7 +225,7 @@ def test_prototypes_of_every_kind_are_matched(kind: PrototypeKind, classes: int)
     assert (features * prototypes[order]).sum() > (features * prototypes).sum()
 
 
-def test_what_all_unit_features_share_does_not_matter() -> None:
+def test_common_component_of_the_features_does_not_matter() -> None:
     prototypes, around = create_prototypes(12, 6), random_directions(12, 6)
     common = F.normalize(torch.randn(1, 6), dim=1)
     across = F.normalize(around - (around @ common.t()) * common, dim=1)  # (C, d) orthogonal to what is shared
@@ -233,7 +233,7 @@ def test_what_all_unit_features_share_does_not_matter() -> None:
     assert torch.equal(assign_prototypes(prototypes, cone), assign_prototypes(prototypes, across))
 
 
-def test_a_class_of_which_nothing_is_known_gets_what_is_left() -> None:
+def test_class_without_features_gets_a_remaining_prototype() -> None:
     prototypes = create_prototypes(5, 4)
     features = prototypes.clone()
     features[2] = 0

@@ -70,8 +70,10 @@ def section_of(entry: Entry, **settings: Any) -> dict[str, Any]:
 
 
 def variants(entry: Entry, make: Callable[[Entry, Mapping[str, Any]], object]) -> list[dict[str, Any]]:
-    """The default settings, and each setting changed in turn. Settings that `make` refuses alone are left out."""
-    changed = [{name: some_value(setting)} for name, setting in entry.settings().items()]
+    """The default settings, and each setting changed in turn: to every other name in its list of names, if it has one,
+    or else to one other value. What `make` refuses is left out.
+    """
+    changed = [{name: value} for name, setting in entry.settings().items() for value in other_values(setting)]
     return [{}, *(settings for settings in changed if _is_accepted(lambda one=settings: make(entry, one)))]
 
 
@@ -95,13 +97,19 @@ def noting(settings: Mapping[str, Any]) -> Iterator[None]:
 
 def some_value(setting: Setting) -> Any:
     """A value that the setting accepts and that is not its default."""
-    candidates = [*_literals(setting.annotation), 0.65, 0.4, 3, 2, True, False, [1], [0.5], "x"]
-    fitting = [value for value in candidates if fits(setting.annotation, value)]
-    return next(value for value in fitting if setting.required or (type(value), value) != _typed(setting.default))
+    return other_values(setting)[0]
 
 
-def _typed(value: Any) -> tuple[type, Any]:
-    return type(value), value
+def other_values(setting: Setting) -> list[Any]:
+    """The names that the setting accepts beside its default; if it has no list of names, one other value."""
+    names = [name for name in _literals(setting.annotation) if setting.required or name != setting.default]
+    numbers = [value for value in (0.65, 0.4, 3, 2, True, False, [1], [0.5], "x") if fits(setting.annotation, value)]
+    others = [value for value in numbers if setting.required or not _same(value, setting.default)]
+    return names or others[:1]
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and value == default
 
 
 def _literals(annotation: Any) -> list[Any]:

@@ -72,22 +72,22 @@ def mapped(head: Any, row: Array, map: nn.Module | None) -> Array:
 
 def prototype_logits(head: PrototypeHead, rows: Tensor) -> Array:
     """z_c = s cos(e, p_c), or e . p_c."""
-    made = np.zeros((len(rows), CLASSES))
+    logits = np.zeros((len(rows), CLASSES))
     for i, row in enumerate(rows.double().numpy()):
         e = mapped(head, unit(row) * np.sqrt(WIDTH), head.map)
         for c, p in enumerate(head.prototypes.double().numpy()):
             dot = float(sum(a * b for a, b in zip(e, p, strict=True)))
-            made[i, c] = 25.0 * dot / np.sqrt(float((e * e).sum())) if head.normalise else dot
-    return made
+            logits[i, c] = 25.0 * dot / np.sqrt(float((e * e).sum())) if head.normalise else dot
+    return logits
 
 
 def guided_logits(head: PrototypeGuidedHead, rows: Tensor, alpha: float = 1.0, scale: float = 25.0) -> Array:
     """z_c = w_c . e + b_c + alpha s cos(e, m_c), e of norm sqrt(w)."""
     weight = head.layer.weight.detach().double().numpy()
     bias = np.zeros(CLASSES) if head.layer.bias is None else head.layer.bias.detach().double().numpy()
-    made = np.zeros((len(rows), CLASSES))
+    logits = np.zeros((len(rows), CLASSES))
     for i, row in enumerate(rows.double().numpy()):
         e = unit(mapped(head, unit(row) * np.sqrt(WIDTH), head.adapter)) * np.sqrt(WIDTH)
         for c, m in enumerate(head.means.double().numpy()):
-            made[i, c] = weight[c] @ e + bias[c] + alpha * scale * float(unit(e) @ unit(m))
-    return made
+            logits[i, c] = weight[c] @ e + bias[c] + alpha * scale * float(unit(e) @ unit(m))
+    return logits

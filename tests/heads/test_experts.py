@@ -13,7 +13,7 @@ from imbalance_vlm.heads.experts import ExpertsHead
 WIDTH, CLASSES, BATCH = 8, 5, 6
 
 
-def made(seed: int = 0, adapter: int = 0, normalise: bool = True) -> ExpertsHead:
+def stirred_head(seed: int = 0, adapter: int = 0, normalise: bool = True) -> ExpertsHead:
     torch.manual_seed(seed)
     head = ExpertsHead(WIDTH, CLASSES, adapter=adapter, normalise=normalise)
     with torch.no_grad():
@@ -27,43 +27,43 @@ def features() -> Tensor:
 
 
 @pytest.mark.parametrize("adapter", [0, 3])
-def test_gives_each_expert_in_training_and_their_mean_out_of_it(adapter: int) -> None:
-    head = made(adapter=adapter)
-    of_each = head.train()(features())
-    assert of_each.shape == (BATCH, 3, CLASSES)
+def test_gives_each_expert_in_training_and_their_mean_in_evaluation(adapter: int) -> None:
+    head = stirred_head(adapter=adapter)
+    per_expert = head.train()(features())
+    assert per_expert.shape == (BATCH, 3, CLASSES)
     unit = F.normalize(features(), dim=1) * WIDTH**0.5
     for expert in range(3):
         read = head.adapters[expert](unit) if adapter else unit
-        torch.testing.assert_close(of_each[:, expert], head.layers[expert](read))
-    assert not torch.allclose(of_each[:, 0], of_each[:, 1])
-    torch.testing.assert_close(head.eval()(features()), of_each.mean(1))
+        torch.testing.assert_close(per_expert[:, expert], head.layers[expert](read))
+    assert not torch.allclose(per_expert[:, 0], per_expert[:, 1])
+    torch.testing.assert_close(head.eval()(features()), per_expert.mean(1))
 
 
 @pytest.mark.parametrize("adapter", [0, 3])
 def test_the_classifier_is_linear_in_the_embeddings(adapter: int) -> None:
-    head = made(adapter=adapter).eval()
+    head = stirred_head(adapter=adapter).eval()
     embeddings = head.embed(features())
     weight, bias = head.classifier()
     torch.testing.assert_close(embeddings @ weight.t() + bias, head(features()))
     weights, biases = head.experts()
-    of_each = torch.einsum("nd,ecd->nec", embeddings, weights) + biases
-    torch.testing.assert_close(of_each, head.train()(features()))
+    per_expert = torch.einsum("nd,ecd->nec", embeddings, weights) + biases
+    torch.testing.assert_close(per_expert, head.train()(features()))
 
 
 @pytest.mark.parametrize("adapter", [0, 3])
-def test_the_mixture_is_what_the_buffer_says(adapter: int) -> None:
-    head = made(adapter=adapter)
-    of_each = head.train()(features())
+def test_mixture_uses_the_weights_of_its_buffer(adapter: int) -> None:
+    head = stirred_head(adapter=adapter)
+    per_expert = head.train()(features())
     head.mixture.copy_(torch.tensor([0.5, 0.5, 0.0]))
-    torch.testing.assert_close(head.eval()(features()), of_each[:, :2].mean(1))
-    other = made(seed=1, adapter=adapter).eval()
+    torch.testing.assert_close(head.eval()(features()), per_expert[:, :2].mean(1))
+    other = stirred_head(seed=1, adapter=adapter).eval()
     other.load_state_dict(head.state_dict())
     torch.testing.assert_close(other(features()), head(features()))
 
 
-def test_features_of_any_length_are_read_alike_unless_they_are_not_normalised() -> None:
-    torch.testing.assert_close(made()(7 * features()), made()(features()))
-    raw = made(normalise=False).eval()
+def test_length_of_features_matters_only_without_normalisation() -> None:
+    torch.testing.assert_close(stirred_head()(7 * features()), stirred_head()(features()))
+    raw = stirred_head(normalise=False).eval()
     weight, bias = raw.classifier()
     torch.testing.assert_close(raw(features()), features() @ weight.t() + bias)
 
@@ -71,16 +71,16 @@ def test_features_of_any_length_are_read_alike_unless_they_are_not_normalised() 
 @pytest.mark.parametrize("adapter", [0, 3])
 def test_sade_trains_each_expert_towards_its_own_distribution(adapter: int) -> None:
     """On images that say nothing the experts learn pi, a uniform distribution, and inv_pi^2."""
-    head = made(adapter=adapter).train()
+    head = stirred_head(adapter=adapter).train()
     counts = [60, 20, 10, 6, 4]
     targets = torch.arange(5).repeat_interleave(torch.tensor(counts))
-    grey = torch.ones(100, WIDTH)
+    constant = torch.ones(100, WIDTH)
     loss, optimizer = create_loss("sade", counts), torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(400):
         optimizer.zero_grad()
-        loss(head(grey), targets).backward()
+        loss(head(constant), targets).backward()
         optimizer.step()
-    share = head(grey)[0].softmax(1)  # (3, C)
+    share = head(constant)[0].softmax(1)  # (3, C)
     prior = torch.tensor(counts) / 100
     torch.testing.assert_close(share[0], prior, atol=0.01, rtol=0)
     torch.testing.assert_close(share[1], torch.full((5,), 0.2), atol=0.01, rtol=0)

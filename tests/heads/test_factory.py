@@ -14,9 +14,9 @@ from tests.heads.problem import CLASSES, WIDTH, directions
 
 @pytest.mark.parametrize("name", catalogue.HEADS.names())
 def test_head_starts_from_the_given_directions(name: str) -> None:
-    given = directions(3)
-    state = create_head(name, WIDTH, CLASSES, given).state_dict()
-    assert any(value.shape == given.shape and torch.equal(value, given) for value in state.values())
+    start = directions(3)
+    state = create_head(name, WIDTH, CLASSES, start).state_dict()
+    assert any(value.shape == start.shape and torch.equal(value, start) for value in state.values())
 
 
 class Rows:

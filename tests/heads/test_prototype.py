@@ -34,7 +34,7 @@ from tests.heads.prototype_oracles import (
 
 
 @pytest.mark.parametrize(("build", "settings"), SETTINGS)
-def test_logits_are_their_equation(build: type[Head], settings: dict[str, Any]) -> None:
+def test_logits_follow_their_equation(build: type[Head], settings: dict[str, Any]) -> None:
     head = stirred(build, settings)
     wanted = (prototype_logits if build is PrototypeHead else guided_logits)(head, features())  # type: ignore[operator]
     torch.testing.assert_close(head(features()).double().detach(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-4)
@@ -54,7 +54,7 @@ def test_logits_are_linear_in_the_embedding(build: type[Head], settings: dict[st
 
 
 @pytest.mark.parametrize(("build", "settings"), SETTINGS)
-def test_every_parameter_moves_and_nothing_else(build: type[Head], settings: dict[str, Any]) -> None:
+def test_training_changes_parameters_and_moving_means_only(build: type[Head], settings: dict[str, Any]) -> None:
     """With weight decay at 1, a prototype that were a parameter would be gone after a few steps."""
     head = stirred(build, settings)
     before = copy.deepcopy(head.state_dict())
@@ -71,7 +71,7 @@ def test_every_parameter_moves_and_nothing_else(build: type[Head], settings: dic
 
 
 @pytest.mark.parametrize(("build", "settings"), SETTINGS)
-def test_its_state_is_all_of_it(build: type[Head], settings: dict[str, Any]) -> None:
+def test_state_dict_holds_all_of_the_state(build: type[Head], settings: dict[str, Any]) -> None:
     head = stirred(build, settings)
     head.observe(head.embed(features()).detach(), targets())
     other = build(WIDTH, CLASSES, torch.zeros(CLASSES, WIDTH), **settings)
@@ -83,15 +83,15 @@ def test_its_state_is_all_of_it(build: type[Head], settings: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("build", "settings"), SETTINGS)
-def test_it_moves_whole_and_works_in_bfloat16(build: type[Head], settings: dict[str, Any]) -> None:
+def test_head_moves_completely_and_works_in_bfloat16(build: type[Head], settings: dict[str, Any]) -> None:
     head = stirred(build, settings).to("meta")
     head.observe(head.embed(features().to("meta")).detach(), targets().to("meta"))
     assert head(features().to("meta")).device.type == "meta"
     low = stirred(build, settings).to(torch.bfloat16)
     low.observe(low.embed(features().bfloat16()).detach(), targets())
-    made = low(features().bfloat16())
-    assert made.dtype == torch.bfloat16
-    assert torch.isfinite(made).all()
+    result = low(features().bfloat16())
+    assert result.dtype == torch.bfloat16
+    assert torch.isfinite(result).all()
 
 
 @pytest.mark.parametrize("settings", [{}, {"map": "adapter"}])
@@ -104,15 +104,15 @@ def test_a_prototype_head_starts_from_the_features_themselves(settings: dict[str
 
 def dot_regression_gradient(embeddings: Array, labels: Array, prototypes: Array) -> Array:
     """Of mean_i (h_i . m - |h_i|)^2 / (2 |h_i|), |h| held: (cos(h_i, m) - 1) m / N, with m the label's prototype."""
-    made = np.zeros_like(embeddings)
+    result = np.zeros_like(embeddings)
     for i, (h, y) in enumerate(zip(embeddings, labels, strict=True)):
         m = prototypes[y]
         cosine = sum(a * b for a, b in zip(h, m, strict=True)) / np.sqrt((h * h).sum())
-        made[i] = (cosine - 1.0) * m / len(embeddings)
-    return made
+        result[i] = (cosine - 1.0) * m / len(embeddings)
+    return result
 
 
-def test_dot_regression_pulls_each_embedding_to_its_prototype_alone() -> None:
+def test_dot_regression_pulls_each_embedding_to_its_prototype_only() -> None:
     head = stirred(PrototypeHead, {"normalise": False}).double()
     embeddings = head.embed(features().double()).detach().requires_grad_()
     loss = ETFDotRegression(LongTail(COUNTS))(head.classify(embeddings), targets(), embeddings)
@@ -145,7 +145,7 @@ def test_dot_regression_brings_unit_embeddings_onto_the_simplex() -> None:
     assert (onto_the_simplex(normalise=False) - wanted).abs().max() > 0.5
 
 
-def test_there_may_be_more_classes_than_twice_the_width() -> None:
+def test_more_classes_than_twice_the_width_are_accepted() -> None:
     classes = 3 * WIDTH
     head = PrototypeHead(WIDTH, classes, create_prototypes(classes, WIDTH, steps=20))
     logits = head(features())

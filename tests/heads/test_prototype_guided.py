@@ -36,7 +36,7 @@ def means_in_a_loop(means: Array, embeddings: Array, labels: list[int], momentum
     return moved
 
 
-def test_class_means_move_as_their_equation() -> None:
+def test_class_means_follow_their_equation() -> None:
     head = PrototypeGuidedHead(WIDTH, CLASSES, create_prototypes(CLASSES, WIDTH)).double()
     head.means[2] = 0  # a class of which nothing is known
     start = wanted = head.means.numpy().copy()
@@ -50,7 +50,7 @@ def test_class_means_move_as_their_equation() -> None:
     assert not head.means.requires_grad
 
 
-def test_momentum_is_a_setting_and_nothing_is_fetched() -> None:
+def test_momentum_zero_takes_the_batch_means_without_a_fetch() -> None:
     head = PrototypeGuidedHead(WIDTH, CLASSES, create_prototypes(CLASSES, WIDTH), momentum=0.0)
     with counting_fetches() as count:
         head.observe(features(), targets())
@@ -73,29 +73,29 @@ def test_without_directions_the_guide_starts_with_the_first_batch() -> None:
 
 
 def test_alpha_and_scale_are_the_strength_of_the_guide() -> None:
-    def made(**settings: float) -> PrototypeGuidedHead:
+    def head_with(**settings: float) -> PrototypeGuidedHead:
         torch.manual_seed(0)
         return PrototypeGuidedHead(WIDTH, CLASSES, create_prototypes(CLASSES, WIDTH), **settings)  # type: ignore[arg-type]
 
     for alpha, scale in ((0.5, 25.0), (2.0, 3.0), (0.0, 25.0)):
-        head = made(alpha=alpha, scale=scale)
+        head = head_with(alpha=alpha, scale=scale)
         wanted = guided_logits(head, features(), alpha, scale)
         torch.testing.assert_close(head(features()).double(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head(features()), F.linear(head.embed(features()), head.layer.weight, head.layer.bias))
 
 
 @pytest.mark.parametrize("name", ["balanced_softmax", "logit_adjustment"])
-def test_a_prior_added_to_the_logits_is_one_added_to_the_linear_part(name: str) -> None:
+def test_prior_added_to_the_logits_equals_one_added_to_the_linear_part(name: str) -> None:
     """The oracle adds log pi to the linear part before the guide; vs, which divides, is not of this kind."""
     head = stirred(PrototypeGuidedHead, {}).double()
     embeddings = head.embed(features().double())
     linear = F.linear(embeddings, head.layer.weight, head.layer.bias).detach().numpy()
     guide = head.classify(embeddings).detach().numpy() - linear
     wanted = []
-    for row, held, y in zip(linear, guide, targets().tolist(), strict=True):
+    for row, guides, y in zip(linear, guide, targets().tolist(), strict=True):
         shifted = [z + np.log(n / sum(COUNTS)) for z, n in zip(row, COUNTS, strict=True)]
-        whole = [z + g for z, g in zip(shifted, held, strict=True)]
-        wanted.append(np.log(sum(np.exp(z - whole[y]) for z in whole)))
+        logits_of_row = [z + g for z, g in zip(shifted, guides, strict=True)]
+        wanted.append(np.log(sum(np.exp(z - logits_of_row[y]) for z in logits_of_row)))
     logits = head.classify(embeddings)
     got = create_loss(name, COUNTS, reduction="none")(logits, targets())
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64))
@@ -104,16 +104,16 @@ def test_a_prior_added_to_the_logits_is_one_added_to_the_linear_part(name: str) 
         assert not torch.allclose(values, torch.tensor(wanted, dtype=torch.float64), rtol=0.01)
 
 
-def test_the_guide_gives_no_gradient_and_can_be_moved_before_the_backward_pass() -> None:
+def test_guide_has_no_gradient_and_may_move_before_the_backward_pass() -> None:
     """`observe` comes between the loss and its gradient: the gradient must be that of the means before it."""
     head = stirred(PrototypeGuidedHead, {"adapter": 6})
-    still = copy.deepcopy(head)
-    F.cross_entropy(still(features()), targets()).backward()
+    unmoved = copy.deepcopy(head)
+    F.cross_entropy(unmoved(features()), targets()).backward()
     embeddings = head.embed(features())
     loss = F.cross_entropy(head.classify(embeddings), targets())
     head.observe(embeddings.detach(), targets())
     loss.backward()
-    for one, other in zip(head.parameters(), still.parameters(), strict=True):
+    for one, other in zip(head.parameters(), unmoved.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
 
 

@@ -5,7 +5,7 @@
 
     L = -log (n_y exp z_y / sum_c n_c exp z_c)
 
-It is logit adjustment with tau 1: log n and log pi differ by the constant log N, which a softmax does not see. The
+It is logit adjustment with tau 1: log n and log pi differ by the constant log N, which does not change a softmax. The
 log prior is used here because it keeps the shifted logits small, which matters in bfloat16.
 """
 

@@ -107,9 +107,9 @@ class Loss(nn.Module):
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Per-sample cross-entropy with the target `(1 - s) onehot + s / K`, K counting the classes still in play.
+    """Per-sample cross-entropy with the target `(1 - s) onehot + s / K` over the K classes whose logit is not -inf.
 
-    A class whose logit is -inf (left out by a prior-based loss) shares in no smoothing; with plain logits this is
+    A logit of -inf (of a class that a prior-based loss leaves out) takes no part in the smoothing. Without any this is
     torch.nn.functional.cross_entropy(..., label_smoothing=s).
 
     Shapes: logits (N, C), targets (N,) -> (N,).
@@ -118,8 +118,8 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: flo
     hit = log_probs.gather(1, targets[:, None]).squeeze(1)  # (N,)
     if label_smoothing == 0.0:
         return -hit
-    in_play = ~torch.isneginf(logits)
-    spread = torch.where(in_play, log_probs, 0.0).sum(1) / in_play.sum(1)  # (N,)
+    finite = ~torch.isneginf(logits)
+    spread = torch.where(finite, log_probs, 0.0).sum(1) / finite.sum(1)  # (N,)
     return -(1.0 - label_smoothing) * hit - label_smoothing * spread
 
 
@@ -159,5 +159,5 @@ def log_prior(counts: Tensor, like: Tensor) -> Tensor:
 
 
 def shift(bias: Tensor, tau: float) -> Tensor:
-    """tau * bias in which -inf stays -inf, also at tau 0 (a class without images is out whatever tau is)."""
+    """tau * bias in which -inf stays -inf, also at tau 0 (a class without images is left out whatever tau is)."""
     return torch.where(torch.isneginf(bias), bias, tau * bias)

@@ -4,7 +4,7 @@
 
     L = w_y * base(z, y),   w_c = (1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes
 
-Differs from [0] in: the focal base is the softmax form of `focal`, where [0] has one sigmoid a class.
+Differs from [0] in: the focal base is the softmax form of `focal`, where [0] has one sigmoid per class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ClassBalanced(Loss):
 
     Args:
         long_tail: class counts; a class without images weighs nothing, and stays in the softmax as in cross-entropy.
-        beta: how slowly a further image of a class loses its worth, in [0, 1); 0 weighs all classes alike.
+        beta: how slowly the value of further images of a class decreases, in [0, 1); 0 weighs all classes alike.
         base: what is weighted.
         gamma: focusing exponent of the focal base, >= 0.
         defer: share of the training during which all classes weigh 1 (deferred re-weighting; 0.8 is usual).

@@ -26,8 +26,8 @@ from imbalance_vlm.long_tail import LongTail
 def equalization(logits: Tensor, targets: Tensor, rare: Tensor) -> Tensor:
     """Per-sample loss, (N, C), (N,) -> (N,), with `rare` (C,) bool: classes whose negatives are ignored.
 
-    Each term is a softplus: of z for a negative, of -z for the true class, which is taken out of the sum first and not
-    subtracted after it, where it could be all that there is.
+    Each term is a softplus: of z for a negative, of -z for the true class. The true class is masked before the sum over
+    the negatives; subtracting it afterwards would cancel digits where it is the largest term.
     """
     index = targets[:, None]
     negatives = F.softplus(logits.scatter(1, index, -torch.inf)) @ (~rare).to(logits.dtype)  # (N,)
@@ -35,7 +35,7 @@ def equalization(logits: Tensor, targets: Tensor, rare: Tensor) -> Tensor:
 
 
 class Equalization(Loss):
-    """One sigmoid a class, in which rare classes see no negatives.
+    """One sigmoid per class, in which rare classes see no negatives.
 
     At test the largest logit wins, as with a softmax.
 

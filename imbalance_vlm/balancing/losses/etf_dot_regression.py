@@ -28,7 +28,7 @@ def etf_dot_regression(hits: Tensor, lengths: Tensor) -> Tensor:
 
 
 class ETFDotRegression(Loss):
-    """Squared distance of h.m_y from |h|, the most that it can be, over |h|.
+    """Squared difference between h.m_y and its largest possible value |h|, over |h|.
 
     The logits must be h.m_c themselves: unit prototypes that stay as they are, and no scale on the cosines or on h
     between the embeddings and the logits. Called without embeddings, |h| counts as 1, as for unit embeddings.
@@ -46,6 +46,6 @@ class ETFDotRegression(Loss):
             return etf_dot_regression(hits, torch.ones_like(hits))
         if embeddings.ndim != 2 or len(embeddings) != len(logits):
             raise InputError(
-                f"`embeddings` must be ({len(logits)}, d), one row a sample, got {tuple(embeddings.shape)}"
+                f"`embeddings` must be ({len(logits)}, d), one row per sample, got {tuple(embeddings.shape)}"
             )
         return etf_dot_regression(hits, embeddings.detach().norm(dim=1).to(hits.dtype))

@@ -18,8 +18,8 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     Args:
         name: one of `list_losses()`.
         class_counts: (C,) training images of each class, or a LongTail.
-        settings: the loss's own, as in a recipe. A loss on cosines needs `head_scale`, the factor by which the logits
-            exceed the cosines.
+        settings: settings of the loss, as in a recipe. A loss on cosines needs `head_scale`, the factor between cosines
+            and logits.
 
     Raises:
         InputError: an unknown name or setting, a value out of range, or a class without images.

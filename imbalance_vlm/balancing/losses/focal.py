@@ -4,7 +4,7 @@
 
     L = (1 - p_y)^gamma * (-log p_y),   p = softmax(z)
 
-Differs from [0] in: softmax over classes instead of one sigmoid a class; no alpha (see class weighting).
+Differs from [0] in: softmax over classes instead of one sigmoid per class; no alpha (see `weighting`).
 """
 
 from __future__ import annotations

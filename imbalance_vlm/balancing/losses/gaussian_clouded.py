@@ -47,10 +47,10 @@ def gaussian_clouded(logits: Tensor, targets: Tensor, clouds: Tensor, m: float, 
 class GaussianClouded(Loss):
     """Cross-entropy on cosines lowered at random, the more the rarer the class, with a margin on the true class.
 
-    The clouds come from the seed that torch had when the loss was made and from the epoch.
+    The clouds depend on the seed that torch had when the loss was made, and on the epoch.
 
     Cost: three to four times cross-entropy's time on a CPU, half of it for drawing N x C normal numbers, which the
-    method asks for and which torch draws one after the other. The memory is cross-entropy's.
+    method requires and which torch draws sequentially. The memory is cross-entropy's.
 
     Args:
         long_tail: class counts; a class without images takes no part in the softmax.
@@ -58,7 +58,7 @@ class GaussianClouded(Loss):
         s: scale of the cosines in this loss.
         s_n: size of the rarest class's cloud, in units of the cosine.
         logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor given by hand (1 for raw cosines); null takes that of the head.
+        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class GaussianClouded(Loss):
         sizes = cloud_sizes(self.counts, logits)  # (C,)
         left_out = torch.where(torch.isinf(sizes), sizes, 0.0)
         if self.training:
-            finite = torch.where(torch.isinf(sizes), 0.0, self.s_n * sizes)  # (C,): inf * 0 is no number
+            finite = torch.where(torch.isinf(sizes), 0.0, self.s_n * sizes)  # (C,): inf * 0 is NaN
             clouds = self.noise(logits).abs_().mul_(finite).add_(left_out)  # (N, C)
         else:
             clouds = left_out.repeat(len(logits), 1)

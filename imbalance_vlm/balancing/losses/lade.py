@@ -10,8 +10,8 @@
     s_c = log (1/B sum_i exp z_ic) - log pi_c - log K,   K classes with images
 
 R is a regularised Donsker-Varadhan bound that pulls the RAW logits to log p(x | c) / p(x) under a uniform prior; it
-must not see the shifted ones of the first term. R looks at the whole batch: the value of one sample is its own first
-term plus alpha * R of the batch it came in, so that the mean is L.
+must not see the shifted ones of the first term. R is a property of the whole batch: the value of a sample is its own
+first term plus alpha * R of its batch, so that the mean is L.
 
 Read as importance sampling, s_c would divide sample i by the prior of its own label; [1] divides by that of class c,
 and that is followed here. Differs from [1] in: no 1e-9 inside the logarithms; a class without images is left out.
@@ -53,22 +53,22 @@ def lade_regulariser(logits: Tensor, targets: Tensor, log_prior: Tensor, lam: fl
 
     The sums over the batch are in the dtype of `log_prior`: bfloat16 cannot count beyond 256.
     """
-    there = ~torch.isneginf(log_prior)  # (C,)
-    log_uniform = -there.sum().to(log_prior.dtype).log()  # ()
+    present = ~torch.isneginf(log_prior)  # (C,)
+    log_uniform = -present.sum().to(log_prior.dtype).log()  # ()
     hits = logits.gather(1, targets[:, None]).squeeze(1).to(log_prior.dtype)  # (N,)
     sums = torch.zeros_like(log_prior).index_add(0, targets, hits)  # (C,)
     sizes = torch.zeros_like(log_prior).index_add(0, targets, torch.ones_like(hits))
     m = sums / sizes.clamp_min(1.0)
     raw = logits.to(log_prior.dtype)
     s = _ColumnNormaliser.apply(raw) - math.log(len(logits))
-    s = s - torch.where(there, log_prior, 0.0) + log_uniform
+    s = s - torch.where(present, log_prior, 0.0) + log_uniform
     return -(log_prior.exp() * (m - s - lam * s**2)).sum().to(logits.dtype)
 
 
 def lade(logits: Tensor, targets: Tensor, log_prior: Tensor, lam: float, alpha: float) -> Tensor:
     """Per-sample loss, (N, C), (N,) -> (N,): each sample's own term plus alpha * R of the batch."""
-    own = logit_adjustment(logits, targets, log_prior.to(logits.dtype), 1.0)
-    return own + alpha * lade_regulariser(logits, targets, log_prior, lam)
+    balanced = logit_adjustment(logits, targets, log_prior.to(logits.dtype), 1.0)
+    return balanced + alpha * lade_regulariser(logits, targets, log_prior, lam)
 
 
 class LADE(Loss):

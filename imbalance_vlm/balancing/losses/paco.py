@@ -57,28 +57,28 @@ def parametric_contrast(
         targets: (N,) classes of the queries.
         queries: q.
         keys: k.
-        key_labels: (K,) classes of the keys, -1 for a place that is still empty.
+        key_labels: (K,) classes of the keys, -1 for an empty place.
         alpha: weight of each key of the same class.
         beta: weight of the class itself.
         temperature: T.
-        label_smoothing: share of beta spread evenly over the classes in play.
+        label_smoothing: share of beta spread evenly over the classes whose logit is not -inf.
         own: the last N keys are the queries themselves; each leaves itself out.
     """
     size, num_classes = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)  # for sums over keys
-    there = torch.where(key_labels < 0, -torch.inf, 0.0).to(logits.dtype)  # (K,)
-    scaled = F.linear(queries / temperature, keys, there)  # (N, K)
+    mask = torch.where(key_labels < 0, -torch.inf, 0.0).to(logits.dtype)  # (K,)
+    scaled = F.linear(queries / temperature, keys, mask)  # (N, K)
     if own:
         scaled.diagonal(offset=len(keys) - size).fill_(-torch.inf)
     label = smoothed_cross_entropy(torch.cat([logits, scaled], dim=1), targets).to(wide)  # (N,) -log p_y
     hit = logits.gather(1, targets[:, None]).squeeze(1).to(wide)
     normaliser = hit + label  # (N,) l
     if label_smoothing > 0.0:
-        in_play = ~torch.isneginf(logits)
-        mean = torch.where(in_play, logits, 0.0).sum(1) / in_play.sum(1)  # (N,)
+        finite = ~torch.isneginf(logits)
+        mean = torch.where(finite, logits, 0.0).sum(1) / finite.sum(1)  # (N,)
         label = label + label_smoothing * (hit - mean)
 
-    places = key_labels % (num_classes + 1)  # (K,) -1 becomes C, a class that nobody asks for
+    places = key_labels % (num_classes + 1)  # (K,) -1 becomes C, a class that is never looked up
     sums = keys.new_zeros(num_classes + 1, keys.shape[1], dtype=wide).index_add(0, places, keys.to(wide))
     counts = keys.new_zeros(num_classes + 1, dtype=wide).index_add(0, places, torch.ones_like(places, dtype=wide))
     unit = queries.to(wide)
@@ -92,12 +92,12 @@ def parametric_contrast(
 class PaCo(Loss):
     """One softmax over the classes and over the embeddings of past samples.
 
-    Called without embeddings it is its parametric part alone, cross-entropy of (z + log pi) / supt. Called with them it
-    remembers them, in training only.
+    Called without embeddings it is its parametric part alone, cross-entropy of (z + log pi) / supt. Embeddings are put
+    into the queue in training mode only.
 
     Cost: around twenty times cross-entropy's time on a CPU at 8142 classes, a queue of 8192 and embeddings of 512
     numbers, and three times its memory. Nearly all of it is two matrix products, of N x d x 8192 multiplications
-    each, in which the batch meets the queue: as much as a second linear classifier of 8192 classes, which is what the
+    each, between the batch and the queue: as much as a second linear classifier of 8192 classes, which is what the
     method is. The softmax has twice the columns, and the queue itself takes 16 MB, twice while a step lasts.
 
     Args:
@@ -130,8 +130,8 @@ class PaCo(Loss):
         self.temperature = temperature
         self.supt = supt
         self.register_buffer("keys", torch.zeros(0, 0))  # (Q, d) once the first embeddings have come
-        self.register_buffer("key_labels", torch.full((queue,), -1))  # (Q,) int64, -1 where nothing is yet
-        self.register_buffer("pointer", torch.tensor(0))  # () the place of the next sample; read without waiting
+        self.register_buffer("key_labels", torch.full((queue,), -1))  # (Q,) int64, -1 for an empty place
+        self.register_buffer("pointer", torch.tensor(0))  # () place of the next sample, never fetched
 
     def values(self, logits: Tensor, targets: Tensor, embeddings: Tensor | None) -> Tensor:
         shifted = logits + log_prior(self.counts, logits)
@@ -174,14 +174,14 @@ class PaCo(Loss):
         width = self.keys.shape[1] if len(self.keys) else embeddings.shape[-1]
         if embeddings.shape != (len(logits), width):
             shape = f"({len(logits)}, {width if len(self.keys) else 'd'})"
-            raise InputError(f"`embeddings` must be {shape}, one row a sample, got {tuple(embeddings.shape)}")
+            raise InputError(f"`embeddings` must be {shape}, one row per sample, got {tuple(embeddings.shape)}")
         return F.normalize(embeddings, dim=1).to(logits.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take over the queue's width, which a fresh module does not know and an empty queue does not have."""
-        coming = state_dict.get(prefix + "keys")
-        if coming is not None and len(coming) in (0, len(self.key_labels)):
-            self.keys = self.keys.new_zeros(coming.shape, dtype=coming.dtype)
+        saved = state_dict.get(prefix + "keys")
+        if saved is not None and len(saved) in (0, len(self.key_labels)):
+            self.keys = self.keys.new_zeros(saved.shape, dtype=saved.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -191,7 +191,7 @@ class GPaCo(PaCo):
     Called without embeddings it is its parametric part alone, as PaCo is.
 
     Cost: twenty to thirty times cross-entropy's time on a CPU at the same sizes, and three and a half times its
-    memory, for the reason PaCo has; the keys of the batch want a gradient, which is a third product.
+    memory, for the reason PaCo has; the keys of the batch need a gradient, which is a third product.
 
     Args:
         long_tail: class counts; a class without images takes no part in the softmax.

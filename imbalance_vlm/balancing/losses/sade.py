@@ -6,14 +6,14 @@
 
     L = CE(z_1) + CE(z_2 + log pi) + CE(z_3 + log pi - tau log inv_pi)
 
-inv_pi turns the ranks of the prior round: the most frequent class gets the smallest share, and so on. The first expert
+inv_pi reverses the ranks of the prior: the most frequent class gets the smallest share, and so on. The first expert
 learns for test images distributed as in training, the second for a uniform distribution, the third for one in
 proportion to inv_pi^tau: head and tail exchanged, and more so with tau 2. The three losses are added up, as in [1],
 not averaged.
 
 Differs from [1] in: classes of the same size share the mean of what their ranks would get, so that it does not matter
 how classes are numbered ([1] gives tied classes different shares, as the sort happens to order them); no 1e-9 inside
-the logarithms. A class without images takes no part, in none of the experts, and has no rank.
+the logarithms. A class without images takes no part in any expert, and has no rank.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from imbalance_vlm.long_tail import LongTail
 
 
 def rank_reversed(counts: Tensor, like: Tensor) -> Tensor:
-    """(C,) the counts with their ranks turned round, tied classes averaged; a class without images gets nonsense.
+    """(C,) the counts with reversed ranks, tied classes averaged; the value of a class without images has no meaning.
 
-    In ascending order, the class of rank r gets the count of rank K - 1 - r. The positions of a class's equals are
-    those between two binary searches, and a cumulative sum makes their mean.
+    In ascending order, the class of rank r gets the count of rank K - 1 - r. Two binary searches give the positions of
+    the classes of equal count, and a cumulative sum their mean.
     """
     ascending = counts.sort().values  # (C,) the E empty classes first
     places = torch.arange(len(counts), device=counts.device)
     empty = (counts == 0).sum()
-    turned = ascending[(len(counts) - 1 - places + empty).clamp_max(len(counts) - 1)]  # (C,) int64
-    sums = torch.cat([turned.new_zeros(1), turned.cumsum(0)])  # (C + 1,)
+    reversed_counts = ascending[(len(counts) - 1 - places + empty).clamp_max(len(counts) - 1)]  # (C,) int64
+    sums = torch.cat([reversed_counts.new_zeros(1), reversed_counts.cumsum(0)])  # (C + 1,)
     first, end = torch.searchsorted(ascending, counts), torch.searchsorted(ascending, counts, right=True)
     return exact(sums[end] - sums[first], like) / (end - first)
 
@@ -46,15 +46,15 @@ def expert_shifts(counts: Tensor, like: Tensor, tau: float) -> Tensor:
     """(3, C) offsets added to the logits of each expert; -inf for a class without images."""
     numbers = exact(counts, like)
     prior = (numbers / numbers.sum()).log()
-    turned = (rank_reversed(counts, like) / numbers.sum()).log()
-    shifts = torch.stack([torch.zeros_like(prior), prior, prior - tau * turned])
+    inverse = (rank_reversed(counts, like) / numbers.sum()).log()
+    shifts = torch.stack([torch.zeros_like(prior), prior, prior - tau * inverse])
     return torch.where(counts > 0, shifts, -torch.inf).to(like.dtype)
 
 
 def sade(logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
     """(N, 3) losses of the experts, of logits (N, 3, C) or (N, C), targets (N,) and `shifts` (3, C)."""
-    of_each = logits[:, None].expand(-1, len(shifts), -1) if logits.ndim == 2 else logits
-    values = [smoothed_cross_entropy(z + shift, targets) for z, shift in zip(of_each.unbind(1), shifts, strict=True)]
+    experts = logits[:, None].expand(-1, len(shifts), -1) if logits.ndim == 2 else logits
+    values = [smoothed_cross_entropy(z + shift, targets) for z, shift in zip(experts.unbind(1), shifts, strict=True)]
     return torch.stack(values, dim=1)
 
 
@@ -69,7 +69,7 @@ class SADE(Loss):
 
     Args:
         long_tail: class counts; a class without images takes part in none of the experts.
-        tau: how far the third expert goes, >= 0; 0 is a uniform test distribution, 1 the training's turned round.
+        tau: how far the third expert goes, >= 0; 0 is a uniform test distribution, 1 the training one reversed.
     """
 
     experts = EXPERTS

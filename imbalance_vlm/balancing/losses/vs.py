@@ -5,8 +5,8 @@
 
     L = -log softmax(z / D + tau * log pi)_y,   D_c = (n_max / n_c)^gamma
 
-gamma 0 is logit adjustment; tau 0 is class-dependent temperatures (CDT; Ye et al. 2020), but for the classes without
-images, which are out.
+gamma 0 is logit adjustment; tau 0 is class-dependent temperatures (CDT; Ye et al. 2020), except that classes
+without images are left out.
 
 Differs from [0] in: no weights omega_y.
 """

@@ -1,4 +1,4 @@
-"""Class weights: which class counts how much, apart from what the loss of a sample is.
+"""Class weights, separate from the loss of a sample.
 
     inverse frequency        w_c = pi_c^-rho
     effective number         w_c = (1 - beta) / (1 - beta^n_c)
@@ -32,20 +32,20 @@ def effective_number(counts: Tensor, beta: float) -> Tensor:
     """(C,) weights (1 - beta) / (1 - beta^n_c), mean 1; `counts` (C,) floating-point, beta in [0, 1).
 
     beta 0 weighs all classes alike, beta near 1 by inverse frequency. 1 - beta^n is taken as -expm1(n log beta): in
-    float32 the power rounds to 1 where beta is close to 1 and n small.
+    float32 the power rounds to 1 for a beta close to 1 and a small n.
     """
     log_beta = math.log(beta) if beta > 0 else -math.inf
-    effective = -torch.expm1(counts * log_beta)  # (C,) times 1 - beta, which the scaling takes out again
+    effective = -torch.expm1(counts * log_beta)  # (C,) times 1 - beta, a factor that the scaling removes
     return mean_one(torch.where(counts > 0, 1.0 / effective, 0.0))
 
 
 def mean_one(weights: Tensor) -> Tensor:
-    """`weights` (C,) times what makes the positive ones average 1."""
+    """`weights` (C,) scaled so that the mean of the positive ones is 1."""
     return weights * ((weights > 0).sum() / weights.sum())
 
 
 class ClassWeighting(nn.Module):
-    """(C,) class weights by a rule, from when they are on.
+    """(C,) class weights by a rule, once they are switched on.
 
     Args:
         rule: counts (C,) to weights (C,).
@@ -58,10 +58,10 @@ class ClassWeighting(nn.Module):
         super().__init__()
         self.rule = rule
         self.defer = defer
-        self.register_buffer("on", torch.tensor(defer == 0))  # () bool: read without waiting for the device
+        self.register_buffer("on", torch.tensor(defer == 0))  # () bool: never fetched from the device
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """On from the first epoch that begins with at least `defer` of the training over."""
+        """Switch the weights on from the first epoch that begins after a share `defer` of the training."""
         self.on.fill_(epoch / epochs >= self.defer)
 
     def forward(self, counts: Tensor) -> Tensor:

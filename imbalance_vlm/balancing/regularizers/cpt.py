@@ -12,9 +12,9 @@
 A cluster of one class adds nothing to the sum, but counts in M. M = 1 is one simplex for all classes. CC's mean is over
 the classes of the batch.
 
-Differs from [0] in: its TETF is the squared Frobenius norm, a sum over the pairs of a cluster (`pairs` "sum"), and has
-the diagonal in it, a constant; the mean makes .25 the same weight for clusters of any size. M is not given there; about
-16 classes a cluster are the default here.
+Differs from [0] in: its TETF is the squared Frobenius norm, a sum over the pairs of a cluster (`pairs` "sum"), and
+contains the diagonal, a constant; the mean makes .25 the same weight for clusters of any size. M is not given there;
+about 16 classes per cluster are the default here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from imbalance_vlm.components.ranges import Count, Natural, NonNegative
 from imbalance_vlm.errors import InputError
 
 CLUSTER_SIZE = 16
-"""Classes of a cluster, on average, where a recipe does not say how many clusters there are."""
+"""Average number of classes per cluster, if a recipe sets no number of clusters."""
 
 Pairs = Literal["mean", "sum"]
 
@@ -52,9 +52,9 @@ def cluster_classes(features: Tensor, clusters: int, seed: int) -> list[Tensor]:
     rows = F.normalize(features.detach().double(), dim=-1).cpu().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of equal rows
-        found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(rows)  # (C,)
-    members = [torch.from_numpy(np.flatnonzero(found == number)) for number in range(clusters)]
-    return [one.to(features.device) for one in members if len(one)]
+        labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(rows)  # (C,)
+    members = [torch.from_numpy(np.flatnonzero(labels == number)) for number in range(clusters)]
+    return [indices.to(features.device) for indices in members if len(indices)]
 
 
 def cluster_simplexes(text: Tensor, members: Sequence[Tensor], pairs: Pairs = "mean") -> Tensor:
@@ -80,18 +80,18 @@ def rotation(text: Tensor, frozen: Tensor) -> Tensor:
 
 
 class CPT(Regularizer):
-    """Related classes told apart, images drawn to their text, and the text kept near the frozen one.
+    """Separates related classes, draws images to their text, and keeps the text near the frozen one.
 
     Args:
         tetf: weight of the simplexes within clusters.
         cc: weight of the distance of images to their class's text.
         rs: weight of the distance of text to frozen text.
-        clusters: M; null for about 16 classes a cluster.
+        clusters: M; null for about 16 classes per cluster.
         pairs: "mean" or "sum" over the pairs of a cluster.
         cluster_seed: of k-means.
 
     Raises:
-        InputError: a head that learns no text, no frozen text to cluster and to stay near, more clusters than classes,
+        InputError: a head that learns no text, no frozen text, more clusters than classes,
             or a cluster of more classes than a simplex has corners.
     """
 
@@ -112,7 +112,7 @@ class CPT(Regularizer):
         self.clusters = clusters
         self.pairs: Pairs = pairs
         self.cluster_seed = cluster_seed
-        self._members: list[Tensor] | None = None  # the same at each start: it comes from frozen text and a seed
+        self._members: list[Tensor] | None = None  # not saved: a function of the frozen text and the seed
 
     def forward(self, outputs: StepOutputs) -> Tensor:
         text = learned_text(outputs, "cpt")  # (C, d)

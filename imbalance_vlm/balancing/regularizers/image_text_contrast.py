@@ -7,7 +7,7 @@
     R = 1/2 (CE(S, Q') + CE(S^T, Q'')),   CE(S, Q) = -mean_i sum_j Q_ij log softmax_j(S_i)_j
     Q' = (1 - d) Q + d softmax(S~),   Q'' = (1 - d) Q + d softmax(S~^T),   S~ of the frozen model, d .5
 
-Q shares the target among all texts of the class, where CLIP's contrast takes an image's own text for the only right
+Q shares the target among all texts of the class, where CLIP's contrast treats an image's own text as the only right
 one. With a text for each image this matters; where all images of a class have the same text, equal columns of S make
 the two the same number.
 """
@@ -38,8 +38,8 @@ def image_text_contrast(
         texts: row i is the text of image i.
         targets: labels.
         temperature: T.
-        frozen: (images, texts) as the frozen model has them, (N, d') each, the source of the soft targets.
-        distill: their share of the target; without `frozen` the labels have it all.
+        frozen: (images, texts) of the frozen model, (N, d') each, the source of the soft targets.
+        distill: share of the soft targets in the target; without `frozen` the target is that of the labels.
     """
     scaled = _similarity(images, texts, temperature)  # (N, N)
     same = targets[:, None].eq(targets).to(scaled.dtype)
@@ -49,11 +49,11 @@ def image_text_contrast(
         with torch.no_grad():
             teacher = _similarity(*frozen, temperature).to(scaled.dtype)
     total = scaled.new_zeros(())
-    for turned in (False, True):
-        wanted, ours = labels, scaled.t() if turned else scaled
+    for transposed in (False, True):
+        target, logits = labels, scaled.t() if transposed else scaled
         if teacher is not None:
-            wanted = (1.0 - distill) * labels + distill * (teacher.t() if turned else teacher).softmax(1)
-        total = total - (wanted * ours.log_softmax(1)).sum(1).mean() / 2
+            target = (1.0 - distill) * labels + distill * (teacher.t() if transposed else teacher).softmax(1)
+        total = total - (target * logits.log_softmax(1)).sum(1).mean() / 2
     return total
 
 
@@ -68,7 +68,7 @@ class ImageTextContrast(Regularizer):
     the image side is frozen (prompt learning) these are the frozen model's own.
 
     Args:
-        weight: of the term beside the loss.
+        weight: factor of the term in the objective.
         temperature: T; .01 is that of CLIP.
         distill: d, the share of the frozen model in the target; 0 where there are no frozen text features.
 

@@ -50,7 +50,7 @@ def simplex_gap(unit: Tensor) -> Tensor:
 
 
 class _Uniformity(torch.autograd.Function):
-    """LMC in its other form, (K, d) -> (), with the gradient that comes with the value: no graph over K x K numbers."""
+    """LMC in its other form, (K, d) -> (); the gradient comes with the value, without a graph over K x K numbers."""
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor, temperature: float) -> Tensor:
@@ -67,7 +67,7 @@ class _Uniformity(torch.autograd.Function):
 
 
 def batch_means(embeddings: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """(K, d) mean unit embedding of each class of a batch, 0 for the others, and (K,) which those are."""
+    """(K, d) mean unit embedding of each class of a batch, 0 for the others, and (K,) a mask of the classes in it."""
     unit = F.normalize(embeddings, dim=-1)
     sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, targets, unit)
     sizes = unit.new_zeros(num_classes).index_add(0, targets, torch.ones_like(unit[:, 0]))
@@ -111,8 +111,8 @@ class NPT(Regularizer):
         form: of LMC: "simplex" for up to d + 1 classes, "uniformity" for any number.
         temperature: T of "uniformity"; the lower, the more the closest classes alone count.
         centre: subtract the mean text feature before LMC takes cosines.
-        momentum: of an average of the class means over the steps, in which classes that the batch lacks take part too;
-            0 reads the batch alone.
+        momentum: of an average of the class means over the steps, so that classes that the batch lacks take part too;
+            0 uses the batch alone.
 
     Raises:
         InputError: a head that learns no text, text features of another width than the embeddings, or more classes
@@ -139,7 +139,7 @@ class NPT(Regularizer):
         self.temperature = temperature
         self.centre = centre
         self.momentum = momentum
-        self.register_buffer("means", torch.empty(0, 0))  # (K, d) once a step has said what K and d are
+        self.register_buffer("means", torch.empty(0, 0))  # (K, d) after the first step
         self.register_buffer("known", torch.empty(0, dtype=torch.bool))  # (K,)
 
     def forward(self, outputs: StepOutputs) -> Tensor:
@@ -166,7 +166,7 @@ class NPT(Regularizer):
         return simplex_gap(unit)
 
     def _averaged(self, means: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's means on top of those of the steps before; a class's first mean is taken as it is."""
+        """Moving averages of the class means, updated by the batch's; a class's first mean is taken as it is."""
         if self.means.shape != means.shape:
             self.means, self.known = means.new_zeros(means.shape), torch.zeros_like(present)
         old = self.means.to(means.dtype)
@@ -177,7 +177,7 @@ class NPT(Regularizer):
         return now, known
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("means", "known"):  # their sizes come with the first step, or from here
+        for name in ("means", "known"):  # their sizes are known after the first step, or from a saved state
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *rest)

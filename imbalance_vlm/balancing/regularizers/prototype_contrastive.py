@@ -31,7 +31,7 @@ def prototype_contrast(features: Tensor, targets: Tensor, prototypes: Tensor, te
 
 
 def class_balanced_mean(values: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Mean over the classes of a batch of the mean of each, (N,), (N,) -> (); without a look at which they are.
+    """Mean over the classes of a batch of the mean of each, (N,), (N,) -> (); nothing is fetched from the device.
 
     The sums are at least in float32: bfloat16 cannot count beyond 256.
     """
@@ -42,18 +42,18 @@ def class_balanced_mean(values: Tensor, targets: Tensor, num_classes: int) -> Te
 
 
 class PrototypeContrastive(Regularizer):
-    """Cross-entropy of what the classifier reads, and of learned text features, against fixed prototypes.
+    """Cross-entropy of embeddings, and of learned text features, against fixed prototypes.
 
     Args:
         prototypes: (C, d) unit rows, that of class c in row c, in the space of the embeddings.
-        weight: of the term beside the loss.
+        weight: factor of the term in the objective.
         temperature: T.
-        text: draw the text features too, where the head learns any.
-        balanced: every class of a batch counts the same, instead of every image.
-        assign: how prototypes come to their classes, as in head "prototype"; the prototypes are made from this and
-            the next two.
-        kind: of the prototypes, as in `create_prototypes`.
-        prototype_seed: of the rotation of the prototypes.
+        text: whether to draw learned text features to the prototypes too.
+        balanced: whether every class of a batch counts the same, instead of every image.
+        assign: which prototype belongs to which class, as in head "prototype"; with the next two settings it says how
+            the prototypes are made.
+        kind: kind of prototypes, as in `create_prototypes`.
+        prototype_seed: seed of their rotation.
 
     Raises:
         InputError: embeddings or text features that are not as wide as the prototypes.

@@ -91,6 +91,7 @@ class ExpertAggregation(SecondStage):
             self.to(weight)
             self.weight.copy_(weight)
             self.bias.copy_(bias)
+            self.scores.zero_()
         first, second = stage.test_views()
         with torch.enable_grad():
             self._learn(first, second)

@@ -18,25 +18,25 @@ from imbalance_vlm.errors import InputError
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_the_conflicting_part_of_a_gradient_is_removed(sign: float, strength: float) -> None:
     rng = np.random.default_rng(0)
-    own, guide = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
-    product = sum(own[i, j] * guide[i, j] for i in range(3) for j in range(4))
+    plain, guide = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    product = sum(plain[i, j] * guide[i, j] for i in range(3) for j in range(4))
     guide *= sign * np.sign(product)
-    product = sum(own[i, j] * guide[i, j] for i in range(3) for j in range(4))
+    product = sum(plain[i, j] * guide[i, j] for i in range(3) for j in range(4))
     length = np.sqrt(sum(guide[i, j] ** 2 for i in range(3) for j in range(4)))
     unit = guide / length
-    expected = own - strength * (product / length) * unit if product < 0 else own
-    found = aligned(torch.from_numpy(own), torch.from_numpy(guide), strength)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
-    assert (sign < 0 and strength > 0) == (abs(found.numpy() - own).max() > 1e-3)
+    expected = plain - strength * (product / length) * unit if product < 0 else plain
+    got = aligned(torch.from_numpy(plain), torch.from_numpy(guide), strength)
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
+    assert (sign < 0 and strength > 0) == (abs(got.numpy() - plain).max() > 1e-3)
 
 
 def test_a_zero_guide_leaves_the_gradient() -> None:
-    own = torch.tensor([1.0, -2.0])
-    assert aligned(own, torch.zeros(2), 1.0).tolist() == [1.0, -2.0]
+    plain = torch.tensor([1.0, -2.0])
+    assert aligned(plain, torch.zeros(2), 1.0).tolist() == [1.0, -2.0]
 
 
 def prograd_step(targets: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The transform's gradient of a text-like parameter, the loss's own, and that of the divergence."""
+    """The transform's gradient of a text-like parameter, the gradient of the loss, and that of the divergence."""
     rng = torch.Generator().manual_seed(3)
     images = nn.functional.normalize(torch.randn(len(targets), 4, generator=rng, dtype=torch.float64), dim=-1)
     frozen = nn.functional.normalize(torch.randn(3, 4, generator=rng, dtype=torch.float64), dim=-1)
@@ -53,23 +53,23 @@ def prograd_step(targets: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     transform.backward(*forward())
     assert learned.grad is not None
     loss, _ = forward()
-    (own,) = torch.autograd.grad(loss, learned)
+    (plain,) = torch.autograd.grad(loss, learned)
     zero_shot = (10.0 * images @ frozen.t()).numpy() / 2.0
     teacher = np.exp(zero_shot) / np.exp(zero_shot).sum(1, keepdims=True)
     student = torch.log_softmax(forward()[1].logits / 2.0, 1)  # [1]: T^2 times the cross-entropy to the teacher
     total = sum(-teacher[i, c] * student[i, c] for i in range(len(targets)) for c in range(3)) * 4 / len(targets)
     (guide,) = torch.autograd.grad(total, learned)
-    return learned.grad, own, guide
+    return learned.grad, plain, guide
 
 
 def test_prograd_changes_the_gradient_as_the_authors_code_does() -> None:
     conflicts = 0
     for targets in ([0, 1, 2, 0], [1, 2, 0, 0], [2, 0, 1, 1]):
-        found, own, guide = prograd_step(targets)
-        product = float((own * guide).sum())
+        got, plain, guide = prograd_step(targets)
+        product = float((plain * guide).sum())
         unit = guide / guide.norm()
-        expected = own - (own * unit).sum() * unit if product < 0 else own
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+        expected = plain - (plain * unit).sum() * unit if product < 0 else plain
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
         conflicts += product < 0
     assert 0 < conflicts < 3
 

@@ -46,9 +46,9 @@ def test_the_directions_are_principal_components() -> None:
         covariance += np.outer(row - mean, row - mean)
     values, vectors = np.linalg.eigh(covariance)
     best = vectors[:, np.argsort(-values)[:3]]  # (D, 3)
-    found = principal_directions(torch.from_numpy(rows), 3).numpy()
-    np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(found.T @ found, best @ best.T, atol=1e-10)
+    got = principal_directions(torch.from_numpy(rows), 3).numpy()
+    np.testing.assert_allclose(got @ got.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(got.T @ got, best @ best.T, atol=1e-10)
 
 
 class Bowl:
@@ -124,7 +124,7 @@ def test_training_in_the_subspace_is_training_of_the_coordinates(weight_decay: f
     assert float((end - plain).norm()) > 0.1
 
 
-def test_the_subspace_of_all_directions_is_plain_training() -> None:
+def test_subspace_of_all_directions_gives_plain_training() -> None:
     everything = descend(subspace(rank=SIZE, keep=SIZE + 1))[1]
     torch.testing.assert_close(everything, descend(Gradient())[1], rtol=0, atol=1e-10)
 
@@ -161,9 +161,9 @@ def write_first_pass(folder: Path, count: int) -> Path:
 
 def test_the_first_pass_of_a_finished_run_may_be_reused(tmp_path: Path) -> None:
     reused = Subspace(keep=6, rank=3, reuse=write_first_pass(tmp_path / "run", 8))
-    own = subspace()
-    assert (reused.first_epochs, own.first_epochs) == (0, 6)
-    torch.testing.assert_close(descend(reused)[1], descend(own)[1], rtol=0, atol=0)
+    new = subspace()
+    assert (reused.first_epochs, new.first_epochs) == (0, 6)
+    torch.testing.assert_close(descend(reused)[1], descend(new)[1], rtol=0, atol=0)
     assert reused.state_dict() == {}
 
 

@@ -108,8 +108,8 @@ def lade_r(batch: Sequence[Sequence[float]], targets: Sequence[int], counts: Seq
     total = 0.0
     for c in range(len(counts)):
         prior = counts[c] / sum(counts)
-        own = [row[c] for row, y in zip(batch, targets, strict=True) if y == c]
-        m = sum(own) / len(own) if own else 0.0
+        of_class = [row[c] for row, y in zip(batch, targets, strict=True) if y == c]
+        m = sum(of_class) / len(of_class) if of_class else 0.0
         s = math.log(sum(math.exp(row[c]) / prior / len(counts) for row in batch) / len(batch))
         total -= prior * (m - s - lam * s * s)
     return total

@@ -21,8 +21,8 @@ def assert_matches_oracle(case: Case, loss: str, settings: dict[str, object]) ->
     logits = rng.normal(0, 3, (SAMPLES, len(case.counts)))
     targets = np.array([0, 1, 2, 3, 0, 1, 2, 0, 1, 0])  # of unequal sizes, and the last class absent
     wanted = case.values(logits.tolist(), targets.tolist())
-    made = create_loss(loss, case.counts, **settings, reduction="none")
-    got = made(torch.from_numpy(logits), torch.from_numpy(targets))
+    criterion = create_loss(loss, case.counts, **settings, reduction="none")
+    got = criterion(torch.from_numpy(logits), torch.from_numpy(targets))
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-10, atol=1e-12)
 
 

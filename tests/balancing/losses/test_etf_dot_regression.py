@@ -41,5 +41,5 @@ def test_value_is_kept_at_large_logits() -> None:
 
 
 def test_dot_regression_refuses_embeddings_of_another_batch() -> None:
-    with pytest.raises(InputError, match=r"`embeddings` must be \(2, d\), one row a sample, got \(3, 4\)"):
+    with pytest.raises(InputError, match=r"`embeddings` must be \(2, d\), one row per sample, got \(3, 4\)"):
         create_loss("etf_dot_regression", [5, 3])(torch.zeros(2, 2), torch.tensor([0, 1]), torch.zeros(3, 4))

@@ -22,8 +22,8 @@ def test_lade_regularises_raw_logits() -> None:
     shifted = oracles.lade_r((logits + np.log(prior)).tolist(), targets.tolist(), MILD, 0.1)
     assert float(lade_regulariser(z, y, log_prior, 0.1)) == pytest.approx(wanted, rel=1e-10)
     assert abs(wanted - shifted) > 0.05
-    whole = create_loss("lade", MILD, alpha=1.0)(z, y) - create_loss("balanced_softmax", MILD)(z, y)
-    assert float(whole) == pytest.approx(wanted, rel=1e-10)
+    difference = create_loss("lade", MILD, alpha=1.0)(z, y) - create_loss("balanced_softmax", MILD)(z, y)
+    assert float(difference) == pytest.approx(wanted, rel=1e-10)
 
 
 def test_lade_counts_a_large_batch_in_bfloat16() -> None:

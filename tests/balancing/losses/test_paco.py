@@ -45,10 +45,12 @@ def wanted(name: str, seed: int, size: int, queue: list[Key], **settings: Any) -
     logits, targets, embeddings = batch(seed, size)
     values = []
     for i in range(size):
-        own = pairs(embeddings, targets)
-        others = [] if name == "paco" else own[:i] + own[i + 1 :]
+        batch_keys = pairs(embeddings, targets)
+        others = [] if name == "paco" else batch_keys[:i] + batch_keys[i + 1 :]
         values.append(
-            oracles.paco(logits[i].tolist(), int(targets[i]), COUNTS, query=own[i][0], keys=queue + others, **settings)
+            oracles.paco(
+                logits[i].tolist(), int(targets[i]), COUNTS, query=batch_keys[i][0], keys=queue + others, **settings
+            )
         )
     return values
 
@@ -76,7 +78,7 @@ def test_matches_its_equation_while_the_queue_fills_wraps_and_overflows(name: st
     assert int((loss.key_labels >= 0).sum()) == 16
 
 
-def test_the_two_differ_in_the_keys_of_the_batch_and_their_gradient() -> None:
+def test_gpaco_adds_the_keys_of_the_batch_and_their_gradient() -> None:
     logits, targets, embeddings = batch(1)
     embeddings.requires_grad_()
     for name, reach in (("paco", False), ("gpaco", True)):
@@ -100,7 +102,7 @@ def test_the_gradient_is_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_backward_pass_survives_the_enqueueing(name: str) -> None:
+def test_backward_pass_is_unaffected_by_the_enqueueing(name: str) -> None:
     """The queue changes between forward and backward; the gradient is that of the queue as it was."""
     loss, frozen = make(name), make(name)
     for each in (loss, frozen):
@@ -116,7 +118,7 @@ def test_the_backward_pass_survives_the_enqueueing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_out_of_training_nothing_is_remembered(name: str) -> None:
+def test_queue_is_unchanged_in_evaluation_mode(name: str) -> None:
     loss = make(name).eval()
     loss(*batch(0))
     assert loss.keys.shape == (0, 0)
@@ -129,7 +131,7 @@ def test_out_of_training_nothing_is_remembered(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batches", [0, 1, 4])
-def test_a_resumed_queue_goes_on_like_one_that_ran_through(name: str, batches: int) -> None:
+def test_resumed_queue_gives_the_values_of_an_uninterrupted_one(name: str, batches: int) -> None:
     """A fresh module does not know the width of the embeddings; the state_dict brings it."""
     loss, resumed = make(name), make(name)
     for seed in range(batches):
@@ -212,10 +214,10 @@ def test_nothing_is_fetched_from_the_device_by_the_queue(name: str) -> None:
 def test_embeddings_that_do_not_fit_are_refused_in_words() -> None:
     loss = make("paco")
     logits, targets, embeddings = batch(0)
-    with pytest.raises(InputError, match=r"`embeddings` must be \(6, d\), one row a sample, got \(5, 6\)"):
+    with pytest.raises(InputError, match=r"`embeddings` must be \(6, d\), one row per sample, got \(5, 6\)"):
         loss(logits, targets, embeddings[:5])
     loss(logits, targets, embeddings)
-    with pytest.raises(InputError, match=r"`embeddings` must be \(6, 6\), one row a sample, got \(6, 4\)"):
+    with pytest.raises(InputError, match=r"`embeddings` must be \(6, 6\), one row per sample, got \(6, 4\)"):
         loss(logits, targets, embeddings[:, :4])
 
 

@@ -1,4 +1,4 @@
-"""SADE's three losses, one by one, and the prior with its ranks turned round."""
+"""SADE's three losses, one by one, and the prior with reversed ranks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_each_expert_has_its_own_loss(counts: tuple[int, ...], tau: float) -> No
     wanted = [oracles.sade_experts(row, y, counts, tau) for row, y in rows]
     np.testing.assert_allclose(sade(logits, targets, shifts).tolist(), wanted, rtol=1e-10)
     total = create_loss("sade", counts, tau=tau, reduction="none")(logits, targets)
-    np.testing.assert_allclose(total.tolist(), [sum(of_each) for of_each in wanted], rtol=1e-10)
+    np.testing.assert_allclose(total.tolist(), [sum(per_expert) for per_expert in wanted], rtol=1e-10)
 
 
-def test_cross_entropy_for_each_expert_would_not_pass() -> None:
+def test_oracle_rejects_cross_entropy_for_each_expert() -> None:
     logits, targets = of_experts()
     plain = [F.cross_entropy(logits[:, e], targets, reduction="none") for e in range(3)]
     rows = zip(logits.tolist(), targets.tolist(), strict=True)
@@ -44,17 +44,17 @@ def test_cross_entropy_for_each_expert_would_not_pass() -> None:
     assert not np.allclose(plain[2], wanted[:, 2], rtol=0.01)
 
 
-def test_ranks_are_turned_round_and_ties_share() -> None:
-    def turned(*counts: int) -> list[float]:
+def test_ranks_are_reversed_and_ties_are_averaged() -> None:
+    def reverse(*counts: int) -> list[float]:
         return rank_reversed(torch.tensor(counts), torch.zeros((), dtype=torch.float64)).tolist()
 
-    assert turned(120, 45, 20, 7, 3) == [3, 7, 20, 45, 120]
-    assert turned(45, 3, 120, 7) == [7, 120, 3, 45]
-    assert turned(9, 9, 9) == [9, 9, 9]
-    assert turned(100, 2, 2, 1) == [1, 2, 2, 100]
-    assert turned(100, 50, 1, 1) == [1, 1, 75, 75]  # the two rarest share what ranks 1 and 2 get
-    assert turned(*TIED) == pytest.approx(oracles.rank_reversed(TIED))
-    assert sum(turned(*TIED)) == pytest.approx(sum(TIED))
+    assert reverse(120, 45, 20, 7, 3) == [3, 7, 20, 45, 120]
+    assert reverse(45, 3, 120, 7) == [7, 120, 3, 45]
+    assert reverse(9, 9, 9) == [9, 9, 9]
+    assert reverse(100, 2, 2, 1) == [1, 2, 2, 100]
+    assert reverse(100, 50, 1, 1) == [1, 1, 75, 75]  # the two rarest share what ranks 1 and 2 get
+    assert reverse(*TIED) == pytest.approx(oracles.rank_reversed(TIED))
+    assert sum(reverse(*TIED)) == pytest.approx(sum(TIED))
 
 
 def test_a_mirrored_prior_adds_up_in_the_third_shift() -> None:

@@ -28,7 +28,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def seen(
+def step(
     text: Tensor | None = None,
     frozen: Tensor | None = None,
     embeddings: Tensor | None = None,
@@ -55,9 +55,12 @@ def unit(a: Sequence[float]) -> list[float]:
 def clusters_in_a_loop(text: Rows, members: Sequence[Sequence[int]], pairs: str) -> float:
     """1/M sum_m of the off-diagonal (cos + 1/(k_m - 1))^2, their mean or their sum."""
     total = 0.0
-    for own in members:
+    for of_cluster in members:
         values = [
-            (cosine(text[a], text[b]) + 1 / (len(own) - 1)) ** 2 for a in own for b in own if a != b and len(own) > 1
+            (cosine(text[a], text[b]) + 1 / (len(of_cluster) - 1)) ** 2
+            for a in of_cluster
+            for b in of_cluster
+            if a != b and len(of_cluster) > 1
         ]
         if values:
             total += sum(values) / (len(values) if pairs == "mean" else 1)
@@ -68,12 +71,12 @@ def convergence_in_a_loop(images: Rows, labels: Sequence[int], text: Rows) -> fl
     """Mean over classes of the mean of |f/|f| - t_y/|t_y||^2."""
     means = []
     for k in sorted(set(labels)):
-        own = [
+        of_cluster = [
             sum((a - b) ** 2 for a, b in zip(unit(row), unit(text[k]), strict=True))
             for row, y in zip(images, labels, strict=True)
             if y == k
         ]
-        means.append(sum(own) / len(own))
+        means.append(sum(of_cluster) / len(of_cluster))
     return sum(means) / len(means)
 
 
@@ -97,56 +100,58 @@ def related() -> Tensor:
 
 
 def test_clusters_are_the_groups_of_the_frozen_text() -> None:
-    found = cluster_classes(related(), 3, seed=0)
-    assert sorted(one.tolist() for one in found) == GROUPS
-    assert [one.tolist() for one in found] == [one.tolist() for one in cluster_classes(related(), 3, seed=0)]
+    clusters = cluster_classes(related(), 3, seed=0)
+    assert sorted(members.tolist() for members in clusters) == GROUPS
+    assert [members.tolist() for members in clusters] == [
+        members.tolist() for members in cluster_classes(related(), 3, seed=0)
+    ]
     assert len(cluster_classes(related()[[0, 0, 1, 1]], 3, seed=0)) == 2  # two different rows, in three clusters
 
 
 @pytest.mark.parametrize("pairs", ["mean", "sum"])
 @pytest.mark.parametrize("clusters", [1, 3])
-def test_cpt_is_its_equation(clusters: int, pairs: Any) -> None:
-    text, frozen, given = words(6), related(), drawn(len(LABELS), DIM)
+def test_cpt_follows_its_equation(clusters: int, pairs: Any) -> None:
+    text, frozen, embeddings = words(6), related(), drawn(len(LABELS), DIM)
     members = GROUPS if clusters == 3 else [list(range(6))]
     terms = (
         clusters_in_a_loop(text.tolist(), members, pairs),
-        convergence_in_a_loop(given.tolist(), LABELS, text.tolist()),
+        convergence_in_a_loop(embeddings.tolist(), LABELS, text.tolist()),
         rotation_in_a_loop(text.tolist(), frozen.tolist()),
     )
-    state = seen(text, frozen, embeddings=given)
+    state = step(text, frozen, embeddings=embeddings)
     for weights in ((0.25, 0.15, 0.10), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
         tetf, cc, rs = weights
         got = float(CPT(tetf=tetf, cc=cc, rs=rs, clusters=clusters, pairs=pairs)(state))
         assert got == pytest.approx(sum(w * t for w, t in zip(weights, terms, strict=True)), rel=1e-12)
-    whole = sum(weight * term for weight, term in zip((0.25, 0.15, 0.10), terms, strict=True))
-    assert all(weight * term > 0.02 * whole for weight, term in zip((0.25, 0.15, 0.10), terms, strict=True))
+    total = sum(weight * term for weight, term in zip((0.25, 0.15, 0.10), terms, strict=True))
+    assert all(weight * term > 0.02 * total for weight, term in zip((0.25, 0.15, 0.10), terms, strict=True))
     if clusters == 1 and pairs == "mean":
         assert terms[0] == pytest.approx(float(NPT(mmi=0.0)(state)), rel=1e-12)  # M = 1 is the global simplex
 
 
-def test_the_clusters_stay_and_are_of_frozen_text_alone() -> None:
+def test_clusters_are_fixed_and_of_frozen_text_only() -> None:
     regularizer = CPT(tetf=1.0, cc=0.0, rs=0.0, clusters=3)
     for seed in (1, 2):
         text = words(6, seed=seed)
         wanted = clusters_in_a_loop(text.tolist(), GROUPS, "mean")
-        assert float(regularizer(seen(text, related()))) == pytest.approx(wanted, rel=1e-12)
+        assert float(regularizer(step(text, related()))) == pytest.approx(wanted, rel=1e-12)
     assert regularizer.state_dict() == {}
 
 
 def test_cpt_has_the_gradient_of_its_value() -> None:
     regularizer = CPT(clusters=3)
     text, images = words(6).requires_grad_(), drawn(len(LABELS), DIM).requires_grad_()
-    assert torch.autograd.gradcheck(lambda t, e: regularizer(seen(t, related(), embeddings=e)), (text, images))
+    assert torch.autograd.gradcheck(lambda t, e: regularizer(step(t, related(), embeddings=e)), (text, images))
 
 
-def test_cpt_refuses_what_cannot_be() -> None:
-    refuses(lambda: CPT()(seen(words())), "frozen", "no frozen text")
-    refuses(lambda: CPT()(seen(words(), words(6))), "frozen", "other classes")
-    refuses(lambda: CPT(clusters=6)(seen(words(), words())), "clusters", "more clusters than classes")
+def test_impossible_inputs_of_cpt_are_refused() -> None:
+    refuses(lambda: CPT()(step(words())), "frozen", "no frozen text")
+    refuses(lambda: CPT()(step(words(), words(6))), "frozen", "other classes")
+    refuses(lambda: CPT(clusters=6)(step(words(), words())), "clusters", "more clusters than classes")
     many = words(DIM + 3)
-    refuses(lambda: CPT(clusters=1)(seen(many, many)), "corners", "a cluster of too many classes")
-    assert torch.isfinite(CPT(clusters=1, tetf=0.0)(seen(many, many)))
-    assert torch.isfinite(CPT()(seen(words(40, 40), words(40, 40), embeddings=drawn(len(LABELS), 40))))
+    refuses(lambda: CPT(clusters=1)(step(many, many)), "corners", "a cluster of too many classes")
+    assert torch.isfinite(CPT(clusters=1, tetf=0.0)(step(many, many)))
+    assert torch.isfinite(CPT()(step(words(40, 40), words(40, 40), embeddings=drawn(len(LABELS), 40))))
     alone = CPT(clusters=6, tetf=1.0, cc=0.0, rs=0.0)
-    assert float(alone(seen(words(6), related()))) == 0.0  # clusters of one class
-    assert not np.isnan(float(alone(seen(words(6), related()))))
+    assert float(alone(step(words(6), related()))) == 0.0  # clusters of one class
+    assert not np.isnan(float(alone(step(words(6), related()))))

@@ -25,7 +25,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def seen(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
+def step(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
     rows = drawn(len(LABELS), DIM) if embeddings is None else embeddings
     return StepOutputs(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
 
@@ -56,22 +56,22 @@ def image_text_in_a_loop(
         (texts, images, teachers[1], teachers[0]),
     ):
         for i in range(size):
-            found = log_softmax([cosine(ours[i], other) / temperature for other in theirs])
+            log_probs = log_softmax([cosine(ours[i], other) / temperature for other in theirs])
             soft = [math.exp(z) for z in log_softmax([cosine(old[i], other) / temperature for other in new])]
             same = [j for j in range(size) if labels[j] == labels[i]]
             for j in range(size):
                 hard = 1 / len(same) if j in same else 0.0
-                total -= ((1 - share) * hard + share * soft[j]) * found[j] / size
+                total -= ((1 - share) * hard + share * soft[j]) * log_probs[j] / size
     return total / 2
 
 
-def sides(seed: int = 0) -> tuple[Tensor, Tensor]:
+def features(seed: int = 0) -> tuple[Tensor, Tensor]:
     """Images and a text for each."""
     return drawn(len(LABELS), DIM, seed=seed), drawn(len(LABELS), DIM, seed=seed + 1)
 
 
-def test_image_text_contrast_is_its_equation() -> None:
-    (images, texts), frozen = sides(), sides(7)
+def test_image_text_contrast_follows_its_equation() -> None:
+    (images, texts), frozen = features(), features(7)
     listed, old = (images.tolist(), texts.tolist()), (frozen[0].tolist(), frozen[1].tolist())
     plain = image_text_contrast(images, texts, LABELS, 0.3)
     assert float(plain) == pytest.approx(image_text_in_a_loop(*listed, LABELS.tolist(), 0.3), rel=1e-12)
@@ -84,22 +84,22 @@ def test_image_text_contrast_is_its_equation() -> None:
 
 
 def clips(images: Tensor, texts: Tensor) -> Tensor:
-    """CLIP's own contrast: an image's text is right, all others are wrong."""
-    scaled, own = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).t() / 0.3, torch.arange(len(images))
-    return (F.cross_entropy(scaled, own) + F.cross_entropy(scaled.t(), own)) / 2
+    """The contrast of CLIP: an image's text is right, all others are wrong."""
+    scaled, targets = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).t() / 0.3, torch.arange(len(images))
+    return (F.cross_entropy(scaled, targets) + F.cross_entropy(scaled.t(), targets)) / 2
 
 
-def test_without_two_texts_of_a_class_it_is_clips_contrast() -> None:
-    images, texts = sides()
-    own = torch.arange(len(images))
-    torch.testing.assert_close(image_text_contrast(images, texts, own, 0.3), clips(images, texts))
+def test_contrast_is_that_of_clip_where_no_two_images_share_a_text_target() -> None:
+    images, texts = features()
+    targets = torch.arange(len(images))
+    torch.testing.assert_close(image_text_contrast(images, texts, targets, 0.3), clips(images, texts))
     shared = drawn(CLASSES, DIM, seed=1)[LABELS]
     torch.testing.assert_close(image_text_contrast(images, shared, LABELS, 0.3), clips(images, shared))
 
 
 def test_the_frozen_model_is_a_teacher_and_learns_nothing() -> None:
-    images, texts = (side.clone().requires_grad_() for side in sides())
-    frozen = tuple(side.clone().requires_grad_() for side in sides(7))
+    images, texts = (side.clone().requires_grad_() for side in features())
+    frozen = tuple(side.clone().requires_grad_() for side in features(7))
     image_text_contrast(images, texts, LABELS, 0.3, frozen).backward()  # type: ignore[arg-type]
     assert images.grad is not None
     assert texts.grad is not None
@@ -108,20 +108,20 @@ def test_the_frozen_model_is_a_teacher_and_learns_nothing() -> None:
 
 def test_the_image_text_regularizer_reads_the_texts_of_the_batch() -> None:
     words, old = drawn(CLASSES, DIM, seed=1), drawn(CLASSES, DIM, seed=2)
-    rows = seen().embeddings.tolist()
+    rows = step().embeddings.tolist()
     texts, frozen = words[LABELS].tolist(), old[LABELS].tolist()
     regularizer = ImageTextContrast(temperature=0.3, distill=0.4)
     alone = image_text_in_a_loop(rows, texts, LABELS.tolist(), 0.3)
     taught = image_text_in_a_loop(rows, texts, LABELS.tolist(), 0.3, (rows, frozen), 0.4)
-    assert float(regularizer(seen(words))) == pytest.approx(alone, rel=1e-12)
-    assert float(regularizer(seen(words, old))) == pytest.approx(taught, rel=1e-12)
-    refuses(lambda: regularizer(seen()), "text features")
-    refuses(lambda: regularizer(seen(words[:, 1:])), "text features")
+    assert float(regularizer(step(words))) == pytest.approx(alone, rel=1e-12)
+    assert float(regularizer(step(words, old))) == pytest.approx(taught, rel=1e-12)
+    refuses(lambda: regularizer(step()), "text features")
+    refuses(lambda: regularizer(step(words[:, 1:])), "text features")
 
 
 def test_image_text_contrast_is_finite_at_the_temperature_of_clip_in_bfloat16() -> None:
-    images, texts = (side.bfloat16().requires_grad_() for side in sides())
-    value = image_text_contrast(images, texts, LABELS, 0.01, sides(7))
+    images, texts = (side.bfloat16().requires_grad_() for side in features())
+    value = image_text_contrast(images, texts, LABELS, 0.01, features(7))
     value.backward()
     assert value.dtype == torch.bfloat16
     assert torch.isfinite(value)

@@ -26,7 +26,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def seen(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
+def step(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
     rows = drawn(len(LABELS), DIM) if embeddings is None else embeddings
     return StepOutputs(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
 
@@ -53,7 +53,7 @@ def contrast_in_a_loop(features: Rows, labels: Sequence[int], targets: Rows, tem
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
-def test_prototype_contrast_is_its_equation(temperature: float) -> None:
+def test_prototype_contrast_follows_its_equation(temperature: float) -> None:
     rows = drawn(len(LABELS), DIM)
     wanted = contrast_in_a_loop(rows.tolist(), LABELS.tolist(), prototypes().tolist(), temperature)
     got = prototype_contrast(rows, LABELS, prototypes(), temperature)
@@ -64,24 +64,24 @@ def test_prototype_contrast_is_its_equation(temperature: float) -> None:
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("text", [False, True])
-def test_the_term_is_images_and_texts(balanced: bool, text: bool) -> None:
+def test_term_is_the_sum_of_images_and_texts(balanced: bool, text: bool) -> None:
     words = drawn(CLASSES, DIM, seed=1)
     regularizer = PrototypeContrastive(prototypes(), temperature=0.2, text=text, balanced=balanced)
-    values = contrast_in_a_loop(seen().embeddings.tolist(), LABELS.tolist(), prototypes().tolist(), 0.2)
+    values = contrast_in_a_loop(step().embeddings.tolist(), LABELS.tolist(), prototypes().tolist(), 0.2)
     image = sum(values) / len(values)
     if balanced:
         means = []
         for c in range(CLASSES):
-            own = [value for value, y in zip(values, LABELS.tolist(), strict=True) if y == c]
-            means += [sum(own) / len(own)] if own else []
+            of_class = [value for value, y in zip(values, LABELS.tolist(), strict=True) if y == c]
+            means += [sum(of_class) / len(of_class)] if of_class else []
         assert len(means) == 3
         image = sum(means) / len(means)
     of_text = contrast_in_a_loop(words.tolist(), range(CLASSES), prototypes().tolist(), 0.2)
     wanted = image + (sum(of_text) / CLASSES if text else 0.0)
-    assert float(regularizer(seen(words))) == pytest.approx(wanted, rel=1e-12)
-    assert float(regularizer(seen())) == pytest.approx(image, rel=1e-12)  # no text is learned: images alone
+    assert float(regularizer(step(words))) == pytest.approx(wanted, rel=1e-12)
+    assert float(regularizer(step())) == pytest.approx(image, rel=1e-12)  # no text is learned: images alone
     if balanced:
-        assert float(regularizer(seen())) != pytest.approx(sum(values) / len(values), rel=0.01)
+        assert float(regularizer(step())) != pytest.approx(sum(values) / len(values), rel=0.01)
 
 
 def test_prototype_contrast_brings_images_and_texts_together_and_leaves_the_prototypes() -> None:
@@ -90,7 +90,7 @@ def test_prototype_contrast_brings_images_and_texts_together_and_leaves_the_prot
     optimizer = torch.optim.AdamW([images, words, *regularizer.parameters()], lr=0.1, weight_decay=0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        regularizer(seen(words, embeddings=images)).backward()
+        regularizer(step(words, embeddings=images)).backward()
         optimizer.step()
     assert F.cosine_similarity(images, prototypes()[LABELS]).min() > 0.95
     assert F.cosine_similarity(images, words[LABELS]).min() > 0.95
@@ -100,19 +100,19 @@ def test_prototype_contrast_brings_images_and_texts_together_and_leaves_the_prot
 def test_prototype_contrast_has_the_gradient_of_its_value_and_fetches_nothing() -> None:
     regularizer = PrototypeContrastive(prototypes(), balanced=True)
     rows, words = drawn(len(LABELS), DIM).requires_grad_(), drawn(CLASSES, DIM, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda e, t: regularizer(seen(t, embeddings=e)), (rows, words))
+    assert torch.autograd.gradcheck(lambda e, t: regularizer(step(t, embeddings=e)), (rows, words))
     with counting_fetches() as count:
-        regularizer(seen(words, embeddings=rows)).backward()
+        regularizer(step(words, embeddings=rows)).backward()
     assert count["fetches"] == 0
 
 
-def test_prototypes_are_saved_moved_and_as_wide_as_what_they_draw() -> None:
+def test_prototypes_are_saved_and_must_be_as_wide_as_the_features() -> None:
     regularizer, other = PrototypeContrastive(prototypes()), PrototypeContrastive(prototypes().flip(0))
     other.load_state_dict(regularizer.state_dict())
-    assert torch.equal(other(seen()), regularizer(seen()))
-    refuses(lambda: regularizer(seen(embeddings=drawn(len(LABELS), DIM + 1))), "embeddings")
-    refuses(lambda: regularizer(seen(drawn(CLASSES, DIM + 1))), "text features")
+    assert torch.equal(other(step()), regularizer(step()))
+    refuses(lambda: regularizer(step(embeddings=drawn(len(LABELS), DIM + 1))), "embeddings")
+    refuses(lambda: regularizer(step(drawn(CLASSES, DIM + 1))), "text features")
     refuses(lambda: PrototypeContrastive(torch.zeros(3)), "prototypes")
-    low = PrototypeContrastive(prototypes(), balanced=True)(seen(embeddings=seen().embeddings.bfloat16()))
+    low = PrototypeContrastive(prototypes(), balanced=True)(step(embeddings=step().embeddings.bfloat16()))
     assert low.dtype == torch.bfloat16
-    assert float(low) == pytest.approx(float(PrototypeContrastive(prototypes(), balanced=True)(seen())), rel=0.03)
+    assert float(low) == pytest.approx(float(PrototypeContrastive(prototypes(), balanced=True)(step())), rel=0.03)

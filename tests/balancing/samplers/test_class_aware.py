@@ -31,8 +31,8 @@ def test_class_aware_repeats_no_image_before_all_were_shown() -> None:
     order = sampler("class_aware", LABELS, k=4)
     rows = order.epoch(0, 1)
     for label in range(3):
-        own = rows[LABELS[rows] == label]
+        of_class = rows[LABELS[rows] == label]
         size = int((label == LABELS).sum())
-        for begin in range(0, len(own), size):
-            one_round = own[begin : begin + size]
-            assert len(one_round.unique()) == len(one_round)
+        for begin in range(0, len(of_class), size):
+            round_of_class = of_class[begin : begin + size]
+            assert len(round_of_class.unique()) == len(round_of_class)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -239,35 +238,6 @@ def test_only_declared_parameters_are_trained(name: str, stage: Stage) -> None:
 # -- what every second stage does ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BUILDS)
-def test_state_dict_restores_a_blank_stage(name: str, stage: Stage) -> None:
-    second = fitted(BUILDS[name], stage)
-    blank = BUILDS[name](WIDTH, len(COUNTS))
-    assert not torch.equal(blank(EMBEDDINGS), second(EMBEDDINGS))
-    blank.load_state_dict(second.state_dict())
-    assert torch.equal(blank(EMBEDDINGS), second(EMBEDDINGS))
-
-
-@pytest.mark.parametrize("name", BUILDS)
-def test_moves_and_casts_completely(name: str, stage: Stage) -> None:
-    second = fitted(BUILDS[name], stage)
-    wanted = second(EMBEDDINGS)
-    got = second.double()(EMBEDDINGS.double())
-    assert got.dtype == torch.float64
-    torch.testing.assert_close(got.float(), wanted, rtol=1e-4, atol=1e-4)
-    assert second.to("meta")(EMBEDDINGS.double().to("meta")).device.type == "meta"  # nothing is left on the CPU
-
-
-@pytest.mark.parametrize("name", BUILDS)
-def test_fit_depends_on_the_seed_only_and_can_be_repeated(name: str, stage: Stage) -> None:
-    second = fitted(BUILDS[name], stage)
-    wanted = second(EMBEDDINGS)
-    assert torch.equal(fitted(BUILDS[name], stage)(EMBEDDINGS), wanted)
-    torch.manual_seed(0)
-    second.fit(stage)
-    assert torch.equal(second(EMBEDDINGS), wanted)
-
-
 @pytest.mark.parametrize(("name", "settings"), [("lws", {"sampler": "instance"}), *CASES[2:]])
 def test_renumbering_the_classes_permutes_the_logits(name: str, settings: dict[str, Any], stage: Stage) -> None:
     order = torch.tensor([2, 5, 0, 3, 1, 4])
@@ -280,22 +250,6 @@ def test_renumbering_the_classes_permutes_the_logits(name: str, settings: dict[s
     got = fitted(BUILDS[name], renumbered, **settings)(EMBEDDINGS)
     wanted = fitted(BUILDS[name], stage, **settings)(EMBEDDINGS)
     torch.testing.assert_close(got, wanted[:, order], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", BUILDS)
-def test_head_without_bias_is_accepted(name: str, stage: Stage) -> None:
-    head = PlainHead(WIDTH, len(COUNTS), bias=False)
-    second = fitted(BUILDS[name], replace(stage, head=head.requires_grad_(False)))
-    assert torch.isfinite(second(EMBEDDINGS)).all()
-
-
-@pytest.mark.parametrize("name", BUILDS)
-def test_class_without_images_does_no_harm(name: str) -> None:
-    torch.manual_seed(0)
-    head = PlainHead(WIDTH, 4)
-    logits = fitted(BUILDS[name], stage_on(draws([20, 0, 6, 3], 0), head, draws([5, 0, 5, 5], 1)))(EMBEDDINGS)
-    assert torch.isfinite(logits[:, [0, 2, 3]]).all()
-    assert not torch.isnan(logits).any()
 
 
 @pytest.mark.parametrize("name", BUILDS)

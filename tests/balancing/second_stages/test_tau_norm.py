@@ -46,9 +46,9 @@ def test_all_taus_share_one_matrix_product(stage: Stage, products: list[int]) ->
 
 def test_only_an_open_tau_needs_a_validation_set(stage: Stage) -> None:
     without = replace(stage, validation=None)
-    given = TauNorm(WIDTH, len(COUNTS), tau=0.5)
-    assert not given.needs_validation
-    assert given.fit(without) == {}
+    fixed = TauNorm(WIDTH, len(COUNTS), tau=0.5)
+    assert not fixed.needs_validation
+    assert fixed.fit(without) == {}
     with pytest.raises(InputError, match="set tau"):
         TauNorm(WIDTH, len(COUNTS)).fit(without)
 
