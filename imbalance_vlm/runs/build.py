@@ -155,6 +155,12 @@ def make_objective(
 ) -> Objective:
     """The recipe's loss, regularizers and gradient transform around the head."""
     section = recipe["balancing"]
+
+    def prototypes(asking: Section) -> Tensor:
+        with torch.no_grad():
+            weight, _ = head.classifier()
+        return starts.prototypes(asking, weight.shape[1])
+
     offers: Offers = {
         **offer(
             long_tail=long_tail,
@@ -162,7 +168,7 @@ def make_objective(
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
         ),
-        "prototypes": starts.prototypes,
+        "prototypes": prototypes,
         "text": lambda _section: tuning.text(context, head),
     }
     check_reused(recipe, context.encoder)

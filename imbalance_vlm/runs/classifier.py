@@ -94,7 +94,6 @@ class TrainedClassifier:
         """
         catalogue.load_plugins()
         folder = Path(folder)
-        catalogue.load_plugins()
         recipe, classes = _saved(folder)
         groups = recipe["evaluation"]["groups"]
         long_tail = LongTail(
