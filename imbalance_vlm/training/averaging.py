@@ -9,7 +9,7 @@
     EMA        w' <- d w' + (1 - d) w after each step, d = min(decay, (1 + t) / (10 + t)) after t steps
     WiSE-FT    (1 - alpha) w_start + alpha w_end
 
-Differs from [1] in: what is no floating-point number (a counter, a class count) is not averaged.
+Differs from [1] in: integers and booleans (a counter, a class count) are not averaged.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from imbalance_vlm.errors import InputError
 State = Mapping[str, Tensor]
 
 
-def ema_decay(decay: float, updates: int, warm_up: bool = True) -> float:
+def ema_decay(decay: float, updates: int) -> float:
     """Weight of the old average in an update, after `updates` earlier ones.
+
+    It starts low, so that the first steps do not weigh on the average of a short training.
 
     >>> [round(ema_decay(0.9, updates), 2) for updates in (1, 10, 1000)]
     [0.18, 0.55, 0.9]
     """
-    return min(decay, (1 + updates) / (10 + updates)) if warm_up else decay
+    return min(decay, (1 + updates) / (10 + updates))
 
 
 class Ema(AveragedModel):
@@ -47,15 +49,13 @@ class Ema(AveragedModel):
     Args:
         module: copied with its present weights, frozen ones included.
         decay: d, in [0, 1); the average covers about 1 / (1 - d) steps. 0 is the module itself.
-        warm_up: whether the decay starts low, as min(d, (1 + t) / (10 + t)), so that the first steps do not weigh on a
-            short training.
 
     Raises:
         InputError: a decay out of range, or trained parameters in half precision, which cannot represent the small
             steps of an average.
     """
 
-    def __init__(self, module: nn.Module, decay: Share = 0.999, *, warm_up: bool = True) -> None:
+    def __init__(self, module: nn.Module, decay: Share = 0.999) -> None:
         check_arguments(decay=(Share, decay))
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and parameter.dtype.is_floating_point and parameter.dtype.itemsize < 4:
@@ -67,7 +67,7 @@ class Ema(AveragedModel):
         def average(averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
             """One update in place, of tensors of one dtype."""
             if averages[0].is_floating_point():
-                get_ema_multi_avg_fn(ema_decay(decay, int(updates), warm_up))(list(averages), list(current), updates)
+                get_ema_multi_avg_fn(ema_decay(decay, int(updates)))(list(averages), list(current), updates)
             else:
                 for old, new in zip(averages, current, strict=True):
                     old.copy_(new)
@@ -76,7 +76,7 @@ class Ema(AveragedModel):
         self.module.requires_grad_(False)
 
     def update(self, module: nn.Module) -> None:
-        """Add the weights of `module` after a step."""
+        """Include the weights of `module`, after a step, in the average."""
         self.update_parameters(module)
 
     def state(self) -> dict[str, Tensor]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from imbalance_vlm.encoders.base import check_base
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import write_atomically
+from imbalance_vlm.files import read_safetensors_header, write_atomically
 from imbalance_vlm.progress import note
 from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.distributed.sharding import full_state, load_module_state
@@ -95,19 +95,9 @@ def check_trained_on(path: Path, base: str) -> None:
     Raises:
         InputError: with both fingerprints.
     """
-    trained_on = _metadata(path).get("base") if path.is_file() else None
+    trained_on = read_safetensors_header(path).get("base") if path.is_file() else None
     if trained_on:
         check_base(path, trained_on, base)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """The metadata that `save_weights` wrote into a file's header."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = json.loads((file.metadata() or {}).get("imbalance_vlm", "{}"))
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file, or it is damaged: {error}") from error
-    return metadata
 
 
 @contextmanager

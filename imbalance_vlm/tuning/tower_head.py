@@ -38,7 +38,7 @@ class TowerHead(Head):
 
     def __init__(self, encoder: Encoder, tuned: TunedTower, inner: Head, kind: str) -> None:
         super().__init__()
-        # Not by torch's own way of setting attributes, which would make the whole encoder a part of this module.
+        # torch's own way of setting attributes would make the whole encoder a submodule of this one.
         object.__setattr__(self, "encoder", encoder)
         object.__setattr__(self, "tuned", tuned)
         self.inner = inner
@@ -92,9 +92,8 @@ class TowerHead(Head):
         module = self.encoder.module
         shared = [value for value in [*module.parameters(), *module.buffers()] if id(value) not in trained]
         shared += self.tuned.base_values.values()
-        for attribute in ("transform", "tokenizer"):
-            if hasattr(self.encoder, attribute):
-                shared.append(getattr(self.encoder, attribute))
+        if hasattr(self.encoder, "tokenizer"):
+            shared.append(self.encoder.tokenizer)
         memo |= {id(value): value for value in shared}
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin

@@ -32,14 +32,14 @@ def offers(**values: Any) -> Any:
 
 def test_positional_parameters_come_from_the_run_and_keywords_from_the_recipe() -> None:
     entry = Entry("mine", Loss, "a loss")
-    made = entry.make({"name": "mine", "gamma": 3.0}, offers(long_tail="counts", width=4))
-    assert made.arguments == ("counts", None, 3.0)
+    component = entry.make({"name": "mine", "gamma": 3.0}, offers(long_tail="counts", width=4))
+    assert component.arguments == ("counts", None, 3.0)
     assert entry.make({"name": "mine"}, offers(long_tail="counts", logit_scale=25.0)).arguments[1] == 25.0
 
 
 def test_an_offer_can_depend_on_the_section_that_asks() -> None:
-    made = Entry("mine", Loss, "").make({"name": "mine"}, {"long_tail": lambda section: section["name"]})
-    assert made.arguments[0] == "mine"
+    component = Entry("mine", Loss, "").make({"name": "mine"}, {"long_tail": lambda section: section["name"]})
+    assert component.arguments[0] == "mine"
 
 
 def test_a_parameter_that_the_run_does_not_offer_is_refused() -> None:
@@ -58,8 +58,8 @@ def family() -> Registry:
 def test_a_family_is_made_around_its_member() -> None:
     registry = family()
     assert list(registry.get("peft").settings()) == ["rank", "crops"]
-    made = registry.make({"name": "peft", "method": "lora", "rank": 8, "crops": "none"})
-    assert (made.crops, made.method.rank) == ("none", 8)
+    component = registry.make({"name": "peft", "method": "lora", "rank": 8, "crops": "none"})
+    assert (component.crops, component.method.rank) == ("none", 8)
 
 
 def test_a_family_and_its_member_provide_together() -> None:

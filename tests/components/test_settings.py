@@ -63,8 +63,8 @@ def test_a_constructor_has_its_keywords_and_the_fields_of_its_groups() -> None:
 
 
 def test_flat_settings_become_groups_again() -> None:
-    made = Parent([1], **grouped(Parent, {"rate": 0.5, "min_scale": 0.5}))
-    assert (made.rate, made.crops) == (0.5, Crops(views=2, min_scale=0.5))
+    component = Parent([1], **grouped(Parent, {"rate": 0.5, "min_scale": 0.5}))
+    assert (component.rate, component.crops) == (0.5, Crops(views=2, min_scale=0.5))
     assert grouped(Parent, {}) == {}
 
 
@@ -84,9 +84,9 @@ def test_a_mark_of_an_annotation_is_found() -> None:
 
 
 def test_all_wrong_settings_are_reported_at_once() -> None:
-    known = {"rate": Setting("rate", Positive), "steps": Setting("steps", Count, 1)}
+    settings = {"rate": Setting("rate", Positive), "steps": Setting("steps", Count, 1)}
     with pytest.raises(InputError) as error:
-        checked_settings("loss 'mine'", known, {"steps": 0, "rat": 1})
+        checked_settings("loss 'mine'", settings, {"steps": 0, "rat": 1})
     message = str(error.value)
     assert message.startswith("loss 'mine': unknown setting `rat`. Did you mean 'rate'?")
     assert "`steps` must be a whole number >= 1, got 0" in message

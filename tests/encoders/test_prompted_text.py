@@ -106,7 +106,7 @@ def token_rows(encoder: Any, position: Position, n_ctx: int) -> tuple[Tensor, li
 
 
 @contextmanager
-def put_in(module: nn.Module, places: list[list[int]], tokens: Tensor, before: bool) -> Iterator[None]:
+def inserted(module: nn.Module, places: list[list[int]], tokens: Tensor, before: bool) -> Iterator[None]:
     """Replace what comes out of a module, or enters it, at each class's places: (C, n, w)."""
 
     def changed(x: Tensor) -> Tensor:
@@ -134,9 +134,9 @@ def oracle(encoder: Any, position: Position, context: Tensor, deep: Sequence[Ten
     ids, places = token_rows(encoder, position, context.shape[-2])
     with ExitStack() as hooks:
         per_class = context if context.ndim == 3 else torch.stack([context] * len(NAMES))
-        hooks.enter_context(put_in(home.token_embedding, places, per_class, before=False))
+        hooks.enter_context(inserted(home.token_embedding, places, per_class, before=False))
         for block, tokens in zip(home.transformer.resblocks[1:], deep, strict=False):
-            hooks.enter_context(put_in(block, places, torch.stack([tokens] * len(NAMES)), before=True))
+            hooks.enter_context(inserted(block, places, torch.stack([tokens] * len(NAMES)), before=True))
         return F.normalize(encoder.module.encode_text(ids), dim=-1)
 
 
@@ -285,17 +285,17 @@ def test_bf16_autocast(inside: bool) -> None:
 
 
 def test_the_second_pass_runs_in_the_first_ones_autocast() -> None:
-    seen = []
+    contexts = []
 
     def encode(rows: Tensor, value: Tensor) -> Tensor:
-        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        contexts.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
         return value[rows]
 
     for enabled in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             features = two_pass(encode, [torch.tensor([1, 0])], [False], learned(3, 2))
         features.sum().backward()
-    assert seen == [(grad, enabled, torch.bfloat16) for enabled in (True, False) for grad in (False, True)]
+    assert contexts == [(grad, enabled, torch.bfloat16) for enabled in (True, False) for grad in (False, True)]
 
 
 def test_the_same_to_the_bit_again() -> None:

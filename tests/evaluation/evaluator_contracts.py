@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.base import Evaluator
 from tests.evaluation.scenes import BASE
 
@@ -65,6 +66,34 @@ def yields_its_columns(make: Make) -> None:
     assert names, "yields nothing"
 
 
+def computing_again_changes_nothing(make: Make) -> None:
+    evaluator, _ = make()
+    evaluator.update(*logits_and_targets())
+    first, second = dict(evaluator.compute()), dict(evaluator.compute())
+    assert equal(first, second), f"first {first}, then {second}"
+
+
+def leaves_its_inputs_unchanged(make: Make) -> None:
+    evaluator, _ = make()
+    batch = logits_and_targets()
+    evaluator.update(*batch)
+    list(evaluator.compute())
+    pairs = zip(batch, logits_and_targets(), strict=True)
+    assert all(torch.equal(used, fresh) for used, fresh in pairs), "changed the logits or targets of a batch"
+
+
+def without_images_scores_are_nan(make: Make) -> None:
+    logits, targets = logits_and_targets()
+    scores, wrong = computed(make, [(logits, targets)]), computed(make, [(-logits, targets.flip(0))])
+    try:
+        empty = computed(make, [])
+    except InputError:  # of an evaluator that reads the same images itself, and misses them here
+        return
+    assert list(empty) == list(scores), f"without images {list(empty)}, with images {list(scores)}"
+    of_images = [name for name in scores if not equal({name: scores[name]}, {name: wrong[name]})]
+    assert all(math.isnan(empty[name]) for name in of_images), f"without images: {empty}"
+
+
 def values_are_floats(make: Make) -> None:
     evaluator, _ = make()
     evaluator.update(*logits_and_targets())
@@ -92,6 +121,9 @@ CONTRACTS = (
     batches_do_not_matter,
     order_does_not_matter,
     yields_its_columns,
+    computing_again_changes_nothing,
+    leaves_its_inputs_unchanged,
+    without_images_scores_are_nan,
     values_are_floats,
     epochs_are_among_the_columns,
     draws_no_random_numbers,

@@ -86,11 +86,11 @@ def predictions(
     )
 
 
-def logits_for(made: Predictions, num_classes: int) -> Tensor:
+def logits_for(predictions: Predictions, num_classes: int) -> Tensor:
     """(N, C) logits whose softmax has the given predicted class and confidence."""
-    rest = (1 - made.confidence) / (num_classes - 1)
+    rest = (1 - predictions.confidence) / (num_classes - 1)
     probs = np.repeat(rest[:, None], num_classes, axis=1)
-    probs[np.arange(len(probs)), made.predicted] = made.confidence
+    probs[np.arange(len(probs)), predictions.predicted] = predictions.confidence
     return torch.from_numpy(np.log(probs))
 
 

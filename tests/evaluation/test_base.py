@@ -64,7 +64,8 @@ class Good(Evaluator):
         self.targets.append(targets)
 
     def compute(self) -> Iterator[tuple[str, float]]:
-        yield "zeros", float((torch.cat(self.targets) == 0).double().mean())
+        targets = torch.cat([torch.zeros(0), *self.targets])
+        yield "zeros", float((targets == 0).double().mean())  # the mean of nothing is NaN
 
 
 class LastBatchOnly(Good):
@@ -84,6 +85,39 @@ class OtherName(Good):
 
 class ColumnTwice(Good):
     columns = (Column("zeros"), Column("zeros"))
+
+
+class ColumnsBackwards(Good):
+    columns = (Column("zeros"), Column("ones"))
+
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield "ones", 1.0
+        yield "zeros", 1.0
+
+
+class YieldsNothing(Good):
+    def compute(self) -> Iterator[tuple[str, float]]:
+        return iter(())
+
+
+class EmptiedByComputing(Good):
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield from super().compute()
+        self.targets.clear()
+
+
+class ChangesLogits(Good):
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        super().update(logits, targets)
+        logits.zero_()
+
+
+class ZeroWithoutImages(Good):
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        super().update(logits, (logits.argmax(1) == targets).long())
+
+    def compute(self) -> Iterator[tuple[str, float]]:
+        yield from super().compute() if self.targets else [("zeros", 0.0)]
 
 
 class TensorValue(Good):
@@ -108,6 +142,11 @@ class Draws(Good):
         (FirstImage, "order_does_not_matter"),
         (OtherName, "yields_its_columns"),
         (ColumnTwice, "yields_its_columns"),
+        (ColumnsBackwards, "yields_its_columns"),
+        (YieldsNothing, "yields_its_columns"),
+        (EmptiedByComputing, "computing_again_changes_nothing"),
+        (ChangesLogits, "leaves_its_inputs_unchanged"),
+        (ZeroWithoutImages, "without_images_scores_are_nan"),
         (TensorValue, "values_are_floats"),
         (UnknownEpochNumber, "epochs_are_among_the_columns"),
         (Draws, "draws_no_random_numbers"),
@@ -118,6 +157,11 @@ def test_each_contract_fails_on_an_evaluator_that_breaks_it(wrong: type[Good], c
     check(lambda: (Good(), {}))
     with pytest.raises(AssertionError):
         check(lambda: (wrong(), {}))
+
+
+def test_every_contract_is_seen_to_fail() -> None:
+    (mark,) = test_each_contract_fails_on_an_evaluator_that_breaks_it.pytestmark  # type: ignore[attr-defined]
+    assert {contract for _, contract in mark.args[1]} == {contract.__name__ for contract in CONTRACTS}
 
 
 @pytest.mark.parametrize("name", ["accuracy", "calibration"])

@@ -31,12 +31,12 @@ class Received(Evaluator):
 @pytest.mark.parametrize("batch_size", [7, 64])
 def test_predictions_are_torchs(batch_size: int) -> None:
     logits, labels = 4 * torch.randn(50, CLASSES), torch.arange(50) % CLASSES
-    made = predict(torch.nn.Identity(), LogitSource(logits, labels), batch_size)
-    assert made.labels.tolist() == labels.tolist()
-    assert made.predicted.tolist() == logits.argmax(1).tolist()
-    np.testing.assert_allclose(made.confidence, logits.softmax(1).max(1).values, rtol=1e-5)
+    predictions = predict(torch.nn.Identity(), LogitSource(logits, labels), batch_size)
+    assert predictions.labels.tolist() == labels.tolist()
+    assert predictions.predicted.tolist() == logits.argmax(1).tolist()
+    np.testing.assert_allclose(predictions.confidence, logits.softmax(1).max(1).values, rtol=1e-5)
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    np.testing.assert_allclose(made.nll, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predictions.nll, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_evaluator_receives_every_batch_without_gradient() -> None:
@@ -64,16 +64,16 @@ def test_a_class_may_have_minus_infinity_but_not_all_classes() -> None:
     logits = torch.zeros(4, CLASSES)
     logits[:, 1] = -math.inf
     labels = torch.tensor([0, 1, 2, 3])
-    made = predict(torch.nn.Identity(), LogitSource(logits, labels))
-    assert made.nll[1] == math.inf
+    predictions = predict(torch.nn.Identity(), LogitSource(logits, labels))
+    assert predictions.nll[1] == math.inf
     logits[2] = -math.inf
     with pytest.raises(InputError, match="'2.png'"):
         predict(torch.nn.Identity(), LogitSource(logits, labels))
 
 
 def test_a_split_without_images_gives_no_predictions() -> None:
-    made = predict(torch.nn.Identity(), LogitSource(torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.long)))
-    assert [len(part) for part in (made.labels, made.predicted, made.confidence, made.nll)] == [0] * 4
+    predictions = predict(torch.nn.Identity(), LogitSource(torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.long)))
+    assert [len(part) for part in vars(predictions).values()] == [0] * 4
 
 
 def test_large_images_are_evaluated_few_at_a_time() -> None:

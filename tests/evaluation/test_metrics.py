@@ -107,9 +107,9 @@ def test_full_confidence_falls_into_the_last_bin() -> None:
 
 
 def test_rows_of_predictions_are_taken_together() -> None:
-    made = predictions([0, 1, 2], [0, 2, 2], [0.5, 0.6, 0.7], [1.0, 2.0, 3.0])
+    recorded = predictions([0, 1, 2], [0, 2, 2], [0.5, 0.6, 0.7], [1.0, 2.0, 3.0])
     for rows in (slice(1, None), np.array([False, True, True])):
-        part = made[rows]
+        part = recorded[rows]
         assert (part.labels.tolist(), part.predicted.tolist()) == ([1, 2], [2, 2])
         assert (part.confidence.tolist(), part.nll.tolist()) == ([0.6, 0.7], [2.0, 3.0])
         assert part.correct.tolist() == [False, True]

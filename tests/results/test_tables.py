@@ -84,8 +84,8 @@ def test_markdown_shows_deviations_and_missing_numbers() -> None:
 
 def test_digits_signs_and_thousands_are_those_of_the_columns() -> None:
     values = {"ece": 1.2345, "nll_few": 1.2345, "nc1": 0.1234, "effective_rank_text": 7.25, "difference": 1.0}
-    whole = {"n": 3, "trainable_parameters": 138574.0, "seconds": 2}
-    row = markdown(pd.DataFrame([values | whole])).splitlines()[2]
+    numbers = {"n": 3, "trainable_parameters": 138574.0, "seconds": 2}
+    row = markdown(pd.DataFrame([values | numbers])).splitlines()[2]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "1.2", "1.234", "0.123", "7.2", "+1.0", "3", "138,574", "2",
     ]  # fmt: skip

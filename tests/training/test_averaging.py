@@ -37,13 +37,13 @@ def change_weights(module: nn.Module, step: int) -> None:
             value.add_(1) if value.dtype == torch.int64 else value.logical_not_()
 
 
-def loops(states: Sequence[dict[str, Tensor]], decay: float, warm_up: bool) -> dict[str, list[float]]:
+def loops(states: Sequence[dict[str, Tensor]], decay: float) -> dict[str, list[float]]:
     """The average of the states one after the other, number by number in double precision."""
     averages: dict[str, list[float]] = {}
     for key in states[0]:
         average = [float(x) for x in states[0][key].flatten()]
         for t in range(1, len(states)):
-            d = min(decay, (1 + t) / (10 + t)) if warm_up else decay
+            d = min(decay, (1 + t) / (10 + t))
             now = [float(x) for x in states[t][key].flatten()]
             if states[t][key].is_floating_point():
                 average = [d * old + (1 - d) * new for old, new in zip(average, now, strict=True)]
@@ -73,25 +73,21 @@ def run(steps: range, module: nn.Module, ema: Ema) -> list[dict[str, Tensor]]:
 # -- over the steps --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("warm_up", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
-def test_moving_average_follows_its_equation(decay: float, warm_up: bool) -> None:
+def test_moving_average_follows_its_equation(decay: float) -> None:
     module = net()
-    ema = Ema(module, decay=decay, warm_up=warm_up)
+    ema = Ema(module, decay=decay)
     states = run(range(6), module, ema)
-    wanted = loops(states, decay, warm_up)
+    wanted = loops(states, decay)
     assert_equal(ema.state(), wanted)
     if decay > 0:
         with pytest.raises(AssertionError):
             assert_equal(module.state_dict(), wanted)
-        with pytest.raises(AssertionError):
-            assert_equal(ema.state(), loops(states, decay, not warm_up))
 
 
 def test_decay_warms_up_to_its_value() -> None:
     assert [ema_decay(0.999, t) for t in (0, 8, 90)] == [0.1, 0.5, 0.91]
     assert ema_decay(0.999, 10**6) == 0.999
-    assert ema_decay(0.999, 0, warm_up=False) == 0.999
 
 
 def test_resumed_average_ends_with_the_same_numbers(tmp_path: Path) -> None:
@@ -120,15 +116,15 @@ def test_average_can_be_loaded_and_does_not_change_training() -> None:
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert not any(parameter.requires_grad for parameter in ema.parameters())
     other.load_state_dict(ema.state())
-    assert_equal(other.state_dict(), loops(states, 0.5, True))
+    assert_equal(other.state_dict(), loops(states, 0.5))
     assert all(parameter.requires_grad for parameter in other.parameters())
     ema.update(module)
-    assert_equal(other.state_dict(), loops(states, 0.5, True))  # a copy, not a view
+    assert_equal(other.state_dict(), loops(states, 0.5))  # a copy, not a view
 
 
 def test_frozen_weights_stay_to_the_last_bit() -> None:
     module = net()
-    ema = Ema(module, decay=0.7, warm_up=False)
+    ema = Ema(module, decay=0.7)
     for _ in range(50):
         ema.update(module)
     for key, value in module.state_dict().items():

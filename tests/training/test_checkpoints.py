@@ -71,7 +71,7 @@ def test_weights_of_another_base_model_are_refused_with_both_fingerprints(tmp_pa
     save_weights(path, module, {"recipe": "r"})
     load_weights(path, module, "bbb")  # the file names no base model
     path.write_bytes(b"damaged")
-    with pytest.raises(InputError, match="not a safetensors file, or it is damaged"):
+    with pytest.raises(InputError, match="not a safetensors file, or is damaged"):
         load_weights(path, module, "bbb")
 
 

@@ -55,13 +55,13 @@ def test_the_last_epoch_has_the_largest_squares() -> None:
 
 
 def test_crops_are_never_mirrored_or_stretched() -> None:
-    whole = to_tensor(make_image())
+    image = to_tensor(make_image())
     for epoch in range(8):
         crop = SquareCrop(to_tensor, 0, epoch, 0.08)(make_image())
         side = crop.shape[0]
         assert crop.shape == (side, side, 3)
         assert any(
-            torch.equal(whole[top : top + side, left : left + side], crop)
+            torch.equal(image[top : top + side, left : left + side], crop)
             for top in range(25 - side)
             for left in range(41 - side)
         )

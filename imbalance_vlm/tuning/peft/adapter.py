@@ -48,5 +48,5 @@ class Adapter(TowerMethod):
         hidden = self.width or adaptive_width(num_classes, len(tower.blocks))
         for block in tower.blocks:
             module = SequentialBottleneck(tower.width, hidden)
-            tuned.add(block.whole, self.name, module, like=block.norm2)
+            tuned.add(block.module, self.name, module, like=block.norm2)
             tuned.hook(block.mlp.register_forward_hook(module.after))

@@ -83,7 +83,7 @@ class AdaptFormer(TowerMethod):
         hidden = self.width or adaptive_width(num_classes, len(tower.blocks))
         for block in tower.blocks:
             module = ParallelBottleneck(tower.width, hidden)
-            tuned.add(block.whole, self.name, module, like=block.norm2)
+            tuned.add(block.module, self.name, module, like=block.norm2)
             tuned.hook(
                 block.entry.register_forward_pre_hook(module.enter),
                 block.branch.register_forward_hook(module.leave),

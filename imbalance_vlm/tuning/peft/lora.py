@@ -62,4 +62,4 @@ class LoRA(TowerMethod):
         tower = transformer_tower(tuned.root, self.name)
         rank = self.rank or adaptive_width(num_classes, 2 * len(tower.blocks))
         for block in tower.blocks:
-            tuned.reweight(block.whole, self.name, lambda site: LowRank(site, rank), [block.attention_in()])
+            tuned.reweight(block.module, self.name, lambda site: LowRank(site, rank), [block.attention_in()])

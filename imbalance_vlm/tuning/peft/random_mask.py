@@ -62,4 +62,4 @@ class RandomMask(TowerMethod):
         total = sum(site.base[0].numel() for block in tower.blocks for site in block.matrices())
         share = self.share or min(1.0, tower.width * num_classes / total)
         for block in tower.blocks:
-            tuned.reweight(block.whole, self.name, lambda site: Sparse(site, share), block.matrices())
+            tuned.reweight(block.module, self.name, lambda site: Sparse(site, share), block.matrices())

@@ -42,5 +42,5 @@ class SSF(TowerMethod):
     def inject(self, tuned: TunedTower, num_classes: int) -> None:
         tower = transformer_tower(tuned.root, self.name)
         for block in tower.blocks:
-            tuned.reweight(block.whole, self.name, ScaledShifted, [*block.matrices(), *block.norms()])
+            tuned.reweight(block.module, self.name, ScaledShifted, [*block.matrices(), *block.norms()])
         tuned.reweight(tower.root, self.name, ScaledShifted, tower.outer_norms())

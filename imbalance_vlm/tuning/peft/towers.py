@@ -77,7 +77,7 @@ class Site:
     def base(self) -> tuple[Tensor, Tensor | None]:
         """W and b of the tower itself; b may be None."""
         weights = self._weights()
-        biases = [self._own(path) for path in self.biases]
+        biases = [self._value(path) for path in self.biases]
         present = [part for part in biases if part is not None]
         if not present:
             return _stacked(weights), None
@@ -93,13 +93,13 @@ class Site:
         return sizes if len(sizes) == parts else [sum(sizes) // parts] * parts
 
     def _weights(self) -> list[Tensor]:
-        weights = [self._own(path) for path in self.weights]
+        weights = [self._value(path) for path in self.weights]
         present = [part for part in weights if part is not None]
         if len(present) < len(weights):
             raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
         return present
 
-    def _own(self, path: str) -> Tensor | None:
+    def _value(self, path: str) -> Tensor | None:
         """The tower's own parameter or buffer of this path, also while an override is applied."""
         holder, _, name = path.rpartition(".")
         module = self.called.get_submodule(holder)
@@ -109,13 +109,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block x <- x + attention(norm1(x)); x <- x + branch(mlp(norm2(x))).
+    """One transformer block x <- x + attention(norm1(x)); x <- x + branch(mlp(norm2(x))), and its `module`.
 
     `entry` is the module that reads x in the second step: norm2, or the MLP where norm2 comes after it. `branch` is the
     last module before x is added: the layer scale, the stochastic depth after it, or the identity in their place.
     """
 
-    whole: nn.Module
+    module: nn.Module
     norm1: nn.Module
     attention: nn.Module
     norm2: nn.Module
@@ -174,8 +174,8 @@ class Block:
                 raise InputError(f"the image tower needs layer norms in its blocks, got {type(norm).__name__}")
         inside = [
             Site(f"{part}_{name.replace('.', '_')}", module)
-            for part, whole in (("attention", self.attention), ("mlp", self.mlp))
-            for name, module in whole.named_modules()
+            for part, parent in (("attention", self.attention), ("mlp", self.mlp))
+            for name, module in parent.named_modules()
             if isinstance(module, nn.LayerNorm)
         ]
         return [Site("norm1", self.norm1), Site("norm2", self.norm2), *inside]

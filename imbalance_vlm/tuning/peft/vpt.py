@@ -66,6 +66,6 @@ class VPT(TowerMethod):
         bound = math.sqrt(6 / (tower.patch_numbers + tower.width))
         for number, block in enumerate(tower.blocks if self.deep else tower.blocks[:1]):
             module = Prompts(self.tokens, tower.width, bound, tower.prefix, self.tokens if number else 0)
-            tuned.add(block.whole, self.name, module, like=block.norm2)
-            tuned.hook(block.whole.register_forward_pre_hook(module.insert))
-        tuned.hook(tower.blocks[-1].whole.register_forward_hook(module.remove))
+            tuned.add(block.module, self.name, module, like=block.norm2)
+            tuned.hook(block.module.register_forward_pre_hook(module.insert))
+        tuned.hook(tower.blocks[-1].module.register_forward_hook(module.remove))

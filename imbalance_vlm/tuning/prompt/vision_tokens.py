@@ -57,7 +57,7 @@ class VisionTokens:
         root = image_tower(encoder.module)
         tower = transformer_tower(root, method, adds_tokens=True)
         self.encoder = encoder
-        self.blocks = [block.whole for block in tower.blocks]
+        self.blocks = [block.module for block in tower.blocks]
         self.width = tower.width
         norm = getattr(root, "ln_pre", getattr(root, "norm_pre", None))
         self._norm: nn.Module = norm if isinstance(norm, nn.Module) else nn.Identity()

@@ -54,14 +54,14 @@ def test_removing_restores_the_tower(kind: str, name: str) -> None:
     """A study runs many methods on one encoder."""
     net = tower(kind)
     net.requires_grad_(True)
-    own = list(net.state_dict())
+    names = list(net.state_dict())
     before, state = features(net), copy.deepcopy(net.state_dict())
     tuned = METHODS[name].apply(net, CLASSES)
-    assert [key for key in net.state_dict() if key in set(own)] == own
+    assert [key for key in net.state_dict() if key in set(names)] == names
     train_steps(tuned)
     tuned.remove()
     tuned.remove()  # a second time does nothing
-    assert list(net.state_dict()) == own
+    assert list(net.state_dict()) == names
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())

@@ -182,16 +182,16 @@ def test_lora_changes_query_and_value_alone(kind: str) -> None:
     net, plain = tower(kind), tower(kind)
     tuned = LoRA(rank=3).apply(net, CLASSES)
     perturbed(net)
-    own = {key: value.detach() for key, value in tuned.named_parameters().items()}
+    trained = {key: value.detach() for key, value in tuned.named_parameters().items()}
     for number, block in enumerate(plain.blocks):
         for part in "qv":
-            up, down = (own[f"blocks.{number}.lora.attention_in.{part}_{end}"] for end in ("up", "down"))
+            up, down = (trained[f"blocks.{number}.lora.attention_in.{part}_{end}"] for end in ("up", "down"))
             if block.attn.qkv is None:
                 rows = getattr(block.attn, f"{part}_proj").weight.data
             else:
                 rows = block.attn.qkv.weight.data["qkv".index(part) * 32 :][:32]
             rows += low_rank(up, down)
-    assert len(own) == 8
+    assert len(trained) == 8
     torch.testing.assert_close(features(net), features(plain), rtol=0, atol=1e-11)
     assert not torch.allclose(features(net), features(tower(kind)), rtol=0, atol=1e-3)
 
@@ -202,12 +202,12 @@ def test_ssf_scales_and_shifts_the_output_of_every_layer(kind: str) -> None:
     net, plain = tower(kind), tower(kind)
     tuned = METHODS["ssf"].apply(net, CLASSES)
     perturbed(net)
-    own = {key: value.detach() for key, value in tuned.named_parameters().items()}
+    trained = {key: value.detach() for key, value in tuned.named_parameters().items()}
     count = 0
 
     def transform(module: nn.Module, site: str, rows: slice = slice(None)) -> None:
         nonlocal count
-        scale, shift = own[f"{site}.scale"][rows], own[f"{site}.shift"][rows]
+        scale, shift = trained[f"{site}.scale"][rows], trained[f"{site}.shift"][rows]
         count += 2 * len(scale)
         module.register_forward_hook(lambda module, args, output: output * scale + shift)
 
@@ -221,7 +221,7 @@ def test_ssf_scales_and_shifts_the_output_of_every_layer(kind: str) -> None:
         elif getattr(attention, "q_bias", None) is None:
             transform(attention.qkv, f"{site}.attention_in")
         else:
-            scale, shift = own[f"{site}.attention_in.scale"], own[f"{site}.attention_in.shift"]
+            scale, shift = trained[f"{site}.attention_in.scale"], trained[f"{site}.attention_in.shift"]
             count += 2 * len(scale)
             for row in range(96):
                 attention.qkv.weight.data[row] *= scale[row]
@@ -254,11 +254,11 @@ def test_bottlenecks_compute_their_formula_in_other_blocks(kind: str, name: str)
     METHODS[name].apply(net, CLASSES)
     perturbed(net)
     x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 5, 32)))
-    own = net.blocks[1].get_submodule(name)
+    layer = net.blocks[1].get_submodule(name)
 
     def side(y: Tensor) -> Tensor:
-        inner = (normed(y) * own.norm.weight + own.norm.bias) @ own.down.weight.T + own.down.bias
-        return inner.clamp(min=0) @ own.up.weight.T + own.up.bias
+        inner = (normed(y) * layer.norm.weight + layer.norm.bias) @ layer.down.weight.T + layer.down.bias
+        return inner.clamp(min=0) @ layer.up.weight.T + layer.up.bias
 
     with torch.no_grad():
         if kind == "post_norm":
@@ -272,7 +272,7 @@ def test_bottlenecks_compute_their_formula_in_other_blocks(kind: str, name: str)
             def scale(y: Tensor) -> Tensor:
                 return scales[1] * y
 
-        parallel = h + scale(mlp) + own.scale * side(h) if name == "adaptformer" else None
+        parallel = h + scale(mlp) + layer.scale * side(h) if name == "adaptformer" else None
         wanted = h + scale(mlp + side(mlp)) if parallel is None else parallel
         torch.testing.assert_close(net.blocks[1](x), wanted, rtol=0, atol=1e-10)
         assert (wanted - plain(x)).abs().max() > 1e-2

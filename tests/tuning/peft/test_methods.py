@@ -125,19 +125,19 @@ def attention(x: Array, w: dict[str, Array], heads: int = 2) -> Array:
 def parts(state: dict[str, Array], kind: str, eps: float = 0.0) -> dict[str, Array]:
     """The weights of the first block under common names."""
     prefix = "transformer.resblocks.0." if kind == "open_clip" else "blocks.0."
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    in_block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     names = (
         ("ln_1", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
         if kind == "open_clip"
         else ("norm1", "attn.qkv.weight", "attn.qkv.bias", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     )
     first, qkv, qkv_bias, out, second, up, down = names
-    q, k, v = np.split(own[qkv], 3)
-    q_bias, k_bias, v_bias = np.split(own[qkv_bias], 3)
+    q, k, v = np.split(in_block[qkv], 3)
+    q_bias, k_bias, v_bias = np.split(in_block[qkv_bias], 3)
     named = {"q": q, "k": k, "v": v, "q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias}
     for ours, theirs in {"norm1": first, "out": out, "norm2": second, "fc1": up, "fc2": down}.items():
-        named[ours], named[f"{ours}_bias"] = own[f"{theirs}.weight"], own[f"{theirs}.bias"]
-    return named | own
+        named[ours], named[f"{ours}_bias"] = in_block[f"{theirs}.weight"], in_block[f"{theirs}.bias"]
+    return named | in_block
 
 
 def block_input(kind: str) -> Array:
@@ -165,12 +165,12 @@ def test_adaptformer_computes_its_formula(kind: str) -> None:
     w, eps = parts(as_arrays(net), kind), eps_of(kind)
     h = x + attention(norm(x, w["norm1"], w["norm1_bias"], eps), w)
     mlp = gelu(norm(h, w["norm2"], w["norm2_bias"], eps) @ w["fc1"].T + w["fc1_bias"]) @ w["fc2"].T + w["fc2_bias"]
-    own = {key.removeprefix("adaptformer."): value for key, value in w.items() if key.startswith("adaptformer.")}
-    inner = norm(h, own["norm.weight"], own["norm.bias"], 1e-5) @ own["down.weight"].T + own["down.bias"]
-    side = own["scale"] * (np.maximum(inner, 0) @ own["up.weight"].T + own["up.bias"])
+    added = {key.removeprefix("adaptformer."): value for key, value in w.items() if key.startswith("adaptformer.")}
+    inner = norm(h, added["norm.weight"], added["norm.bias"], 1e-5) @ added["down.weight"].T + added["down.bias"]
+    side = added["scale"] * (np.maximum(inner, 0) @ added["up.weight"].T + added["up.bias"])
     np.testing.assert_allclose(run_block(net, kind, x), h + mlp + side, rtol=0, atol=1e-10)
     assert np.abs(side).max() > 1e-3, "the branch must contribute for this test to mean anything"
-    assert set(own) == {"norm.weight", "norm.bias", "down.weight", "down.bias", "up.weight", "up.bias", "scale"}
+    assert set(added) == {"norm.weight", "norm.bias", "down.weight", "down.bias", "up.weight", "up.bias", "scale"}
 
 
 @both
@@ -248,13 +248,13 @@ def test_vpt_inserts_prompts_after_the_class_token_and_removes_them(kind: str, d
     x = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 5, 32)))
     with torch.no_grad():
         got = net.transformer(x) if kind == "open_clip" else net.blocks(x)
-        own, patches, rest = x[:, :1], x[:, 1:], prompts[0].expand(2, -1, -1)
+        class_token, patches, rest = x[:, :1], x[:, 1:], prompts[0].expand(2, -1, -1)
         for number, block in enumerate(blocks):
             if deep:
                 rest = prompts[number].expand(2, -1, -1)
-            y = block(torch.cat([own, rest, patches], dim=1))
-            own, rest, patches = y[:, :1], y[:, 1:4], y[:, 4:]
-    torch.testing.assert_close(got, torch.cat([own, patches], dim=1), rtol=0, atol=1e-12)
+            y = block(torch.cat([class_token, rest, patches], dim=1))
+            class_token, rest, patches = y[:, :1], y[:, 1:4], y[:, 4:]
+    torch.testing.assert_close(got, torch.cat([class_token, patches], dim=1), rtol=0, atol=1e-12)
 
 
 @both

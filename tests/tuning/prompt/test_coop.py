@@ -46,9 +46,9 @@ def test_words_give_the_start_and_the_length_of_the_context() -> None:
     head.eval()
     expected = F.normalize(encoder().module.encode_text(TOKENIZER([f"a photo of a {name}." for name in NAMES])), dim=-1)
     torch.testing.assert_close(head.text_features(), expected.detach(), rtol=0, atol=1e-9)
-    own = head_of(n_ctx=4, init="a photo of a", csc=True)
-    assert own.context.shape == (3, 4, 16)
-    assert bool((own.context == own.context[0]).all())
+    per_class = head_of(n_ctx=4, init="a photo of a", csc=True)
+    assert per_class.context.shape == (3, 4, 16)
+    assert bool((per_class.context == per_class.context[0]).all())
     torch.manual_seed(1)
     assert float(head_of(n_ctx=None).context.detach().std()) == pytest.approx(0.02, rel=0.3)
     with pytest.raises(InputError, match=r"number of tokens of `tuning.init`.*which is 4, got 16"):

@@ -36,9 +36,9 @@ def test_gaussian_weights_are_normalised_densities() -> None:
         density = [
             math.exp(-0.5 * ((e - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi)) for e in range(1, epochs + 1)
         ]
-        found = gaussian_weights(epochs, mean, std)
-        np.testing.assert_allclose(found, np.array(density) / sum(density), rtol=1e-12)
-        assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)
+        weights = gaussian_weights(epochs, mean, std)
+        np.testing.assert_allclose(weights, np.array(density) / sum(density), rtol=1e-12)
+        assert float(weights.sum()) == pytest.approx(1.0, abs=1e-12)
     assert gaussian_weights(3, 500.0, 1.0).tolist() == pytest.approx([0, 0, 1])  # where the densities are all 0
 
 
@@ -121,13 +121,13 @@ def test_the_result_is_the_average_over_the_epochs_also_of_a_resumed_run(tmp_pat
     trained, head = pixel_run(tmp_path / "through")
     density = [math.exp(-0.5 * (e - 2.0) ** 2) for e in (1, 2, 3, 4)]
     wanted = sum(w / sum(density) * v for w, v in zip(density, trained, strict=True))
-    found = nn.utils.parameters_to_vector(head.parameters()).detach()
-    torch.testing.assert_close(found, wanted)
-    assert not torch.allclose(found, trained[-1], atol=1e-4)
+    averaged = nn.utils.parameters_to_vector(head.parameters()).detach()
+    torch.testing.assert_close(averaged, wanted)
+    assert not torch.allclose(averaged, trained[-1], atol=1e-4)
     with pytest.raises(KeyboardInterrupt):
         pixel_run(tmp_path / "killed", stop_before=2)
     _, resumed = pixel_run(tmp_path / "killed")
-    assert torch.equal(nn.utils.parameters_to_vector(resumed.parameters()), found)
+    assert torch.equal(nn.utils.parameters_to_vector(resumed.parameters()), averaged)
 
 
 def test_the_terms_need_the_head_and_the_whole_batch() -> None:

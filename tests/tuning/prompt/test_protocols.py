@@ -67,15 +67,15 @@ def images(tmp_path: Path) -> Path:
 def test_a_tuned_prompt_is_tested_on_fourteen_other_sets(method: str, tmp_path: Path, roomy_clip: str) -> None:
     for name in ALL_SETS:
         MINIATURES[name](tmp_path)
-    own = {"data.root": str(tmp_path / "few_shot"), "data.shots": 2, "encoder": {"name": roomy_clip}}
-    result = run(f"cross_dataset/{method}", own | {"training.epochs": 1, "grid.seeds": [1]})
+    overrides = {"data.root": str(tmp_path / "few_shot"), "data.shots": 2, "encoder": {"name": roomy_clip}}
+    result = run(f"cross_dataset/{method}", overrides | {"training.epochs": 1, "grid.seeds": [1]})
     assert isinstance(result, StudyResult)
     names = ["zero-shot", *({method} - {"zero_shot"})]
     assert [str(name).rpartition("/")[2] for name in result.table["recipe"]] == names, "zero-shot is in every table"
-    for one in result.runs:
-        others = [one.scores[f"transfer_{name}"] for name in ALL_SETS[1:]]
-        assert all(0 <= accuracy <= 100 for accuracy in others)
-        assert one.scores["transfer"] == pytest.approx(sum(others) / 14)
+    for single in result.runs:
+        accuracies = [single.scores[f"transfer_{name}"] for name in ALL_SETS[1:]]
+        assert all(0 <= accuracy <= 100 for accuracy in accuracies)
+        assert single.scores["transfer"] == pytest.approx(sum(accuracies) / 14)
     assert {f"transfer_{name}" for name in ALL_SETS[1:]} <= set(plan(f"cross_dataset/{method}").table["columns"])
 
 
@@ -103,7 +103,7 @@ def test_a_table_has_a_column_per_transfer_set(tiny_clip: str) -> None:
 @pytest.mark.parametrize("name", ["coop", "subpt"])
 def test_zero_shot_is_in_the_few_shot_tables(name: str) -> None:
     wanted = plan(f"few_shot/{name}", ["data.name=dtd", "data.root=DATA"])
-    assert "zero_shot" in {one["tuning"]["name"] for one in wanted.recipes}
+    assert "zero_shot" in {recipe["tuning"]["name"] for recipe in wanted.recipes}
 
 
 def test_a_transfer_set_without_a_root_has_the_recipe_s_root() -> None:
@@ -115,8 +115,8 @@ def test_a_transfer_set_without_a_root_has_the_recipe_s_root() -> None:
 
 def test_the_few_shot_study_runs_on_any_of_the_eleven_sets(tmp_path: Path, roomy_clip: str) -> None:
     section = MINIATURES["dtd"](tmp_path)
-    own = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
-    result = run("few_shot/coop", own | {"training.epochs": 1, "grid.seeds": [0, 1]})
+    overrides = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
+    result = run("few_shot/coop", overrides | {"training.epochs": 1, "grid.seeds": [0, 1]})
     assert isinstance(result, StudyResult)
     assert result.table["n"].tolist() == [2] * len(result.table)
     assert result.table["overall"].between(0, 100).all()
@@ -124,12 +124,12 @@ def test_the_few_shot_study_runs_on_any_of_the_eleven_sets(tmp_path: Path, roomy
 
 def test_subpt_runs_with_one_shot(tmp_path: Path, roomy_clip: str) -> None:
     section = MINIATURES["dtd"](tmp_path)
-    own = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
-    wanted = plan("few_shot/subpt", own | {"training.epochs": 10, "training.batch_size": 1}).recipes
-    one = next(recipe for recipe in wanted if recipe["tuning"]["name"] == "prompt")
-    assert (one["data"]["shots"], one["balancing"]["gradient"]["rank"]) == (1, 5)
-    one["training"]["optimizer"]["lr"] = 0.1  # random weights have small gradients
-    result = run(one)
+    overrides = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
+    wanted = plan("few_shot/subpt", overrides | {"training.epochs": 10, "training.batch_size": 1}).recipes
+    learned = next(recipe for recipe in wanted if recipe["tuning"]["name"] == "prompt")
+    assert (learned["data"]["shots"], learned["balancing"]["gradient"]["rank"]) == (1, 5)
+    learned["training"]["optimizer"]["lr"] = 0.1  # random weights have small gradients
+    result = run(learned)
     assert isinstance(result, RunResult)
     assert 0 <= result.scores["overall"] <= 100
 
@@ -139,8 +139,8 @@ def test_without_a_draw_seed_each_seed_draws_its_own_images(images: Path, tiny_c
     recipe["data"] |= {"shots": 1, "draw_seed": None}
     first, second = (plan(recipe, {"seed": seed}).recipes[0] for seed in (0, 1))
     of_first, of_second = (
-        create_dataset(**with_draw_seed(one["data"], one["seed"])).splits["train"].images.name(0)
-        for one in (first, second)
+        create_dataset(**with_draw_seed(recipe["data"], recipe["seed"])).splits["train"].images.name(0)
+        for recipe in (first, second)
     )
     assert of_first != of_second
     assert (

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from imbalance_vlm import InputError
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.tuning.prompt.maple import MaPLeHead
 from tests.tuning.prompt.vision_models import (
@@ -62,12 +61,18 @@ def test_the_context_starts_from_words_and_their_rest_is_not_learned(name: str, 
 
 
 @pytest.mark.parametrize("name", ["ivlp", "maple"])
-def test_a_context_with_fewer_words_than_tokens_or_without_words(name: str) -> None:
+def test_a_context_with_fewer_words_than_tokens(name: str) -> None:
     _, head = make(name, n_ctx=3, init="a")
     assert torch.equal(head.context[:1], head.prompted.words_to_context("a"))
     assert (len(head.context), len(head.rest)) == (3, 0)
-    _, head = make(name, n_ctx=3, init="random")
-    assert 0.01 < float(head.context.detach().std()) < 0.03
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+@pytest.mark.parametrize("init", ["random", None])
+def test_a_random_start_is_normal_and_not_the_word(name: str, init: str | None) -> None:
+    _, head = make(name, n_ctx=3, init=init)
+    torch.manual_seed(3)  # as `make` does
+    assert torch.equal(head.context, 0.02 * torch.randn(3, 16))
     assert (len(head.context), len(head.rest)) == (3, 0)
 
 
@@ -87,12 +92,12 @@ def test_image_tokens_of_maple_are_linear_in_its_text_tokens() -> None:
     _, head = make("maple")
     assert isinstance(head, MaPLeHead)
     prompts = [head.context, *head.deep]
-    for number, (found, prompt) in enumerate(zip(head.vision(), prompts, strict=True)):
+    for number, (tokens, prompt) in enumerate(zip(head.vision(), prompts, strict=True)):
         coupling = head.couplings[number]
         A, b, P = (value.detach().numpy() for value in (coupling.weight, coupling.bias, prompt))
         for n in range(len(P)):
             wanted = [sum(A[i, j] * P[n, j] for j in range(16)) + b[i] for i in range(32)]
-            np.testing.assert_allclose(found.detach().numpy()[n], wanted, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(tokens.detach().numpy()[n], wanted, rtol=1e-4, atol=1e-6)
     starts = [coupling.weight for coupling in head.couplings]
     assert not torch.allclose(*starts)
 
@@ -101,8 +106,8 @@ def test_image_tokens_of_maple_are_linear_in_its_text_tokens() -> None:
 def test_text_tokens_get_gradients_of_the_image_side_if_coupled(name: str, coupled: bool) -> None:
     _, head = make(name)
     aim = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    found = torch.autograd.grad((head.embed(batch()[0]) * aim).sum(), [head.context, head.deep], allow_unused=True)
-    assert all((value is not None and float(value.abs().max()) > 0) == coupled for value in found)
+    gradients = torch.autograd.grad((head.embed(batch()[0]) * aim).sum(), [head.context, head.deep], allow_unused=True)
+    assert all((value is not None and float(value.abs().max()) > 0) == coupled for value in gradients)
 
 
 @every
@@ -112,13 +117,13 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
         train_steps(objective_of(tuning, head), tuning)
         names = ("dog", "tea_pot")
         other = head.for_names(names, lambda other: encoder().text_features(other, context_of().templates)).eval()
-        kept = head.eval()(batch()[0])
+        logits = head.eval()(batch()[0])
         assert other(batch()[0]).shape == (5, 2)
         assert torch.equal(other.embed(batch()[0]), head.embed(batch()[0]))
         frozen = encoder().text_features(names, context_of().templates)
         features = head.text_of(names)().detach() if head.learns_text else frozen
         torch.testing.assert_close(other.classifier()[0].detach(), math.exp(2.0) * features)
-        assert torch.equal(head(batch()[0]), kept)
+        assert torch.equal(head(batch()[0]), logits)
         assert {id(value) for value in other.parameters()} == {id(value) for value in head.parameters()}
     finally:
         tuning.close()
@@ -128,51 +133,19 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
 
 
 @every
-def test_training_changes_the_prompts_and_closing_restores_the_encoder(name: str) -> None:
-    net = model()
-    net.requires_grad_(True)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    features = net.encode_image(batch()[0])
-    tuning, head = make(name)
-    start = {key: value.detach().clone() for key, value in head.named_parameters()}
-    train_steps(objective_of(tuning, head), tuning)
-    for key, value in head.named_parameters():
-        assert not torch.equal(value, start[key]), key
-    with tuning.base():
-        torch.testing.assert_close(net.encode_image(batch()[0]), features)
-    own = {id(value) for value in head.parameters()}
-    theirs = [value for value in net.parameters() if id(value) not in own]
-    assert all(value.grad is None and not value.requires_grad for value in theirs)
-    tuning.close()
-    assert all(value.requires_grad for value in net.parameters())
-    after = net.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-    assert torch.equal(net.encode_image(batch()[0]), features)
-    net.requires_grad_(False)
-
-
-@every
-def test_making_a_head_encodes_no_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenClipEncoder, "image_features", lambda *_: pytest.fail("an image was encoded"))
-    tuning, _ = make(name)
-    tuning.close()
-
-
-@every
 def test_half_precision_applies_to_the_towers_alone(name: str) -> None:
     on = context_of(encoder=encoder("bf16"))
     tuning, head = make(name, on)
     try:
-        seen = []
+        dtypes = []
         block = model().visual.transformer.resblocks[1]
-        handle = block.mlp.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+        handle = block.mlp.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
         train_steps(objective_of(tuning, head, on), tuning, 1)
         handle.remove()
-        assert set(seen) == {torch.bfloat16}
-        found = head.eval()(batch()[0])
-        assert bool(found.isfinite().all())
-        assert {found.dtype, *(value.dtype for value in head.parameters())} == {torch.float32}
+        assert set(dtypes) == {torch.bfloat16}
+        logits = head.eval()(batch()[0])
+        assert bool(logits.isfinite().all())
+        assert {logits.dtype, *(value.dtype for value in head.parameters())} == {torch.float32}
     finally:
         tuning.close()
 
@@ -183,7 +156,7 @@ def test_a_copy_is_independent_and_an_average_can_be_loaded(name: str) -> None:
     try:
         objective = objective_of(tuning, head)
         train_steps(objective, tuning, 1)
-        average = Ema(head, 0.5, warm_up=False)
+        average = Ema(head, 0.5)
         average.update(head)
         first = {key: value.clone() for key, value in head.state_dict().items()}
         twin = copy.deepcopy(head).eval()
@@ -194,7 +167,9 @@ def test_a_copy_is_independent_and_an_average_can_be_loaded(name: str) -> None:
         last = {key: value.clone() for key, value in head.state_dict().items()}
         head.load_state_dict(average.state())
         for key, value in head.state_dict().items():
-            torch.testing.assert_close(value, (first[key] + last[key]) / 2)
+            torch.testing.assert_close(
+                value, (2 * first[key] + 9 * last[key]) / 11
+            )  # the second step's decay is 2 / 11
     finally:
         tuning.close()
 
@@ -209,8 +184,8 @@ SPECIAL_HEADS = {
 def test_every_loss_trains_the_prompts_of_both_towers(loss: str) -> None:
     if loss in SPECIAL_HEADS:
         pytest.skip(SPECIAL_HEADS[loss])
-    known = catalogue.LOSSES.get(loss).settings()
-    settings = {"head_scale": encoder().logit_scale} if "head_scale" in known else {}
+    settings_of_loss = catalogue.LOSSES.get(loss).settings()
+    settings = {"head_scale": encoder().logit_scale} if "head_scale" in settings_of_loss else {}
     tuning, head = make("promptsrc")
     before = {key: value.detach().clone() for key, value in head.named_parameters()}
     objective = objective_of(tuning, head, criterion=create_loss(loss, COUNTS, **settings))

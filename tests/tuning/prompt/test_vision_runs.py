@@ -29,9 +29,9 @@ SAVED = {
 def run_of(recipe: dict[str, Any], name: str, runs: Path, **changes: Any) -> RunResult:
     tuning = {"name": "prompt", "method": name} | ({} if name == "maple" else {"tokens": 2})
     plan = {"tuning": tuning, "head": "text", "training.checkpoint_seconds": 0.0, "training.optimizer.lr": 0.05}
-    found = run(recipe, plan | changes, runs=runs, device="cpu")
-    assert isinstance(found, RunResult)
-    return found
+    result = run(recipe, plan | changes, runs=runs, device="cpu")
+    assert isinstance(result, RunResult)
+    return result
 
 
 @every

@@ -34,16 +34,16 @@ def test_tokens_enter_as_in_a_pass_in_loops(sizes: tuple[int, ...], pool: str) -
     generator = torch.Generator().manual_seed(1)
     tokens = [torch.randn(n, 32, generator=generator, dtype=torch.float64).requires_grad_() for n in sizes]
     pixels = batch(2, torch.float64)[0]
-    found = VisionTokens(TowerOnly(net), "test")(pixels, tokens)  # type: ignore[arg-type]
+    features = VisionTokens(TowerOnly(net), "test")(pixels, tokens)  # type: ignore[arg-type]
     wanted = slow_pass(net, pixels, tokens, pool)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(features, wanted, rtol=1e-10, atol=1e-10)
     if tokens:
-        aim = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-        ours = torch.autograd.grad((found * aim).sum(), tokens)
+        aim = torch.randn(features.shape, generator=generator, dtype=torch.float64)
+        ours = torch.autograd.grad((features * aim).sum(), tokens)
         theirs = torch.autograd.grad((wanted * aim).sum(), tokens)
-        for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-        assert not torch.allclose(found, net(pixels), atol=1e-3)
+        for first, second in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(features, net(pixels), atol=1e-3)
 
 
 def test_without_tokens_the_tower_is_untouched() -> None:
@@ -63,10 +63,10 @@ def test_a_tower_of_timm_takes_tokens_in_any_place() -> None:
     perturbed(net)
     tokens = torch.randn(2, 32, dtype=torch.float64)
     pixels = batch(2, torch.float64)[0]
-    found = VisionTokens(TowerOnly(net), "test")(pixels, [tokens])  # type: ignore[arg-type]
+    features = VisionTokens(TowerOnly(net), "test")(pixels, [tokens])  # type: ignore[arg-type]
     x = net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(pixels))))
     x = torch.cat([net.norm_pre(tokens).expand(2, -1, -1), x], 1)
-    torch.testing.assert_close(found, net.forward_head(net.norm(net.blocks(x)[:, 2:])))
+    torch.testing.assert_close(features, net.forward_head(net.norm(net.blocks(x)[:, 2:])))
 
 
 def test_a_pass_leaves_nothing_in_the_tower() -> None:

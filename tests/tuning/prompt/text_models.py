@@ -92,14 +92,14 @@ def text_by_open_clip(names: Sequence[str], contexts: Tensor, position: Position
         ids.append([TOKENIZER.encode("x")[0] if token is None else token for token in row] + [0] * (16 - len(row)))
     module = encoder().module
 
-    def put_in(_: Any, __: Any, made: Tensor) -> Tensor:
-        rows = [list(row) for row in made]
+    def insert_contexts(_: Any, __: Any, embedded: Tensor) -> Tensor:
+        rows = [list(row) for row in embedded]
         for row, where, tokens in zip(rows, places, contexts, strict=True):
             for place, token in zip(where, tokens, strict=True):
                 row[place] = token
         return torch.stack([torch.stack(row) for row in rows])
 
-    handle = module.token_embedding.register_forward_hook(put_in)
+    handle = module.token_embedding.register_forward_hook(insert_contexts)
     try:
         return F.normalize(module.encode_text(torch.tensor(ids)), dim=-1)
     finally:

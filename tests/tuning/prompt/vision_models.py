@@ -134,14 +134,14 @@ def slow_pass(net: VisionTransformer, pixels: Tensor, tokens: Sequence[Tensor], 
             for left in range(0, image.shape[2], p):
                 patch = image[:, top : top + p, left : left + p]
                 rows.append((net.conv1.weight * patch).sum((1, 2, 3)))
-        own = len(rows)
+        image_tokens = len(rows)
         x = torch.stack(rows) + net.positional_embedding
         if tokens:
             x = torch.cat([x, tokens[0]])
         x = torch.stack([net.ln_pre(row) for row in x])
         for number, block in enumerate(net.transformer.resblocks):
             if 0 < number < len(tokens):
-                x = torch.cat([x[:own], tokens[number]])
+                x = torch.cat([x[:image_tokens], tokens[number]])
             normed = block.ln_1(x)
             heads = block.attn.num_heads
             q, k, v = (normed @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).split(w, dim=1)
@@ -152,7 +152,7 @@ def slow_pass(net: VisionTransformer, pixels: Tensor, tokens: Sequence[Tensor], 
                 parts.append(scores.exp() / scores.exp().sum(1, keepdim=True) @ v[:, cols])
             x = x + block.attn.out_proj(torch.cat(parts, 1))
             x = x + block.mlp(block.ln_2(x))
-        x = net.ln_post(x[:own])
+        x = net.ln_post(x[:image_tokens])
         pooled = x[0] if pool == "tok" else x[1:].mean(0)
         outputs.append(pooled @ net.proj)
     return torch.stack(outputs)
