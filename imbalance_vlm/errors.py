@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and the suggestion they carry."""
+"""Errors that a user can correct, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: the message names it, what was expected, what came, and the remedy."""
+    """A wrong input; the message names the argument, what was expected, what was given, and the remedy."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """A clause that suggests the closest of `options`, or nothing when none is close.
+    """A sentence that suggests the closest of `options`; empty if none is close.
 
     >>> did_you_mean("focall", ["focal", "cross_entropy"])
     " Did you mean 'focal'?"
@@ -21,7 +21,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 def one_of(options: Iterable[str]) -> str:
-    """`'a', 'b' or 'c'`, for messages."""
+    """The options quoted and joined: `'a', 'b' or 'c'`."""
     quoted = [f"'{option}'" for option in options]
     if len(quoted) <= 1:
         return "".join(quoted)

@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a second process never leaves half of one."""
+"""Reading and writing files; a kill, a full disk or a second process never leaves an incomplete file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from imbalance_vlm.errors import InputError
 
 def cache_folder() -> Path:
     """$IMBALANCE_VLM_CACHE, or imbalance_vlm under the user's cache folder."""
-    given = os.environ.get("IMBALANCE_VLM_CACHE")
-    if given:
-        return Path(given).expanduser()
+    if folder := os.environ.get("IMBALANCE_VLM_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "imbalance_vlm"
 
 
@@ -28,7 +27,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 
 @contextmanager
 def disk_errors(path: Path, remedy: str = "free some space or choose another folder") -> Iterator[None]:
-    """Turns a full disk or an unwritable folder into one clear error."""
+    """Turn the errors of a full disk and of an unwritable path into an InputError with a remedy."""
     try:
         yield
     except OSError as error:
@@ -63,32 +62,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON in which a missing number is null: NaN is no JSON, and other readers stop at it."""
+    """Write JSON; NaN and infinity become null, because they are not valid JSON."""
     write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} if there is no such file.
+    """The object in a JSON file; {} if the file does not exist.
 
     Raises:
-        InputError: a file that holds something else.
+        InputError: a file that does not hold a JSON object.
     """
     if not file.is_file():
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{file} must hold JSON, and does not: {error}") from error
+        raise InputError(f"{file} must hold JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold a JSON object, got {type(content).__name__}")
     return content
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """What this package has written into the header of a safetensors file, {} for the files of others.
+    """What this package wrote into the header of a safetensors file; {} for files that it did not write.
 
     Raises:
-        InputError: a file that is damaged or of another kind.
+        InputError: a file that is damaged, or not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal, for anything over a moment, and silent everywhere else."""
+"""Progress bars and notes, on standard error."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 from typing import Any
 
 
-def bar(total: int, what: str, unit: str = "it", start: int = 0) -> Any:
-    """A tqdm bar on standard error, which shows itself only on a terminal."""
+def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
+    """A tqdm bar, shown only on a terminal."""
     from tqdm import tqdm
 
     return tqdm(
         total=total,
-        desc=what,
+        desc=description,
         unit=unit,
         initial=start,
         disable=not sys.stderr.isatty(),
@@ -22,5 +22,5 @@ def bar(total: int, what: str, unit: str = "it", start: int = 0) -> Any:
 
 
 def note(message: str) -> None:
-    """A line for a person who is watching; results go to standard output, notes to standard error."""
+    """Print a line about the progress; results go to standard output instead."""
     print(message, file=sys.stderr, flush=True)

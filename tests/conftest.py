@@ -1,4 +1,4 @@
-"""A tiny model and a tiny folder of images: real formats, no downloads, a second to make."""
+"""A tiny model and a tiny folder of images, in real formats: made in a second, without downloads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY_CLIP = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"},
 }
-"""open_clip's layout with an image tower of 4 + 1 tokens."""
+"""open_clip's configuration of a model whose image tower has 4 + 1 tokens."""
 
 COLOURS = {
     "red_apple": (220, 30, 30),
@@ -33,11 +33,11 @@ COUNTS = dict(zip(COLOURS, (24, 12, 6, 3), strict=True))
 
 
 @pytest.fixture(autouse=True)
-def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a cache and a working folder of its own."""
+def _separate_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has its own cache and working folder."""
     monkeypatch.setenv("IMBALANCE_VLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they bring, also in subprocesses
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads slow tiny tensors down, also in subprocesses
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_images(root: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Noisy images of one colour a class, as PNG."""
+    """Noisy images of one colour per class, as PNG."""
     rng = np.random.default_rng(seed)
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def write_images(root: Path, counts: dict[str, int], seed: int = 0) -> None:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and test/ class folders: 24, 12, 6 and 3 training images, 5 test images each."""
+    """train/ and test/ with class folders: 24, 12, 6 and 3 training images, and 5 test images each."""
     root = tmp_path_factory.mktemp("images") / "colours"
     write_images(root / "train", COUNTS)
     write_images(root / "test", dict.fromkeys(COLOURS, 5), seed=1)
@@ -80,7 +80,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(images: Path, tiny_clip: str) -> dict[str, object]:
-    """A complete linear probe over the tiny pieces."""
+    """A linear probe of the tiny model on the tiny images."""
     return {
         "name": "tiny",
         "data": {"name": "folder", "root": str(images)},
@@ -101,16 +101,16 @@ def workspace(tmp_path: Path, tiny_clip: str, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of all matrix products that a test has torch make with `@`."""
+    """Sizes of all matrix products that a test computes with `@`."""
     sizes: list[int] = []
     multiply = torch.Tensor.__matmul__
 
-    def watched(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        made = multiply(self, other)
-        sizes.append(made.numel())
-        return made
+    def recorded(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        product = multiply(self, other)
+        sizes.append(product.numel())
+        return product
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", recorded)
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""The examples in docstrings."""
+"""The examples in docstrings give what they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_examples(module: str) -> None:
+def test_examples_in_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     assert result.attempted
     assert not result.failed

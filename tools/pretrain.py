@@ -49,12 +49,12 @@ log = logging.getLogger("pretrain")
 class Recipe:
     """What the result depends on. Two runs with equal recipes and corpora give equal weights, bit for bit."""
 
-    samples: int = 512_000  # pairs seen; may be raised on resuming while the rate is still constant
+    samples: int = 512_000  # pairs seen; may be raised on resuming before the rate decays
     batch: int = 256  # global: it is shared among the processes
     optimizer: str = "muon"  # muon (matrices of the blocks; AdamW for the rest) | adamw
     lr: float = 2e-3
     weight_decay: float = 0.05
-    ns_steps: int = 4  # of Newton-Schulz; 3 to 5 learn alike, each costs 3 % of a step
+    ns_steps: int = 4  # of Newton-Schulz; 3 to 5 give similar losses, each costs 3 % of a step
     warmup: int = 20_000  # pairs
     decay: float = 0.3  # share of the pairs over which the rate falls to zero, at the end
     max_scale: float = 100.0  # of the logits
@@ -79,7 +79,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Devices:
-    """This process among all that share the batch."""
+    """This process among those that share the batch."""
 
     rank: int = 0
     world: int = 1
@@ -94,7 +94,7 @@ def find_devices() -> Devices:
 
 
 class Pretraining:
-    """Model, optimizers and data of one run; `step` is all that moves."""
+    """Model, optimizers and data of one run, at step `step`."""
 
     def __init__(
         self, recipe: Recipe, config: dict[str, Any], corpus: data.Corpus, bpe: Path, devices: Devices
@@ -120,8 +120,8 @@ class Pretraining:
         r = self.recipe
         named = list(self.model.named_parameters())
         blocks = [p for n, p in named if p.ndim == 2 and "resblocks" in n and r.optimizer == "muon"]
-        chosen = {id(p) for p in blocks}
-        decayed = [p for n, p in named if p.ndim >= 2 and id(p) not in chosen]
+        in_blocks = {id(p) for p in blocks}
+        decayed = [p for n, p in named if p.ndim >= 2 and id(p) not in in_blocks]
         kept = [p for n, p in named if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": r.weight_decay}, {"params": kept, "weight_decay": 0.0}]
         result: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=r.lr, betas=(0.9, 0.98), eps=1e-8)]
@@ -161,7 +161,9 @@ class Pretraining:
                 modeling.image_features(self.model, images),
                 modeling.text_features(self.model, tokens),
             )
-        scaled = self.model.logit_scale.exp() * image_features  # before gathering: then its gradient is our rows' too
+        scaled = (
+            self.model.logit_scale.exp() * image_features
+        )  # before gathering, so that its gradient is that of our rows too
         logits = modeling.gather(scaled, d.world, d.rank) @ modeling.gather(text_features, d.world, d.rank).T
         return modeling.multi_positive_loss(logits, captions)
 
@@ -202,7 +204,7 @@ class Pretraining:
         torch.set_rng_state(state["torch_rng"])
 
     def _check_recipe(self, state: dict[str, Any]) -> None:
-        """A checkpoint continues its own recipe. Only the end may move, while the rate is still constant."""
+        """Check that a checkpoint is of this recipe and corpus; the end may differ while the rate is still constant."""
         old, new = Recipe(**state["recipe"]), self.recipe
         same = dataclasses.replace(old, samples=new.samples, decay=new.decay) == new
         if not same or state["pairs"] != len(self.corpus):
@@ -216,7 +218,7 @@ class Pretraining:
 
 
 def save_checkpoint(run: Pretraining, path: Path) -> None:
-    """All or nothing: a kill while writing leaves the previous checkpoint."""
+    """Write a checkpoint; a kill while writing leaves the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(run.state(), partial)
@@ -224,7 +226,7 @@ def save_checkpoint(run: Pretraining, path: Path) -> None:
 
 
 def train(run: Pretraining, checkpoint: Path, save_minutes: float, log_samples: int = 50_000) -> None:
-    """Steps until the recipe's samples are seen; a checkpoint every `save_minutes` and at the end."""
+    """Train until the samples of the recipe are seen; a checkpoint every `save_minutes` and at the end."""
     if checkpoint.exists():
         run.load_state(torch.load(checkpoint, map_location=run.devices.device, weights_only=True))
         log.info("resumed at %d pairs", run.step * run.recipe.batch)
@@ -245,7 +247,7 @@ def train(run: Pretraining, checkpoint: Path, save_minutes: float, log_samples: 
 
 
 def metadata(run: Pretraining, config: dict[str, Any], tag: str) -> dict[str, Any]:
-    """What goes beside the weights; open_clip ignores the keys that it does not know."""
+    """Further keys of the configuration file; open_clip ignores those that it does not know."""
     return {
         "tag": tag,
         "pretrain_pairs": len(run.corpus),
@@ -257,7 +259,7 @@ def metadata(run: Pretraining, config: dict[str, Any], tag: str) -> dict[str, An
 
 
 def finish(run: Pretraining, config: dict[str, Any], tag: str, out: Path, tests: TestSet | None) -> dict[str, Any]:
-    """Exports the model and writes its log, with the zero-shot accuracies when there is a test set."""
+    """Export the model and write its record, with zero-shot accuracies if there is a test set."""
     about = metadata(run, config, tag)
     modeling.export(run.model, config, about, out / tag)
     record = about | {
@@ -297,7 +299,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="architecture and templates",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "imbalance_vlm" / "assets" / "mini_clip")
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="where killed runs go on from")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="from which killed runs resume")
     parser.add_argument("--save-minutes", type=float, default=2.0, help="time between checkpoints")
     parser.add_argument("--log-samples", type=int, default=50_000, help="pairs between points of the loss curve")
     parser.add_argument("--threads", type=int, help="CPU threads of a process; for this small model 1 is best")

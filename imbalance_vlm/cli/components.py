@@ -58,7 +58,10 @@ def show(options: argparse.Namespace) -> None:
     if entries and not options.overrides:
         print(show_component(entries), end="")
         return
-    names = [name for registry in catalogue.REGISTRIES.values() for name in registry.names()] + list_recipes()
+    recipes = list_recipes()
+    if entries and name not in recipes and not Path(name).is_file():
+        raise InputError(f"{name!r} is a component, and overrides are for recipes, got {' '.join(options.overrides)}")
+    names = [name for registry in catalogue.REGISTRIES.values() for name in registry.names()] + recipes
     if name not in names and not Path(name).is_file() and (hint := did_you_mean(name, names)):
         raise InputError(f"{name!r} is not a component, a recipe file or a packaged recipe.{hint}")
     print(show_recipe(name, options.overrides), end="")

@@ -37,8 +37,15 @@ def _add_verify(actions: Any) -> None:
     _add_source(parser)
     parser.add_argument("--out", type=Path, help="write report.md, report.json, findings.csv, ... to this folder")
     parser.add_argument("--embeddings", action="store_true", help="search for wrong labels with the recipe's encoder")
-    parser.add_argument("--neighbours", type=int, default=10, help="that must agree on another class (default 10)")
-    parser.add_argument("--near", type=int, default=12, help="of 128 bits that near duplicates differ in; -1: off")
+    parser.add_argument(
+        "--neighbours", type=int, default=10, help="nearest images that must agree on another class (default 10)"
+    )
+    parser.add_argument(
+        "--near",
+        type=int,
+        default=12,
+        help="most bits, of 128, in which near duplicates differ (default 12); -1: no search",
+    )
     parser.add_argument("--ignore", nargs="+", default=[], metavar="KIND", help="kinds of findings to leave out")
     parser.add_argument("--workers", type=int, help="processes that read images; one per core by default")
     parser.add_argument("--device", default="auto", help="of the encoder: auto (default), cpu, cuda, ...")

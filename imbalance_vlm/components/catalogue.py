@@ -110,44 +110,68 @@ _UCPG = (
 
 # -- data ------------------------------------------------------------------------------------------------------------
 DATASETS.add(
-    "icons_lt", f"{_PKG}.data.icons_lt:IconsLTReader", "drawings of everyday concepts by many designers, embedded"
+    "icons_lt",
+    f"{_PKG}.data.icons_lt:IconsLTReader",
+    "Icons-LT: 718 classes of everyday concepts drawn by many designers, part of the package",
 )
 DATASETS.add(
-    "folder", f"{_PKG}.data.folder:FolderReader", "your images in class folders: train/ and test/, or one to split"
+    "folder",
+    f"{_PKG}.data.folder:FolderReader",
+    "your images in class folders: train/ and test/, or one folder to split",
 )
 DATASETS.add(
-    "imagenet_lt", f"{_PKG}.data.long_tailed:ImageNetLTReader", "ImageNet-LT, 1000 classes of 1280 to 5 images"
-)
-DATASETS.add("places_lt", f"{_PKG}.data.long_tailed:PlacesLTReader", "Places-LT, 365 kinds of places, 4980 to 5 images")
-DATASETS.add("inat2018", f"{_PKG}.data.long_tailed:INat2018Reader", "iNaturalist 2018, 8142 species, 1000 to 2 images")
-DATASETS.add(
-    "cifar10_lt", f"{_PKG}.data.cifar_lt:CifarLTReader", "CIFAR-10 thinned to an exponential tail of any factor"
+    "imagenet_lt", f"{_PKG}.data.long_tailed:ImageNetLTReader", "ImageNet-LT: 1000 classes with 1280 to 5 images each"
 )
 DATASETS.add(
-    "cifar100_lt", f"{_PKG}.data.cifar_lt:CifarLTReader", "CIFAR-100 thinned to an exponential tail of any factor"
+    "places_lt",
+    f"{_PKG}.data.long_tailed:PlacesLTReader",
+    "Places-LT: 365 classes of places with 4980 to 5 images each",
 )
-DATASETS.add("imagenet", f"{_PKG}.data.few_shot:ImageNetReader", "ImageNet, 1000 classes, from its class folders")
-DATASETS.add("caltech101", f"{_PKG}.data.few_shot:SplitFileReader", "objects of 100 kinds")
-DATASETS.add("oxford_pets", f"{_PKG}.data.few_shot:SplitFileReader", "breeds of cats and dogs")
-DATASETS.add("stanford_cars", f"{_PKG}.data.few_shot:SplitFileReader", "models of cars")
-DATASETS.add("oxford_flowers", f"{_PKG}.data.few_shot:SplitFileReader", "102 kinds of flowers")
-DATASETS.add("food101", f"{_PKG}.data.few_shot:SplitFileReader", "101 dishes")
-DATASETS.add("fgvc_aircraft", f"{_PKG}.data.few_shot:AircraftReader", "100 variants of aircraft")
-DATASETS.add("sun397", f"{_PKG}.data.few_shot:SplitFileReader", "397 scenes")
-DATASETS.add("dtd", f"{_PKG}.data.few_shot:SplitFileReader", "47 textures")
-DATASETS.add("eurosat", f"{_PKG}.data.few_shot:SplitFileReader", "land use seen from satellites")
-DATASETS.add("ucf101", f"{_PKG}.data.few_shot:SplitFileReader", "101 actions, one frame of each video")
-DATASETS.add("imagenet_v2", f"{_PKG}.data.few_shot:ImageNetVariantReader", "ImageNet-V2, matched frequency, to test on")
 DATASETS.add(
-    "imagenet_sketch", f"{_PKG}.data.few_shot:ImageNetVariantReader", "sketches of the ImageNet classes, to test on"
+    "inat2018", f"{_PKG}.data.long_tailed:INat2018Reader", "iNaturalist 2018: 8142 species with 1000 to 2 images each"
+)
+DATASETS.add(
+    "cifar10_lt",
+    f"{_PKG}.data.cifar_lt:CifarLTReader",
+    "CIFAR-10-LT: CIFAR-10 subsampled to an exponential tail of any imbalance factor",
+)
+DATASETS.add(
+    "cifar100_lt",
+    f"{_PKG}.data.cifar_lt:CifarLTReader",
+    "CIFAR-100-LT: CIFAR-100 subsampled to an exponential tail of any imbalance factor",
+)
+DATASETS.add("imagenet", f"{_PKG}.data.few_shot:ImageNetReader", "ImageNet: 1000 classes, read from its class folders")
+DATASETS.add("caltech101", f"{_PKG}.data.few_shot:SplitFileReader", "Caltech101: 100 classes of objects")
+DATASETS.add("oxford_pets", f"{_PKG}.data.few_shot:SplitFileReader", "Oxford-IIIT Pet: 37 breeds of cats and dogs")
+DATASETS.add("stanford_cars", f"{_PKG}.data.few_shot:SplitFileReader", "Stanford Cars: 196 car models")
+DATASETS.add("oxford_flowers", f"{_PKG}.data.few_shot:SplitFileReader", "Flowers102: 102 classes of flowers")
+DATASETS.add("food101", f"{_PKG}.data.few_shot:SplitFileReader", "Food101: 101 dishes")
+DATASETS.add("fgvc_aircraft", f"{_PKG}.data.few_shot:AircraftReader", "FGVC Aircraft: 100 aircraft variants")
+DATASETS.add("sun397", f"{_PKG}.data.few_shot:SplitFileReader", "SUN397: 397 classes of scenes")
+DATASETS.add("dtd", f"{_PKG}.data.few_shot:SplitFileReader", "DTD: 47 classes of textures")
+DATASETS.add("eurosat", f"{_PKG}.data.few_shot:SplitFileReader", "EuroSAT: 10 classes of land use seen from satellites")
+DATASETS.add("ucf101", f"{_PKG}.data.few_shot:SplitFileReader", "UCF101: 101 human actions, one frame per video")
+DATASETS.add(
+    "imagenet_v2",
+    f"{_PKG}.data.few_shot:ImageNetVariantReader",
+    "ImageNet-V2: new images of the ImageNet classes (matched frequency), test only",
+)
+DATASETS.add(
+    "imagenet_sketch",
+    f"{_PKG}.data.few_shot:ImageNetVariantReader",
+    "ImageNet-Sketch: sketches of the ImageNet classes, test only",
 )
 DATASETS.add(
     "imagenet_a",
     f"{_PKG}.data.few_shot:ImageNetVariantReader",
-    "photographs that fool classifiers, 200 classes, to test on",
+    "ImageNet-A: photographs that classifiers get wrong, 200 classes, test only",
 )
-DATASETS.add("imagenet_r", f"{_PKG}.data.few_shot:ImageNetVariantReader", "renditions, 200 classes, to test on")
-DATASETS.add("table", f"{_PKG}.data.table:TableReader", "your images, named by a CSV, TSV or Parquet table")
+DATASETS.add(
+    "imagenet_r",
+    f"{_PKG}.data.few_shot:ImageNetVariantReader",
+    "ImageNet-R: drawings and other renditions, 200 classes, test only",
+)
+DATASETS.add("table", f"{_PKG}.data.table:TableReader", "your images, listed in a CSV, TSV or Parquet table")
 DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:HFDiskReader", "a Hugging Face dataset saved to disk")
 DATASETS.add("webdataset", f"{_PKG}.data.webdataset:WebDatasetReader", "WebDataset shards (tar files), read in place")
 
@@ -160,13 +184,13 @@ def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:
 ENCODERS.add(
     "open_clip",
     f"{_PKG}.encoders.open_clip:OpenClipSpec",
-    "any open_clip model, by name and tag, file or directory; mini-clip is embedded",
+    "any open_clip model, by name and tag or from a local file or folder; includes mini-clip",
     provides=_of_open_clip,
 )
 ENCODERS.add(
     "timm",
     f"{_PKG}.encoders.timm:TimmSpec",
-    "any timm backbone, image only: `name: timm:MODEL`",
+    "any timm backbone, without a text tower: `name: timm:MODEL`",
     provides=frozenset({"tokens"}),
 )
 
@@ -233,7 +257,7 @@ HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs
 HEADS.add(
     "cosine",
     f"{_PKG}.heads.cosine:CosineHead",
-    "scaled cosine to one direction a class, text-initialised by default",
+    "scaled cosine to one direction per class, initialised from the text by default",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
     needs=_start_needs,
     provides=_cosine,
@@ -259,7 +283,7 @@ HEADS.add(
 HEADS.add(
     "prototype",
     f"{_PKG}.heads.prototype:PrototypeHead",
-    "fixed prototypes, far apart, and a trained map to them",
+    "fixed prototypes, far apart from each other, and a trained map of the features to them",
     paper="Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2022",
     needs=_prototype_needs,
     provides=_prototype,
@@ -267,7 +291,7 @@ HEADS.add(
 HEADS.add(
     "prototype_guided",
     f"{_PKG}.heads.prototype_guided:PrototypeGuidedHead",
-    "a linear classifier plus the cosine to each class's mean (UCPG)",
+    "a linear classifier plus the cosine to the mean of each class (UCPG)",
     paper=_UCPG,
     needs=_start_needs,
     provides=_classifier,
@@ -279,7 +303,7 @@ LOSSES.add("cross_entropy", f"{_PKG}.balancing.losses.cross_entropy:CrossEntropy
 LOSSES.add(
     "focal",
     f"{_PKG}.balancing.losses.focal:Focal",
-    "cross-entropy that fades for samples already right",
+    "cross-entropy with less weight on samples that are already classified well",
     paper="Lin et al., Focal Loss for Dense Object Detection, ICCV 2017",
 )
 LOSSES.add(
@@ -297,71 +321,71 @@ LOSSES.add(
 LOSSES.add(
     "weighted",
     f"{_PKG}.balancing.losses.weighted:Weighted",
-    "cross-entropy times a power of the inverse class frequency (GRW)",
+    "cross-entropy weighted by a power of the inverse class frequency (GRW)",
     paper="Zhang et al., Distribution Alignment: A Unified Framework for Long-tail Visual Recognition, CVPR 2021",
 )
 LOSSES.add(
     "class_balanced",
     f"{_PKG}.balancing.losses.class_balanced:ClassBalanced",
-    "cross-entropy or focal, weighted by the effective number of samples",
+    "cross-entropy or focal loss weighted by the effective number of samples",
     paper="Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019",
 )
 LOSSES.add(
     "ldam",
     f"{_PKG}.balancing.losses.ldam:LDAM",
-    "cosine margins that grow as classes get rarer, with deferred weights if asked for",
+    "cosine margins that are larger for rarer classes, with optional deferred class weights",
     paper="Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019",
     needs=frozenset({"cosines"}),
 )
 LOSSES.add(
     "vs",
     f"{_PKG}.balancing.losses.vs:VS",
-    "logits scaled and shifted by class (vector scaling)",
+    "softmax over logits scaled and shifted per class (vector scaling)",
     paper="Kini et al., Label-Imbalanced and Group-Sensitive Classification under Overparameterization, NeurIPS 2021",
 )
 LOSSES.add(
     "lade",
     f"{_PKG}.balancing.losses.lade:LADE",
-    "balanced softmax and a term that frees the raw logits from the training prior",
+    "balanced softmax, and a term that removes the training prior from the raw logits",
     paper="Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition, CVPR 2021",
 )
 LOSSES.add(
     "equalization",
     f"{_PKG}.balancing.losses.equalization:Equalization",
-    "one sigmoid a class, rare classes spared the negatives",
+    "one sigmoid per class, in which rare classes ignore the samples of other classes",
     paper="Tan et al., Equalization Loss for Long-Tailed Object Recognition, CVPR 2020",
 )
 LOSSES.add(
     "seesaw",
     f"{_PKG}.balancing.losses.seesaw:Seesaw",
-    "softmax that spares rarer classes, by counts gathered while training",
+    "softmax with smaller penalties on rarer classes, by counts gathered during training",
     paper="Wang et al., Seesaw Loss for Long-Tailed Instance Segmentation, CVPR 2021",
 )
 LOSSES.add(
     "gaussian_clouded",
     f"{_PKG}.balancing.losses.gaussian_clouded:GaussianClouded",
-    "cosines lowered at random, the more the rarer the class",
+    "softmax over cosines lowered by random noise, which is larger for rarer classes",
     paper="Li et al., Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment, CVPR 2022",
     needs=frozenset({"cosines"}),
 )
 LOSSES.add(
     "paco",
     f"{_PKG}.balancing.losses.paco:PaCo",
-    "one softmax over the classes and over past samples",
+    "one softmax over the classes and the embeddings of past samples",
     paper="Cui et al., Parametric Contrastive Learning, ICCV 2021",
     needs=frozenset({"embedding.learned"}),
 )
 LOSSES.add(
     "gpaco",
     f"{_PKG}.balancing.losses.paco:GPaCo",
-    "paco with the batch's other samples as keys too, and their gradient",
+    "paco with the other samples of the batch as keys too, and gradients through them",
     paper="Cui et al., Generalized Parametric Contrastive Learning, TPAMI 2023",
     needs=frozenset({"embedding.learned"}),
 )
 LOSSES.add(
     "etf_dot_regression",
     f"{_PKG}.balancing.losses.etf_dot_regression:ETFDotRegression",
-    "each sample pulled to its class's fixed prototype, and to nothing else",
+    "each sample pulled to the fixed prototype of its class, without a push from the others",
     paper="Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2022",
     needs=frozenset({"products"}),
     provides=frozenset({"products.loss"}),
@@ -369,7 +393,7 @@ LOSSES.add(
 LOSSES.add(
     "sade",
     f"{_PKG}.balancing.losses.sade:SADE",
-    "three experts, for the training, a uniform and a reversed test distribution",
+    "three experts, for the training distribution, a uniform one and a reversed one",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
     needs=frozenset({"experts"}),
@@ -381,7 +405,7 @@ SAMPLERS.add("instance", f"{_PKG}.balancing.samplers.instance:InstanceSampler", 
 SAMPLERS.add(
     "class_balanced",
     f"{_PKG}.balancing.samplers.class_balanced:ClassBalancedSampler",
-    "all classes equally often, with replacement",
+    "every class equally often, with replacement",
     paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
 )
 SAMPLERS.add(
@@ -393,13 +417,13 @@ SAMPLERS.add(
 SAMPLERS.add(
     "sqrt",
     f"{_PKG}.balancing.samplers.sqrt:SqrtSampler",
-    "classes by the square root of their size, with replacement",
+    "classes in proportion to the square root of their size, with replacement",
     paper="Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, ECCV 2018",
 )
 SAMPLERS.add(
     "progressive",
     f"{_PKG}.balancing.samplers.progressive:ProgressiveSampler",
-    "from instance-balanced to class-balanced, over the epochs",
+    "from instance-balanced to class-balanced over the epochs",
     paper="Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020",
 )
 
@@ -407,7 +431,7 @@ SAMPLERS.add(
 REGULARIZERS.add(
     "prototype_contrastive",
     f"{_PKG}.balancing.regularizers.prototype_contrastive:PrototypeContrastive",
-    "embeddings, and text that is learned, drawn to their class's uniform prototype",
+    "embeddings and learned text features pulled to the uniform prototype of their class",
     paper=_UCPG,
     status="reconstruction",
     needs=_contrast_needs,
@@ -415,7 +439,7 @@ REGULARIZERS.add(
 REGULARIZERS.add(
     "image_text_contrast",
     f"{_PKG}.balancing.regularizers.image_text_contrast:ImageTextContrast",
-    "embeddings and learned text features of a class against those of the others, with the frozen model as teacher",
+    "contrast between embeddings and learned text features, with the frozen model as teacher",
     paper=_UCPG,
     status="reconstruction",
     needs=frozenset({"text.learned"}),
@@ -423,14 +447,14 @@ REGULARIZERS.add(
 REGULARIZERS.add(
     "text_anchor",
     f"{_PKG}.balancing.regularizers.text_anchor:text_anchor",
-    "learned text features held near the frozen ones, of base, novel (NFL) or external names",
+    "learned text features kept near the frozen ones, for base, novel (NFL) or external names",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
     needs=frozenset({"text.learned"}),
 )
 REGULARIZERS.add(
     "npt",
     f"{_PKG}.balancing.regularizers.npt:NPT",
-    "learned text features spread like a simplex, and the images of a class aligned with its text",
+    "learned text features spread like a simplex, and images aligned with the text of their class",
     paper="Zhu et al., Understanding Prompt Tuning for V-L Models Through the Lens of Neural Collapse, "
     "arXiv 2306.15955, 2023",
     status="reconstruction",
@@ -439,7 +463,7 @@ REGULARIZERS.add(
 REGULARIZERS.add(
     "cpt",
     f"{_PKG}.balancing.regularizers.cpt:CPT",
-    "a simplex within each cluster of related classes, and learned text kept near the frozen one",
+    "a simplex within each cluster of related classes, and learned text kept near the frozen text",
     paper="Guo et al., Cluster-Aware Neural Collapse Prompt Tuning for Long-Tailed Generalization of Vision-Language "
     "Models, CVPR 2026",
     status="reconstruction",
@@ -451,7 +475,7 @@ _DECOUPLING = "Kang et al., Decoupling Representation and Classifier for Long-Ta
 SECOND_STAGES.add(
     "crt",
     f"{_PKG}.balancing.second_stages.crt:CRT",
-    "a new linear classifier, trained on balanced draws",
+    "a new linear classifier trained on class-balanced samples",
     paper=_DECOUPLING,
 )
 SECOND_STAGES.add(
@@ -463,7 +487,7 @@ SECOND_STAGES.add(
 SECOND_STAGES.add(
     "tau_norm",
     f"{_PKG}.balancing.second_stages.tau_norm:TauNorm",
-    "the classifier's rows divided by a power of their norm, chosen on validation",
+    "the classifier's rows divided by a power of their norm, chosen on validation images",
     paper=_DECOUPLING,
 )
 SECOND_STAGES.add(
@@ -475,19 +499,19 @@ SECOND_STAGES.add(
 SECOND_STAGES.add(
     "disalign",
     f"{_PKG}.balancing.second_stages.disalign:DisAlign",
-    "logits scaled and shifted by class, as much as each image needs (distribution alignment)",
+    "logits scaled and shifted per class, by an amount learned per image (distribution alignment)",
     paper="Zhang et al., Distribution Alignment: A Unified Framework for Long-tail Visual Recognition, CVPR 2021",
 )
 SECOND_STAGES.add(
     "marc",
     f"{_PKG}.balancing.second_stages.marc:MARC",
-    "logits scaled by class and shifted in units of the classifier's norms (margin calibration)",
+    "logits scaled per class and shifted in units of the classifier's norms (margin calibration)",
     paper="Wang et al., Margin Calibration for Long-Tailed Visual Recognition, ACML 2022",
 )
 SECOND_STAGES.add(
     "expert_aggregation",
     f"{_PKG}.balancing.second_stages.expert_aggregation:ExpertAggregation",
-    "weights of the experts under which two views of the test images agree best",
+    "expert weights under which the predictions for two views of the test images agree best",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
     needs=frozenset({"experts"}),
@@ -495,20 +519,20 @@ SECOND_STAGES.add(
 POST_HOC.add(
     "logit_adjustment",
     f"{_PKG}.balancing.post_hoc.logit_adjustment:LogitAdjustment",
-    "logits minus tau times the log prior, tau chosen on validation",
+    "logits minus tau times the log prior, with tau chosen on validation images",
     paper="Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021",
 )
 POST_HOC.add(
     "prior_shift",
     f"{_PKG}.balancing.post_hoc.prior_shift:PriorShift",
-    "from the prior that the logits contain to any other",
+    "logits converted from the prior that they contain to any other",
     paper="Saerens et al., Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure, "
     "Neural Computation 2002",
 )
 POST_HOC.add(
     "temperature",
     f"{_PKG}.balancing.post_hoc.temperature:Temperature",
-    "calibrated confidence, over all classes or per group, with unchanged predictions",
+    "confidence calibrated over all classes or per group, with unchanged predictions",
     paper="Guo et al., On Calibration of Modern Neural Networks, ICML 2017",
 )
 
@@ -516,21 +540,21 @@ POST_HOC.add(
 TUNINGS.add(
     "zero_shot",
     f"{_PKG}.tuning.zero_shot:ZeroShot",
-    "nothing is trained",
+    "no training",
     needs=frozenset({"names"}),
     provides=frozenset({"names.new"}),
 )
 TUNINGS.add(
     "linear_probe",
     f"{_PKG}.tuning.linear_probe:LinearProbe",
-    "the head is trained, the towers are frozen",
+    "training of the head on frozen towers",
     needs=frozenset({"trained"}),
     provides=frozenset({"training"}),
 )
 TUNINGS.add(
     "prompt",
     "",
-    "words, or tokens in the towers, are learned; `method` says which",
+    "training of a prompt in one or both towers; `method` names the way",
     methods=PROMPTS,
     needs=frozenset({"names", "text", "shared_space"}),
     provides=frozenset({"training"}),
@@ -538,7 +562,7 @@ TUNINGS.add(
 TUNINGS.add(
     "peft",
     f"{_PKG}.tuning.peft.tuning:PeftTuning",
-    "a small part of the image tower, or one added to it, is trained; `method` says which",
+    "training of a small part of the image tower, or of one added to it; `method` names it",
     methods=PEFT,
     provides=frozenset({"training", "tower.trained", "embedding.learned"}),
 )
@@ -552,35 +576,35 @@ def _prompt(section: Mapping[str, Any]) -> frozenset[str]:
 PROMPTS.add(
     "coop",
     f"{_PKG}.tuning.prompt.coop:CoOp",
-    "vectors in place of the words around the class name, for all classes or for each",
+    "learned vectors in place of the words around the class name, shared or one set per class",
     paper="Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022",
     provides=_prompt,
 )
 PROMPTS.add(
     "cocoop",
     f"{_PKG}.tuning.prompt.cocoop:CoCoOp",
-    "coop, and a small network that shifts the context for each image",
+    "coop with a small network that shifts the context for each image",
     paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
     provides=frozenset({"text.learned", "names.new"}),
 )
 PROMPTS.add(
     "kgcoop",
     f"{_PKG}.tuning.prompt.kgcoop:KgCoOp",
-    "coop, held near the text features of a plain sentence",
+    "coop kept near the text features of a plain sentence",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
     provides=_prompt,
 )
 PROMPTS.add(
     "prograd",
     f"{_PKG}.tuning.prompt.prograd:ProGradTuning",
-    "coop, whose steps do not go against the zero-shot model",
+    "coop with gradients that do not oppose the zero-shot model",
     paper="Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023",
     provides=_prompt,
 )
 PROMPTS.add(
     "vpt",
     f"{_PKG}.tuning.prompt.vpt:VPT",
-    "tokens among those of the image, before the zero-shot classifier",
+    "learned tokens among those of the image, with the zero-shot classifier",
     paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "names.new"}),
@@ -588,7 +612,7 @@ PROMPTS.add(
 PROMPTS.add(
     "ivlp",
     f"{_PKG}.tuning.prompt.ivlp:IVLP",
-    "deep prompts in both towers, each learned for itself",
+    "deep prompts in both towers, learned independently",
     paper="Rasheed et al., Fine-tuned CLIP Models are Efficient Video Learners, CVPR 2023",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
@@ -596,7 +620,7 @@ PROMPTS.add(
 PROMPTS.add(
     "maple",
     f"{_PKG}.tuning.prompt.maple:MaPLe",
-    "deep prompts in both towers, those of the image linear in those of the text",
+    "deep prompts in both towers, those of the image a linear function of those of the text",
     paper="Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
@@ -604,7 +628,7 @@ PROMPTS.add(
 PROMPTS.add(
     "promptsrc",
     f"{_PKG}.tuning.prompt.promptsrc:PromptSRC",
-    "ivlp, held near the frozen model and averaged over the epochs",
+    "ivlp kept near the frozen model, with prompts averaged over the epochs",
     paper="Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
@@ -614,7 +638,7 @@ PROMPTS.add(
 TUNINGS.add(
     "full",
     f"{_PKG}.tuning.peft.tuning:FullTuning",
-    "the whole image tower is trained, held to the frozen one by KL and averaging if asked for",
+    "training of the whole image tower, optionally kept near the frozen one by a KL term",
     paper="Liu et al., Fully Fine-tuned CLIP Models are Efficient Few-Shot Learners, 2024",
     needs=lambda section: frozenset(_if(section["kl"] > 0, "start")),
     provides=frozenset({"training", "tower.trained", "embedding.learned"}),
@@ -634,7 +658,7 @@ PEFT.add(
 PEFT.add(
     "lora",
     f"{_PKG}.tuning.peft.lora:LoRA",
-    "a change of low rank to the query and value matrices",
+    "a low-rank change to the query and value matrices",
     paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022",
 )
 PEFT.add(
@@ -646,20 +670,20 @@ PEFT.add(
 PEFT.add(
     "vpt",
     f"{_PKG}.tuning.peft.vpt:VPT",
-    "learned tokens among the image's own, in every block or in the first",
+    "learned tokens among those of the image, in every block or only in the first",
     paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
 )
 PEFT.add(
     "bitfit",
     f"{_PKG}.tuning.peft.bitfit:BitFit",
-    "the biases alone",
+    "only the biases",
     paper="Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked "
     "Language-models, ACL 2022",
 )
 PEFT.add(
     "layernorm",
     f"{_PKG}.tuning.peft.layernorm:LayerNorm",
-    "the layer norms alone",
+    "only the layer norms",
     paper="Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024",
 )
 PEFT.add(
@@ -668,20 +692,24 @@ PEFT.add(
     "a fixed random share of the weights",
     paper="Xu and Zhang, Random Masking Finds Winning Tickets for Parameter Efficient Fine-tuning, ICML 2024",
 )
-PEFT.add("partial", f"{_PKG}.tuning.peft.partial:Partial", "the last blocks, or the last stages of a conv net")
+PEFT.add(
+    "partial",
+    f"{_PKG}.tuning.peft.partial:Partial",
+    "only the last blocks, or the last stages of a convolutional network",
+)
 
 # -- gradient transforms ---------------------------------------------------------------------------------------------
 _SUBPT = "Ma et al., Understanding and Mitigating Overfitting in Prompt Tuning for Vision-Language Models, TCSVT 2023"
 GRADIENTS.add(
     "subspace",
     f"{_PKG}.balancing.gradients.subspace:Subspace",
-    "training inside the subspace that a first pass spans (SubPT)",
+    "training within the subspace that a first pass spans (SubPT)",
     paper=_SUBPT,
 )
 GRADIENTS.add(
     "prograd",
     f"{_PKG}.balancing.gradients.prograd:ProGrad",
-    "the gradient without what points against the zero-shot model",
+    "gradients without the component that opposes the zero-shot model",
     paper="Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023",
     needs=frozenset({"text.learned"}),
 )
@@ -689,31 +717,31 @@ GRADIENTS.add(
 # -- optimizers and schedules ----------------------------------------------------------------------------------------
 OPTIMIZERS.add("sgd", f"{_PKG}.training.optimizers:sgd", "torch.optim.SGD with momentum")
 OPTIMIZERS.add("adamw", f"{_PKG}.training.optimizers:adamw", "torch.optim.AdamW")
-SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "a constant learning rate, after an optional warm-up")
-SCHEDULES.add("cosine", f"{_PKG}.training.schedules:cosine", "cosine decay to lr_min, after an optional warm-up")
+SCHEDULES.add("constant", f"{_PKG}.training.schedules:constant", "constant learning rate after an optional warm-up")
+SCHEDULES.add("cosine", f"{_PKG}.training.schedules:cosine", "cosine decay to lr_min after an optional warm-up")
 SCHEDULES.add(
     "cosine_constant_warmup",
     f"{_PKG}.training.schedules:cosine_constant_warmup",
-    "cosine decay to lr_min, after a warm-up at one low rate, as in the prompt papers",
+    "cosine decay to lr_min after a warm-up at one low rate, as in the prompt papers",
 )
-SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "the learning rate drops at given epochs")
+SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "learning rate that drops at given epochs")
 
 # -- evaluation ------------------------------------------------------------------------------------------------------
 EVALUATORS.add(
     "accuracy",
     f"{_PKG}.evaluation.accuracy:Accuracy",
-    "accuracy over all images, many, medium and few, and over classes",
+    "accuracy over all images, over many, medium and few classes, and averaged over classes",
 )
 EVALUATORS.add(
     "calibration",
     f"{_PKG}.evaluation.calibration:Calibration",
-    "calibration error and likelihood, over all images and for each group",
+    "calibration error and likelihood, over all images and per group",
     paper="Guo et al., On Calibration of Modern Neural Networks, ICML 2017",
 )
 EVALUATORS.add(
     "base_to_novel",
     f"{_PKG}.evaluation.base_to_novel:BaseToNovel",
-    "accuracy on the half of the classes that was not trained, also over the epochs",
+    "accuracy on the classes that were left out of training, optionally over the epochs",
     paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
     needs=frozenset({"names.new", "novel"}),
 )
@@ -727,7 +755,7 @@ EVALUATORS.add(
 EVALUATORS.add(
     "geometry",
     f"{_PKG}.evaluation.geometry:Geometry",
-    "neural collapse of the embeddings, and their angles to the text",
+    "neural collapse of the embeddings, and their angles to the text features",
     paper="Papyan et al., Prevalence of Neural Collapse during the Terminal Phase of Deep Learning Training, PNAS 2020",
 )
 

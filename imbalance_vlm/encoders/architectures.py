@@ -15,7 +15,7 @@ from imbalance_vlm.encoders.formats import Weights, differences
 from imbalance_vlm.errors import InputError
 
 NAMED = 3
-"""Most tensors that an error about weights of another architecture names."""
+"""Most tensors that are named in an error about weights of another architecture."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def configuration(name: str) -> dict[str, Any]:
 
 
 def text_config(name: str) -> dict[str, Any]:
-    """The text tower's part of the configuration."""
+    """The part of the configuration that describes the text tower."""
     text: dict[str, Any] = configuration(name).get("text_cfg", {})
     return text
 
@@ -156,9 +156,9 @@ def _check_forward(net: Any, pretrained: str) -> None:
     if ids is not None:
         features["texts"] = net.encode_text(ids)
     net.train(was_training)
-    for what, values in features.items():
+    for kind, values in features.items():
         if not bool(values.isfinite().all()):
             raise InputError(
-                f"`pretrained` {pretrained!r} holds weights that give features of {what} that are not finite; the file "
+                f"`pretrained` {pretrained!r} holds weights that give features of {kind} that are not finite; the file "
                 "is damaged, or its training diverged"
             )

@@ -61,7 +61,7 @@ class EncoderSpec(Protocol):
     """
 
     def identity(self) -> str:
-        """A text that changes whenever the weights change. A run's identity depends on it, so it must be cheap."""
+        """A string that changes whenever the weights change; every run computes it, so it must be cheap."""
 
     def build(self) -> Encoder:
         """Load the encoder."""
@@ -90,7 +90,7 @@ def _content_digest(file: Path, size: int, modified_ns: int) -> bytes:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's state, for weights that come from no file."""
+    """SHA-256 of a module's state, for weights that do not come from a file."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + b"\0")
@@ -99,7 +99,7 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def check_base(path: Path, trained_on: str, fingerprint: str) -> None:
-    """Refuse weights that were trained on a different encoder from the one that is to use them.
+    """Check that weights were trained on the encoder that is to use them.
 
     Args:
         path: the weights file, for the error.
@@ -119,9 +119,10 @@ def check_base(path: Path, trained_on: str, fingerprint: str) -> None:
 
 @contextmanager
 def fixed_seed() -> Iterator[None]:
-    """Random weights are the same in every run, and torch's global generator is left as it was.
+    """Draw from a fixed seed inside this context, and leave torch's global generator unchanged.
 
-    The runs of a study share an encoder, so no later draw may depend on which of them loaded it.
+    Random weights are then the same in every run. The runs of a study share an encoder, so no later draw may depend on
+    which of them loaded it.
     """
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(0)  # not torch.manual_seed, which moves the GPUs' generators too

@@ -68,9 +68,7 @@ class _TwoPass(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         device = inputs[0].device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        return one_pass(
-            encode, chunks, by_class, *inputs
-        )  # without a graph: this is the forward of an autograd function
+        return one_pass(encode, chunks, by_class, *inputs)  # without a graph, as in any autograd function
 
     @staticmethod
     @once_differentiable

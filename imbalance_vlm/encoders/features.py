@@ -6,14 +6,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from imbalance_vlm.components.ranges import ComputeOnly, Natural, NonNegative
+from imbalance_vlm.components.ranges import Natural, NonNegative
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loader import Decoder, pixel_batches
 from imbalance_vlm.data.preprocessing import PartialView, View
@@ -81,7 +80,7 @@ def feature_source(
     device: torch.device,
     description: str,
     *,
-    cache: Annotated[bool, ComputeOnly] = True,
+    cache: bool = True,
     token_limit_gb: NonNegative = 4.0,
     decoder: Decoder = "pil",
     resized: Natural = 0,
@@ -95,7 +94,7 @@ def feature_source(
         views: transforms from images to tensors.
         device: where batches are used.
         description: names the split in the progress bar and in listings of the cache.
-        cache: false sends the images through the tower in every pass.
+        cache: false sends the images through the tower in every pass, and leaves tokens in float32.
         token_limit_gb: tokens of a split that would take more than this many GB (10^9 bytes) are computed in every
             pass instead of kept; all tokens of an image take T times the space of a pooled feature.
         decoder: how images are read that go through the tower in every pass: by "pil"; by "torchvision", which is

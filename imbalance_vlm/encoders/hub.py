@@ -15,13 +15,13 @@ SECONDS = 5.0
 """Time that the hub has to answer before it counts as out of reach."""
 
 
-def require_repository(repository: str, files: Sequence[str], what: str, remedy: str) -> None:
+def require_repository(repository: str, files: Sequence[str], subject: str, remedy: str) -> None:
     """Check that a file of a Hugging Face repository is in the cache or can be downloaded.
 
     Args:
         repository: "ORG/NAME".
         files: alternatives; any one of them is enough.
-        what: the subject of the error.
+        subject: of the error.
         remedy: the last sentence of the error.
 
     Raises:
@@ -37,7 +37,7 @@ def require_repository(repository: str, files: Sequence[str], what: str, remedy:
         reason = f"the hub gave no answer within {SECONDS:.0f} seconds"
     else:
         return
-    raise InputError(f"{what} must be on this machine or within reach of it, and are neither: {reason}. {remedy}")
+    raise InputError(f"{subject} must be on this machine or within reach of it, and are neither: {reason}. {remedy}")
 
 
 def offline() -> bool:

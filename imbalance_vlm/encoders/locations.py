@@ -108,7 +108,7 @@ def require_download(model: str, pretrained: str | None) -> None:
     """Refuse weights that would have to be downloaded and cannot be, before open_clip tries.
 
     Raises:
-        InputError: weights neither in the cache nor within reach, with the command that fetches them.
+        InputError: weights neither in the cache nor within reach, with the command that downloads them.
     """
     if model.startswith("hf-hub:"):
         repository, files = model.removeprefix("hf-hub:"), [CONFIG]

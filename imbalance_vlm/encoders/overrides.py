@@ -1,4 +1,4 @@
-"""What open_clip has to be told about local weights so that a model is built as it was trained.
+"""The arguments that open_clip needs for local weights, so that a model is built as it was trained.
 
 Weights trained with QuickGELU get QuickGELU under either name of their architecture: the tensors alone would not show
 that it is missing.

@@ -52,9 +52,7 @@ class Tokens:
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
-        self._room = (
-            4 * context_length + 64
-        )  # longer than any tower reads: a long name is refused, not silently truncated
+        self._room = 4 * context_length + 64  # more than a tower reads, so that a long name is refused, not truncated
         empty, letter = self._rows(["", "x"])
         self.pad = int(empty[-1])
         added, with_letter = self._stripped(empty), self._stripped(letter)

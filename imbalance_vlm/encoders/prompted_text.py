@@ -93,7 +93,7 @@ class PromptedText:
         self._prompts = Prompts(self.tower, self._tokens, self.class_names, position, suffix)
 
     @property
-    def _whole(self) -> bool:
+    def _full_length(self) -> bool:
         """Whether prompts run through open_clip's own blocks."""
         return not self.savings & {"cut", "prefix"}
 
@@ -205,7 +205,7 @@ class PromptedText:
                 before = self._prefix(layout, first, context[0] if per_class else context, deep)
             chunks, keeps = self._chunks(layout, rows, before.shape[3])
             order = torch.cat(chunks)
-            encode = _Encode(self.tower, layout, "cut" in self.savings, self._whole)
+            encode = _Encode(self.tower, layout, "cut" in self.savings, self._full_length)
             fits = keeps * times <= self._most_kept(len(rows) * times)
             passes = one_pass if fits or not torch.is_grad_enabled() else two_pass
             parts = [rows[chunk] for chunk in chunks]
@@ -224,7 +224,7 @@ class PromptedText:
         """Positions in `rows` chunk by chunk, and the bytes that the backward pass would keep of all of them."""
         stops = layout.pooled[rows] + 1 if "cut" in self.savings else torch.full_like(rows, layout.ids.shape[1])
         lengths = (stops - before).tolist()
-        cost = {length: self.tower.saved_bytes(length, before, self._whole) for length in set(lengths)}
+        cost = {length: self.tower.saved_bytes(length, before, self._full_length) for length in set(lengths)}
         if "chunks" not in self.savings:
             packed = pack(lengths, len(lengths), lambda count, length: True)
         elif self.chunk is not None:
@@ -250,7 +250,7 @@ class _Encode:
     tower: TextTower
     layout: Layout
     cut: bool
-    whole: bool
+    full_length: bool
 
     def __call__(self, rows: Tensor, before: Tensor, context: Tensor, deep: Tensor) -> Tensor:
         ids, slots, pooled = self.layout.ids[rows], self.layout.slots[rows], self.layout.pooled[rows]
@@ -260,6 +260,10 @@ class _Encode:
             ids, slots = ids[:, :stop], slots[:, :stop]
         ids, slots = ids[:, first:], slots[:, first:]
         x = self.tower.embed(ids, slots, context, first)  # (B, S, w)
-        x = self.tower.whole(x, ids, slots, deep) if self.whole else self.tower.continued(x, slots, deep, before)[0]
-        where = (pooled - first).to(x.device)
-        return self.tower.project(x[torch.arange(len(rows), device=x.device), where])  # (B, d)
+        x = (
+            self.tower.full_length(x, ids, slots, deep)
+            if self.full_length
+            else self.tower.continued(x, slots, deep, before)[0]
+        )
+        positions = (pooled - first).to(x.device)
+        return self.tower.project(x[torch.arange(len(rows), device=x.device), positions])  # (B, d)

@@ -1,4 +1,4 @@
-"""open_clip's text towers with replaceable token embeddings; what a tower allows is derived from its parts.
+"""open_clip's text towers with replaceable token embeddings; which savings a tower allows is derived from its parts.
 
 [0] Radford, Kim, Hallacy, et al. Learning Transferable Visual Models From Natural Language Supervision. ICML 2021.
 [1] github.com/mlfoundations/open_clip, src/open_clip/transformer.py (TextTransformer and its two kinds of block).
@@ -126,7 +126,7 @@ class TextTower:
             x = torch.cat([x, self._class_token.to(dtype).expand(len(x), 1, -1)], 1)
         return x + self.home.positional_embedding[first : first + x.shape[1]].to(dtype)
 
-    def whole(self, x: Tensor, ids: Tensor, slots: Tensor, deep: Tensor) -> Tensor:
+    def full_length(self, x: Tensor, ids: Tensor, slots: Tensor, deep: Tensor) -> Tensor:
         """Through [1]'s own blocks at full length, (B, T, w) -> (B, T, w)."""
         mask = self.home.attn_mask
         if self._masks_padding:
@@ -171,22 +171,22 @@ class TextTower:
             x = projection(x) if isinstance(projection, nn.Module) else x @ projection
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
-    def saved_bytes(self, own: int, before: int, whole: bool) -> int:
-        """Bytes that one text of `own` tokens after `before` shared ones keeps for its backward pass.
+    def saved_bytes(self, length: int, before: int, full_length: bool) -> int:
+        """Bytes that one text of `length` tokens after `before` shared ones keeps for its backward pass.
 
         Per token and block: the inputs of the two norms (2 w), queries, keys and values (3 w), the input of the
         activation (m, the MLP's width; a sigmoid-weighted activation keeps its sigmoid too), and either the attention
-        weights (heads * (before + own), `continued`) or the attention's output (w, `whole`). Frozen linear layers keep
-        nothing, because their gradient needs only their weights. ViT-B/16 (w 512, m 2048, 8 heads, 12 blocks) keeps
-        18.0 MiB for 77 tokens, and 1.5 MiB for 7 tokens after 17 shared ones.
+        weights (heads * (before + length), `continued`) or the attention's output (w, `full_length`). Frozen linear
+        layers keep nothing, because their gradient needs only their weights. ViT-B/16 (w 512, m 2048, 8 heads, 12
+        blocks) keeps 18.0 MiB for 77 tokens, and 1.5 MiB for 7 tokens after 17 shared ones.
         """
         block = self.blocks[0]
         w = self.width
         m = getattr(getattr(block.mlp, "c_fc", None), "out_features", 4 * w)
         activation = m if any(isinstance(part, nn.GELU) for part in block.mlp) else 2 * m
-        attention = w if whole else block.attn.num_heads * (before + own)
+        attention = w if full_length else block.attn.num_heads * (before + length)
         item = max(4, self.home.token_embedding.weight.element_size())
-        return len(self.blocks) * own * (5 * w + activation + attention) * item
+        return len(self.blocks) * length * (5 * w + activation + attention) * item
 
 
 def insert(x: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def _require_download(name: str) -> None:
 
     Raises:
         InputError: a model without weights, or weights neither in the cache nor within reach, with the command that
-            fetches them.
+            downloads them.
     """
     import timm
 

@@ -1,4 +1,4 @@
-"""The tokenizer of an open_clip model, or a stand-in that says what is missing."""
+"""The tokenizer of an open_clip model, or a stand-in whose error states what is missing."""
 
 from __future__ import annotations
 

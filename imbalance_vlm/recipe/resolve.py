@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Nested
-from imbalance_vlm.components.settings import Setting, mistake
+from imbalance_vlm.components.settings import Setting, fits, mistake
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.compatibility import conflicts
 from imbalance_vlm.recipe.load import Loaded
@@ -29,11 +29,19 @@ from imbalance_vlm.recipe.schema import (
 
 MOVED = {
     "tuning.average": "training.interpolation",
-    "evaluation.novel": "evaluation.base_to_novel: true",
+    "evaluation.novel": "evaluation.base_to_novel",
     "evaluation.curve": "evaluation.base_to_novel.curve",
     "evaluation.calibration_bins": "evaluation.calibration.bins",
 }
 """Keys of earlier versions, and what they are now."""
+
+RENAMED = {
+    ("tuning.crops", "minimalist"): "'growing'",
+    ("head.guide", "class_mean"): "'moving'",
+    ("head.guide", "prototype"): "'fixed', with init 'prototype'",
+    ("training.schedule.name", "held_cosine"): "'cosine_constant_warmup'",
+}
+"""Values of earlier versions by their key, and what they are now."""
 
 Report = Callable[[str, str], None]
 
@@ -68,6 +76,12 @@ def _unknown(keys: Mapping[str, Any], known: list[str], path: str, report: Repor
             here = join(path, str(key))
             hint = f" It is now `{MOVED[here]}`." if here in MOVED else did_you_mean(key, known)
             report(here, f"unknown key.{hint} Allowed: {', '.join(known)}")
+
+
+def _renamed(key: str, value: Any) -> str:
+    """What to write for a value that an earlier version had under another name; nothing for any other value."""
+    replacement = RENAMED.get((key, value)) if isinstance(value, str) else None
+    return f"{value!r} is now {replacement}" if replacement else ""
 
 
 def check_section(node: Section, value: Any, path: str, report: Report) -> dict[str, Any]:
@@ -121,14 +135,20 @@ def _entries(node: Section, value: Mapping[str, Any], path: str, report: Report)
             report(here, "is part of every table and cannot be left out; remove the key")
         if item in (False, None):
             continue
-        if item is not True and not isinstance(item, Mapping):
-            report(here, f"must be true, false or a mapping of its settings, got {item!r}")
-            continue
         settings = node.entries.get(name).settings() if node.entries is not None else {}
+        if item is not True and not isinstance(item, Mapping):
+            hints = [f" Did you mean `{{{key}: {item}}}`?" for key in settings if _takes(settings[key], item)]
+            report(here, f"must be true, false or a mapping of its settings, got {item!r}.{''.join(hints)}")
+            continue
         given = {} if item is True else item
         _unknown(given, list(settings), here, report)
         resolved[name] = _bind(settings, given, here, report)
     return resolved
+
+
+def _takes(setting: Setting, value: Any) -> bool:
+    """Whether a value has the form of a setting; nested components are not looked into."""
+    return isinstance(value, (list, tuple)) if setting.marked(Nested) else fits(setting.annotation, value)
 
 
 def _components(node: Components, value: Any, path: str, report: Report) -> list[dict[str, Any]]:
@@ -158,7 +178,8 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
     try:
         entry = node.registry.get(value["name"])
     except InputError as error:
-        report(join(path, "name"), str(error))
+        here = join(path, "name")
+        report(here, _renamed(here, value["name"]) or str(error))
         return {}
     chosen = {"name": value["name"]}
     if entry.methods is not None:
@@ -187,7 +208,7 @@ def _bind(settings: Mapping[str, Setting], given: Mapping[str, Any], path: str, 
             bound[name] = _components(Components(registry, shared=shared_by(registry)), given[name], here, report)
         else:
             if wrong := mistake(setting.annotation, given[name]):
-                report(here, wrong)
+                report(here, _renamed(here, given[name]) or wrong)
             bound[name] = given[name]
     return bound
 

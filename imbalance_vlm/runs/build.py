@@ -48,7 +48,7 @@ def _value(value: Any, _section: Section) -> Any:
 
 
 def make_tuning(recipe: Recipe) -> Tuning:
-    """The recipe's tuning. Whoever makes it calls `close`, which gives back the shared encoder as it was."""
+    """The recipe's tuning; the caller must call its `close`, which restores the shared encoder."""
     tuning: Tuning = catalogue.TUNINGS.make(recipe["tuning"])
     return tuning
 
@@ -110,7 +110,7 @@ def novel_half(recipe: Recipe, resources: Resources) -> Dataset | None:
 
 
 def make_long_tail(recipe: Recipe, data: Dataset) -> LongTail:
-    """The training counts, and the groups made of them."""
+    """The training counts, with the recipe's thresholds between many, medium and few."""
     groups = recipe["evaluation"]["groups"]
     return data.long_tail(groups["many"], groups["few"])
 
@@ -155,6 +155,12 @@ def make_objective(
 ) -> Objective:
     """The recipe's loss, regularizers and gradient transform around the head."""
     section = recipe["balancing"]
+
+    def prototypes(asking: Section) -> Tensor:
+        with torch.no_grad():
+            weight, _ = head.classifier()
+        return starts.prototypes(asking, weight.shape[1])
+
     offers: Offers = {
         **offer(
             long_tail=long_tail,
@@ -162,12 +168,12 @@ def make_objective(
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
         ),
-        "prototypes": starts.prototypes,
+        "prototypes": prototypes,
         "text": lambda _section: tuning.text(context, head),
     }
     check_reused(recipe, context.encoder)
     criterion = catalogue.LOSSES.make(section["loss"], offers)
-    regularizers = [catalogue.REGULARIZERS.make(one, offers) for one in section["regularizers"]]
+    regularizers = [catalogue.REGULARIZERS.make(term, offers) for term in section["regularizers"]]
     regularizers += tuning.regularizers(context)
     transform = section["gradient"]
     gradient = catalogue.GRADIENTS.make(transform, offers) if transform else tuning.gradient(context)
@@ -194,10 +200,10 @@ def make_training(
 
 
 def check_reused(recipe: Recipe, encoder: Encoder) -> None:
-    """Check that the finished runs whose files the recipe uses are of its own encoder.
+    """Check that the finished runs whose files the recipe uses were trained on the recipe's encoder.
 
     Raises:
-        InputError: with both fingerprints.
+        InputError: one was trained on another; the message holds both fingerprints.
     """
     for _, setting, value in settings_in(recipe):
         if setting.marked(FinishedRun) and value:
@@ -205,10 +211,10 @@ def check_reused(recipe: Recipe, encoder: Encoder) -> None:
 
 
 def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) -> None:
-    """Check that what is chosen on validation images has such images.
+    """Check that a second stage or correction that chooses a setting on validation images has such images.
 
     Raises:
-        InputError: there are none.
+        InputError: the dataset has none.
     """
     for key, part in (("second_stage", model.second_stage), ("post_hoc", model.post_hoc)):
         if part is not None and part.needs_validation and "val" not in data.splits:

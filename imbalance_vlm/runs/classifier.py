@@ -1,4 +1,4 @@
-"""A trained classifier: what training writes into a run's folder, and what predicting reads from it."""
+"""A trained classifier: saved to the folder of its run, loaded from it, and applied to new images."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.resolved.yaml"
 CLASSES_FILE = "classes.json"
 SECTIONS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
-"""The keys of a recipe that a classifier is rebuilt from."""
+"""The keys of a recipe that rebuilding a classifier needs."""
 BATCH = 256
 
 
 class TrainedClassifier:
     """The model of a finished run, with its class names and the recipe that it was trained by.
 
-    Use it as a context manager, or call `close`: a tuned image tower belongs to the encoder until then.
+    Use it as a context manager, or call `close`: until then, what the tuning trained is part of the encoder.
 
     Args:
         recipe: the complete recipe.
         templates: sentences with one `{}` each, around the class names.
         long_tail: training counts and groups, with the class names.
         encoder: on its device.
-        tuning: as it made the head.
+        tuning: the one that made the head; it restores the encoder.
         model: head, second stage and correction.
-        device: of the encoder.
+        device: where encoder and model are.
 
     >>> with TrainedClassifier.load("runs/photos/seed0-1234") as classifier:  # doctest: +SKIP
     ...     classifier.predict(["new/1.jpg", "new/2.jpg"])
@@ -94,7 +94,6 @@ class TrainedClassifier:
         """
         catalogue.load_plugins()
         folder = Path(folder)
-        catalogue.load_plugins()
         recipe, classes = _saved(folder)
         groups = recipe["evaluation"]["groups"]
         long_tail = LongTail(
@@ -145,7 +144,7 @@ class TrainedClassifier:
             save_weights(folder / WEIGHTS_FILE, self._weights(), header)
 
     def _weights(self) -> torch.nn.Module:
-        """The module whose state is saved."""
+        """The module whose weights are saved."""
         return self.model.head if self.model.plain else self.model
 
     @property
@@ -168,7 +167,7 @@ class TrainedClassifier:
         import pandas as pd
 
         files = images if isinstance(images, FileImages) else find_images(images)
-        predictions = evaluate(self.model, self._source(files), (), BATCH)
+        predictions = evaluate(self.model, self.source(files), (), BATCH)
         return pd.DataFrame(
             {
                 "image": [str(files.root / files.name(row)) for row in range(len(files))],
@@ -177,7 +176,7 @@ class TrainedClassifier:
             }
         )
 
-    def _source(self, files: FileImages) -> Source:
+    def source(self, files: FileImages) -> Source:
         """The images as the head reads them."""
         caching = self.recipe["encoder"]
         labels = np.zeros(len(files), np.int64)  # unknown, and not used by predictions
@@ -185,12 +184,12 @@ class TrainedClassifier:
         views = [self.encoder.preprocessing]
         if self.tuning.reads_pixels:
             return PixelSource(split, views, self.device, caching.get("decoder", "pil"))
-        # Kept features are always made with PIL, so that these are too.
+        # Features in the cache are always computed from images that PIL has decoded.
         decoder: Decoder = "pil" if caching["cache"] else caching.get("decoder", "pil")
         return ImageSource(split, self.encoder, feature_kind(self.recipe), views, self.device, decoder)
 
     def close(self) -> None:
-        """Give back the encoder as it was."""
+        """Restore the encoder."""
         self.tuning.close()
 
     def __enter__(self) -> TrainedClassifier:

@@ -1,4 +1,4 @@
-"""Where a number came from and what it cost."""
+"""Packages, hardware and cost of a run, which its result records."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def cost(
     device: torch.device, trainable: int, encode_seconds: float, train_seconds: float, images_per_second: float
 ) -> dict[str, Any]:
-    """What a run took; `encode_seconds` is what this run waited for features, next to nothing once they are cached."""
+    """What a run took; `encode_seconds` is the time that it waited for features, close to 0 once they are cached."""
     return {
         "trainable_parameters": trainable,
         "encode_seconds": round(encode_seconds, 3),

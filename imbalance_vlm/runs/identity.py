@@ -1,4 +1,4 @@
-"""What makes two runs the same: the hashes behind their folders and behind the rows of a table."""
+"""Which runs are the same: the hash that names a run's folder, and the hash of the runs that share a table row."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def recipe_hash(recipe: Mapping[str, Any], resources: Resources) -> str:
 
 
 def config_hash(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 of what the runs of one configuration share: everything but the seed."""
+    """SHA-256 of everything that the runs of one configuration share: the recipe without its seed."""
     return _hash(core(recipe) | {"seed": None})
 
 

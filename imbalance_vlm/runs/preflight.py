@@ -1,4 +1,4 @@
-"""Checks all runs of a study before the first of them trains."""
+"""The check of all runs of a study, before the first of them trains."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ from imbalance_vlm.runs.splits import BlankStarts
 
 
 def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resources: Resources) -> None:
-    """Build every run, without encoding an image or training, and report what fails, for all runs together.
+    """Build the parts of every run, without opening an image or training, and report the problems of all runs together.
 
     Runs that differ in their seed only are built once.
 
     Raises:
-        InputError: what is wrong with each run.
+        InputError: the first problem of each run that has any.
     """
     problems: dict[str, list[str]] = {}  # run names by message
-    distinct = {config_hash(recipe): recipe for recipe in reversed(recipes)}
+    distinct: dict[str, Mapping[str, Any]] = {}
+    for recipe in recipes:
+        distinct.setdefault(config_hash(recipe), recipe)
     with torch.random.fork_rng(devices=[]), bar(len(distinct), "check", "run") as progress:
-        for recipe in reversed(distinct.values()):
+        for recipe in distinct.values():
             try:
                 build_only(recipe, device, resources)
             except InputError as error:
@@ -57,10 +59,11 @@ def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resour
 
 
 def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resources) -> None:
-    """Build the parts of a run and close it again.
+    """Build the parts of a run, and restore the encoder.
 
     Raises:
-        InputError: whatever the run itself would raise before its training.
+        InputError: what the run itself would raise before its training; too long names of novel classes, which it would
+            raise after it.
     """
     data = resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
     encoder = resources.encoder(recipe["encoder"], device)

@@ -1,4 +1,4 @@
-"""What a run writes: the record of its result, its predictions and its classifier."""
+"""What a run writes: its result, its predictions and its classifier."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def describe(
     predictions: Predictions,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What was run and what came out, as result.json holds it."""
+    """The content of result.json: the parts of the run, its scores and where they were computed."""
     columns = columns_of(evaluator_sections(recipe["evaluation"]))
     return {
         "seed": recipe["seed"],
@@ -77,7 +77,7 @@ def balancing_words(recipe: Mapping[str, Any]) -> str:
     words = [section["loss"]["name"]] if "training" in catalogue.TUNINGS.provided(recipe["tuning"]) else []
     if words and section["sampler"]["name"] != SAMPLER.default:
         words.append(f"{section['sampler']['name']} sampling")
-    words += [one["name"] + _TRANSDUCTIVE * (one.get("names") == "novel") for one in section["regularizers"]]
+    words += [term["name"] + _TRANSDUCTIVE * (term.get("names") == "novel") for term in section["regularizers"]]
     words += [section["second_stage"]["name"]] if section["second_stage"] else []
     words += [f"post-hoc {section['post_hoc']['name']}"] if section["post_hoc"] else []
     return " + ".join(words) or "none"

@@ -36,7 +36,7 @@ class Recent(OrderedDict[str, Any]):
         self.size = size
 
     def get_or_make(self, key: str, make: Callable[[], T]) -> T:
-        """The value of a key, made if it is not kept."""
+        """The value of a key, which `make` makes if it is not kept."""
         if key not in self:
             self[key] = make()
         self.move_to_end(key)
@@ -47,10 +47,10 @@ class Recent(OrderedDict[str, Any]):
 
 
 class Resources:
-    """Datasets, encoders, prototypes and text features by what they are made from.
+    """Datasets, encoders, prototypes and text features, each found by the settings that it is made from.
 
-    Files are looked at once in the lifetime of this object: it belongs to one call of `run`, or to a program whose data
-    and weights do not change meanwhile.
+    Changes of files are not noticed in the lifetime of this object: it belongs to one call of `run`, or to a program
+    whose data and weights do not change meanwhile.
     """
 
     def __init__(self) -> None:
@@ -65,23 +65,25 @@ class Resources:
         return self._datasets.get_or_make(_key(section), lambda: create_dataset(**section))
 
     def dataset_identity(self, section: Section) -> str:
-        """What the data are, without reading the images."""
-        return self._identities.get_or_make(_key(section), lambda: dataset_identity(section))
+        """Identifies the data of a `data` section, without opening an image."""
+        return self._identities.get_or_make(f"data {_key(section)}", lambda: dataset_identity(section))
 
     def encoder(self, section: Section, device: torch.device) -> Encoder:
         """The encoder of a recipe's `encoder` section, frozen, on its device."""
 
+        settings = encoder_settings(section)
+
         def build() -> Encoder:
-            encoder = encoder_spec(own_settings(section)).build()
+            encoder = encoder_spec(settings).build()
             fast_layout(encoder.module.requires_grad_(False), device)
             return encoder
 
-        return self._encoders.get_or_make(f"{_key(own_settings(section))} {device}", build)
+        return self._encoders.get_or_make(f"{_key(settings)} {device}", build)
 
     def encoder_identity(self, section: Section) -> str:
-        """What the encoder is, weights included, without loading it."""
-        own = own_settings(section)
-        return self._identities.get_or_make(_key(own), lambda: encoder_spec(own).identity())
+        """Identifies the encoder of an `encoder` section, weights included, without loading it."""
+        settings = encoder_settings(section)
+        return self._identities.get_or_make(f"encoder {_key(settings)}", lambda: encoder_spec(settings).identity())
 
     def forget_encoders(self) -> None:
         """Release the encoders; each is loaded again when it is next asked for."""
@@ -98,7 +100,7 @@ class Resources:
         return self._texts.get_or_make(key, lambda: encoder.text_features(class_names, templates))
 
 
-def own_settings(section: Section) -> dict[str, Any]:
+def encoder_settings(section: Section) -> dict[str, Any]:
     """An `encoder` section without the settings that say how its features are kept."""
     shared = settings_of(feature_source)
     return {key: value for key, value in section.items() if key not in shared}

@@ -15,6 +15,7 @@ from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.features import feature_source, view_transforms
 from imbalance_vlm.encoders.sources import PixelSource, Source
+from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.base import View
 from imbalance_vlm.evaluation.tta import views_of
 from imbalance_vlm.heads.factory import class_mean_directions, text_directions
@@ -115,24 +116,47 @@ class SplitFeatures:
             return class_mean_directions(self.encoded("train", "random"), self.data.num_classes)
         return None
 
-    def prototypes(self, section: Mapping[str, Any]) -> Tensor:
-        """(C, w) uniform prototypes, each assigned to a class as the section of a head or regularizer says.
+    def prototypes(self, section: Mapping[str, Any], width: int | None = None) -> Tensor:
+        """(C, d) uniform prototypes, each assigned to a class as the section of a head or regularizer says.
 
         The section may have the settings `kind`, `prototype_seed` and `assign`; by default prototypes are of the kind
         "auto", with seed 0, in arbitrary order.
+
+        Args:
+            section: of the component that asks for them.
+            width: d; None for the width of the features.
+
+        Raises:
+            InputError: prototypes of another width than the features', to be assigned by features.
         """
-        width = self.encoder.width(self.kind)
+        feature_width = self.encoder.width(self.kind)
+        width = width or feature_width
+        check_assignable(section, width, feature_width)
         kind, seed = section.get("kind", "auto"), section.get("prototype_seed", 0)
         rows = self.resources.prototypes(self.data.num_classes, width, kind, seed)
         like = self.directions(section.get("assign", "none"))
         return rows.clone() if like is None else rows[assign_prototypes(rows, like)].to(like.device)
 
 
+def check_assignable(section: Mapping[str, Any], width: int, feature_width: int) -> None:
+    """Refuse to assign prototypes to classes by features of another width.
+
+    Raises:
+        InputError: how the section of `name` assigns them, and the two widths.
+    """
+    assign = section.get("assign", "none")
+    if assign != "none" and width != feature_width:
+        raise InputError(
+            f"`assign` of '{section['name']}' must be 'none' where the head's embeddings have another width than the "
+            f"features, {width} and {feature_width}, got '{assign}'"
+        )
+
+
 class Starts(Protocol):
     """Where heads and prototypes start."""
 
     def directions(self, init: str) -> Tensor | None: ...
-    def prototypes(self, section: Mapping[str, Any]) -> Tensor: ...
+    def prototypes(self, section: Mapping[str, Any], width: int | None = None) -> Tensor: ...
 
 
 class BlankStarts:
@@ -149,6 +173,9 @@ class BlankStarts:
     def directions(self, init: str) -> Tensor | None:
         return None if init == "random" else torch.zeros(self.shape)
 
-    def prototypes(self, section: Mapping[str, Any]) -> Tensor:
-        resolve_kind(section["kind"], *self.shape)
-        return torch.zeros(self.shape)
+    def prototypes(self, section: Mapping[str, Any], width: int | None = None) -> Tensor:
+        num_classes, feature_width = self.shape
+        width = width or feature_width
+        check_assignable(section, width, feature_width)
+        resolve_kind(section.get("kind", "auto"), num_classes, width)
+        return torch.zeros(num_classes, width)

@@ -73,19 +73,25 @@ def run(
     if not wanted.is_study:
         return _run_or_read(wanted.recipes[0], folders[0], force, device, resources)
     draws_plot = _draws_plot(wanted)
-    todo = [one for one, folder in zip(wanted.recipes, folders, strict=True) if force or read_result(folder) is None]
+    todo = [
+        resolved
+        for resolved, folder in zip(wanted.recipes, folders, strict=True)
+        if force or read_result(folder) is None
+    ]
     if len(todo) > 1:
         preflight(todo, join(device) or resolve_device(device), resources)
     if jobs > 1:
         resources.forget_encoders()  # of the check: they would take memory from the processes that train
         _run_in_processes(wanted, folders, force, device, jobs)
         force = False  # the runs are finished; what follows reads them
-    results = [_run_or_read(one, folder, force, device, resources) for one, folder in _with_progress(wanted, folders)]
+    results = [
+        _run_or_read(resolved, folder, force, device, resources) for resolved, folder in _with_progress(wanted, folders)
+    ]
     return _report(wanted, results, Path(runs) / wanted.name, draws_plot)
 
 
 def _folders(wanted: Plan, root: Path, resources: Resources) -> list[Path]:
-    """The folder of each run. This looks at all data and weights, and reports everything that is missing at once."""
+    """The folder of each run; data and weights that are missing are reported for all runs together."""
     folders, problems = [], []
     for recipe in wanted.recipes:
         try:
@@ -148,7 +154,7 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
         try:
             return run_recipe(recipe, folder, resolve_device(device), resources)
         except InputError:
-            with suppress(OSError):  # of a folder with a checkpoint to resume from
+            with suppress(OSError):  # it is not empty where it holds a checkpoint to resume from
                 folder.rmdir()
             raise
 
@@ -183,7 +189,7 @@ def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> Ru
 
 
 def _report(wanted: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:
-    """Write the study's table (and plot) beside its runs."""
+    """Write the table and the plot of the study into its folder."""
     full, columns = table(results), columns_of(results)
     if wanted.table.get("baseline"):
         full = compare(full, results, wanted.table["baseline"], wanted.table["score"])

@@ -116,7 +116,7 @@ def test_a_setting_without_a_name_is_for_the_default_component() -> None:
         ("evaluation.groups", {"meny": 10}, "unknown key. Did you mean 'many'?"),
         ("evaluation.geometry", "test", "must be true, false or a mapping of its settings, got 'test'"),
         ("evaluation.accuracy", False, "is part of every table"),
-        ("evaluation.novel", True, "It is now `evaluation.base_to_novel: true`"),
+        ("evaluation.novel", True, "It is now `evaluation.base_to_novel`"),
         ("training", 5, "must be a mapping of keys, got 5"),
     ],
 )

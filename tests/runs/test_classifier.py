@@ -1,4 +1,4 @@
-"""A trained run applied to new images."""
+"""A trained classifier: saved by a run, loaded from its folder, and applied to new images."""
 
 from __future__ import annotations
 
@@ -9,61 +9,143 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from imbalance_vlm import InputError, create_encoder, predict_images, run
-from imbalance_vlm.cli import main
+import imbalance_vlm
+from imbalance_vlm import InputError, TrainedClassifier, create_encoder, predict_images
+from imbalance_vlm.evaluation.evaluate import logits_of
+from imbalance_vlm.recipe.study import plan
+from imbalance_vlm.results.result import RunResult
+from imbalance_vlm.runs import experiment
+from imbalance_vlm.runs.classifier import find_images
+from imbalance_vlm.runs.resources import Resources
 
+Recipe = dict[str, Any]
+CPU = torch.device("cpu")
 WEIGHTS = "open_clip_model.safetensors"
 
+CHANGES: dict[str, Recipe] = {
+    "linear probe": {},
+    "cosine head": {"head": {"name": "cosine", "scale": 16, "init": "text"}},
+    "decoder": {"head": {"name": "decoder", "depth": 1}, "training.batch_size": 8, "encoder.cache": False},
+    "experts": {"head": "experts", "balancing.loss": "sade"},
+    "prototypes": {"head": "prototype"},
+    "zero-shot": {"tuning": "zero_shot", "head": "text"},
+    "ncm and post-hoc": {
+        "balancing.second_stage": "ncm",
+        "balancing.post_hoc": {"name": "logit_adjustment", "tau": 1.0},
+    },
+    "crt": {"balancing.second_stage": {"name": "crt", "epochs": 2}},
+    "coop": {"tuning": {"name": "prompt", "method": "coop", "views": 0}, "head": "text"},
+    "promptsrc": {"tuning": {"name": "prompt", "method": "promptsrc"}, "head": "text"},
+    "vpt": {"tuning": {"name": "prompt", "method": "vpt", "tokens": 2}, "head": "text"},
+    "maple, bf16": {"tuning": {"name": "prompt", "method": "maple"}, "head": "text", "encoder.precision": "bf16"},
+    "lora": {"tuning": {"name": "peft", "method": "lora"}, "head": "cosine"},
+    "random mask": {"tuning": {"name": "peft", "method": "random_mask"}, "head": "cosine"},
+    "full, corrected": {
+        "tuning": "full",
+        "head": "cosine",
+        "balancing.second_stage": "ncm",
+        "balancing.post_hoc": {"name": "logit_adjustment", "tau": 1.0},
+    },
+}
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"head": {"name": "cosine", "scale": 16}},
-        {"head": {"name": "decoder", "depth": 1}, "training.batch_size": 8},
-        {"tuning": "zero_shot", "head": "text"},
-        {"balancing.second_stage": "ncm", "balancing.post_hoc": {"name": "logit_adjustment", "tau": 1.0}},
-        {"balancing.second_stage": {"name": "crt", "epochs": 2}},
-        {"tuning": {"name": "prompt", "method": "vpt", "tokens": 2}, "head": "text"},
-        {"tuning": {"name": "prompt", "method": "maple"}, "head": "text", "encoder.precision": "bf16"},
-        {"tuning": {"name": "peft", "method": "random_mask"}, "head": "cosine"},
-    ],
-    ids=["linear", "cosine", "decoder", "text", "ncm and post-hoc", "crt", "vpt", "maple, bf16", "random mask"],
-)
-def test_says_of_the_test_images_what_the_run_said(
-    recipe: dict[str, Any], images: Path, change: dict[str, Any]
+
+def run(recipe: Recipe, changes: Recipe | None = None) -> RunResult:
+    result = imbalance_vlm.run(recipe, changes)
+    assert isinstance(result, RunResult)
+    return result
+
+
+@pytest.fixture
+def test_pass(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The logits of the test pass of a run, batch by batch."""
+    recorded: list[Tensor] = []
+    evaluate = experiment.evaluate
+
+    def record(model: Any, source: Any, evaluators: Any, batch_size: int) -> Any:
+        recorded.extend(logits.clone() for logits, _ in logits_of(model, source, batch_size))
+        return evaluate(model, source, evaluators, batch_size)
+
+    monkeypatch.setattr(experiment, "evaluate", record)
+    return recorded
+
+
+def loaded_logits(folder: Path, images: Path) -> Tensor:
+    with TrainedClassifier.load(folder, CPU) as classifier:
+        source = classifier.source(find_images([images / "test"]))
+        return torch.cat([logits for logits, _ in logits_of(classifier.model, source, 1024)])
+
+
+# -- the same model --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", CHANGES)
+def test_loaded_classifier_gives_the_logits_of_the_run(
+    name: str, recipe: Recipe, images: Path, test_pass: list[Tensor]
 ) -> None:
-    result = run(recipe, change)
+    result = run(recipe, CHANGES[name])
+    assert torch.equal(loaded_logits(result.path, images), torch.cat(test_pass))
+
+
+def test_kept_tokens_differ_by_their_rounding_only(recipe: Recipe, images: Path, test_pass: list[Tensor]) -> None:
+    """They are kept in float16; those of new images are computed in float32."""
+    result = run(recipe, CHANGES["decoder"] | {"encoder.cache": True})
+    torch.testing.assert_close(loaded_logits(result.path, images), torch.cat(test_pass), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["linear probe", "zero-shot", "crt", "vpt", "lora"])
+def test_predictions_are_those_of_the_run(name: str, recipe: Recipe, images: Path) -> None:
+    result = run(recipe, CHANGES[name])
     with (result.path / "predictions.csv").open() as stream:
-        said = {row["image"]: row["predicted"] for row in csv.DictReader(stream)}
-    found = predict_images(result.path, [images / "test"])
-    assert {
-        Path(i).relative_to(images).as_posix(): p for i, p in zip(found.image, found.predicted, strict=True)
-    } == said
-    assert found.confidence.between(0, 1).all()
+        expected = {row["image"]: row["predicted"] for row in csv.DictReader(stream)}
+    frame = predict_images(result.path, [images / "test"])
+    predicted = {
+        Path(image).relative_to(images).as_posix(): name
+        for image, name in zip(frame["image"], frame["predicted"], strict=True)
+    }
+    assert predicted == expected
+    assert frame["confidence"].between(0, 1).all()
 
 
-def test_the_command_writes_a_file(recipe: dict[str, Any], images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["linear probe", "zero-shot", "coop", "lora", "ncm and post-hoc"])
+def test_a_classifier_is_saved_to_and_loaded_from_any_folder(name: str, recipe: Recipe, images: Path) -> None:
+    result = run(recipe, CHANGES[name])
+    with TrainedClassifier.load(result.path, CPU) as classifier:
+        classifier.save(Path("elsewhere") / "copy")
+        predictions = classifier.predict([images / "test"])
+    shutil.rmtree(result.path)
+    with TrainedClassifier.load("elsewhere/copy", "cpu") as copy:
+        assert copy.class_names == classifier.class_names == ("blue car", "green leaf", "red apple", "white cup")
+        assert copy.long_tail.counts.tolist() == [6, 12, 24, 3]
+        assert copy.predict([images / "test"]).equals(predictions)
+
+
+def test_groups_of_a_dataset_that_was_thinned_are_loaded(recipe: Recipe) -> None:
+    result = run(recipe, {"data.tail": "exponential", "data.tail_factor": 4, "data.split_by": "dataset"})
+    with TrainedClassifier.load(result.path) as classifier:
+        assert classifier.long_tail.group_counts is not None
+        assert classifier.long_tail.counts.tolist() == result.record["classes"]["train_counts"]
+        groups = {group: len(members) for group, members in classifier.long_tail.groups.items()}
+    assert groups == result.record["classes"]["groups"]
+
+
+def test_a_run_of_an_earlier_version_is_loaded_from_its_result(recipe: Recipe, images: Path) -> None:
     result = run(recipe)
-    image = next((images / "test").rglob("*.png"))
-    assert main(["predict", str(result.path), str(image)]) == 0
-    assert capsys.readouterr().out.startswith("image,predicted,confidence\n")
-    assert main(["predict", str(result.path), str(image), "--out", "said.csv"]) == 0
-    assert len(Path("said.csv").read_text().splitlines()) == 2
+    expected = predict_images(result.path, [images / "test"])
+    (result.path / "classes.json").unlink()
+    assert predict_images(result.path, [images / "test"]).equals(expected)
 
 
-@pytest.mark.parametrize("tuning", [{"name": "peft", "method": "adaptformer"}, "linear_probe"])
-def test_a_run_is_not_applied_to_another_base_model(
-    tuning: Any, recipe: dict[str, Any], images: Path, tiny_clip: str, tmp_path: Path
-) -> None:
+# -- the encoder -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("tuning", [{"name": "peft", "method": "adaptformer"}, "linear_probe"], ids=["peft", "probe"])
+def test_another_encoder_is_refused(tuning: Any, recipe: Recipe, images: Path, tiny_clip: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_clip.removeprefix("local-dir:"), folder)
     result = run(recipe | {"encoder": {"name": f"local-dir:{folder}"}, "tuning": tuning, "head": "cosine"})
-    said = predict_images(result.path, [images / "test"])
-    kept, weights = (folder / WEIGHTS).read_bytes(), load_file(folder / WEIGHTS)
+    expected = predict_images(result.path, [images / "test"])
+    original, weights = (folder / WEIGHTS).read_bytes(), load_file(folder / WEIGHTS)
     save_file({name: value + 0.01 for name, value in weights.items()}, folder / WEIGHTS)
     with pytest.raises(InputError, match=r"head\.safetensors was trained on another base model") as error:
         predict_images(result.path, [images / "test"])
@@ -71,13 +153,13 @@ def test_a_run_is_not_applied_to_another_base_model(
         before = json.loads(file.metadata()["imbalance_vlm"])["base"]
     after = create_encoder(f"local-dir:{folder}").fingerprint
     assert before != after
-    for wanted in (before, after, "put back the weights"):
-        assert wanted in str(error.value)
-    (folder / WEIGHTS).write_bytes(kept)
-    assert predict_images(result.path, [images / "test"]).equals(said)
+    for words in (before, after, "put back the weights"):
+        assert words in str(error.value)
+    (folder / WEIGHTS).write_bytes(original)
+    assert predict_images(result.path, [images / "test"]).equals(expected)
 
 
-def test_a_first_pass_on_another_base_model_is_not_reused(recipe: dict[str, Any], tiny_clip: str) -> None:
+def test_first_pass_on_another_encoder_is_not_reused(recipe: Recipe, tiny_clip: str) -> None:
     change = {
         "tuning": {"name": "prompt", "method": "coop", "n_ctx": 2, "init": None, "views": 0},
         "head": "text",
@@ -86,19 +168,65 @@ def test_a_first_pass_on_another_base_model_is_not_reused(recipe: dict[str, Any]
     }
     first = run(recipe, change)
     again = {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1, "reuse": str(first.path)}}
-    with pytest.raises(InputError, match="head.safetensors was trained on another base model"):
+    with pytest.raises(InputError, match=r"head\.safetensors was trained on another base model"):
         run(recipe, change | again | {"encoder": {"name": tiny_clip, "pretrained": "random"}})
 
 
-def test_bad_input_is_refused_in_words(recipe: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["lora", "full, corrected", "vpt"])
+def test_the_encoder_is_given_back_as_it_was(name: str, recipe: Recipe, images: Path) -> None:
+    result = run(recipe, CHANGES[name])
+    resources = Resources()
+    encoder = resources.encoder(plan(recipe, CHANGES[name]).recipes[0]["encoder"], CPU)
+    before = {key: value.clone() for key, value in encoder.module.state_dict().items()}
+    pixels = torch.rand(2, 3, 16, 16)
+    features = encoder.image_features(pixels, "embedding")
+    with TrainedClassifier.load(result.path, CPU, resources) as classifier:
+        assert classifier.encoder is encoder
+        classifier.predict([images / "test"])
+    after = encoder.module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert torch.equal(encoder.image_features(pixels, "embedding"), features)
+
+
+def test_the_encoder_is_given_back_when_loading_fails(recipe: Recipe) -> None:
+    result = run(recipe, CHANGES["lora"])
+    (result.path / "head.safetensors").write_bytes(b"damaged")
+    resources = Resources()
+    encoder = resources.encoder(plan(recipe).recipes[0]["encoder"], CPU)
+    names = list(encoder.module.state_dict())
+    with pytest.raises(InputError, match=r"head\.safetensors is not a safetensors file"):
+        TrainedClassifier.load(result.path, CPU, resources)
+    assert list(encoder.module.state_dict()) == names
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+def test_bad_images_and_folders_are_refused_before_the_encoder_is_loaded(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = run(recipe)
+    monkeypatch.setattr(Resources, "encoder", lambda *_: pytest.fail("loaded the encoder"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="finished run"):
         predict_images(tmp_path, [tmp_path])
     with pytest.raises(InputError, match="no such image"):
         predict_images(result.path, [tmp_path / "nowhere"])
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match=r"no images \(.*\.png.*\) in "):
         predict_images(result.path, [tmp_path / "empty"])
-    with pytest.raises(InputError, match="1 images? cannot be read"):
+    with pytest.raises(InputError, match="1 image cannot be read"):
         predict_images(result.path, [tmp_path / "bad.png"])
+
+
+def test_an_incomplete_recipe_is_refused(recipe: Recipe, images: Path) -> None:
+    result = run(recipe)
+    (result.path / "recipe.resolved.yaml").write_text("name: tiny\nseed: 0\n")
+    with pytest.raises(InputError, match="must be a complete recipe, and lacks 'data', 'encoder'.*--force"):
+        predict_images(result.path, [images / "test"])
+
+
+def test_missing_weights_are_an_error(recipe: Recipe, images: Path) -> None:
+    result = run(recipe)
+    (result.path / "head.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no weights at .*head\.safetensors"):
+        predict_images(result.path, [images / "test"])

@@ -1,28 +1,106 @@
-"""A run that is killed at any moment goes on and ends as if nothing had happened. This file is also the program."""
+"""A run that is killed at any moment resumes, and ends as if it had not been. This file is also the program."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 import imbalance_vlm
+from imbalance_vlm.results.result import RunResult, StudyResult
 
+Recipe = dict[str, Any]
+EPOCHS = 40
 KILLS = 3
 MANY_KILLS = 20
+GRID = {"grid": {"variants": {"ce": {"balancing.loss": "cross_entropy"}, "bs": {}}, "seeds": [0, 1]}}
+ENVIRONMENT = {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
 
 
-def recipes(root: str, encoder: str) -> dict[str, dict[str, Any]]:
-    """Cached features with everything that has a memory; images through a frozen tower; and a tower under tuning."""
-    plain = {
+# -- killed once, from the command line ------------------------------------------------------------------------------
+def kill_when(path: Path, ready: Callable[[], bool]) -> None:
+    """Start the recipe in its own process and `kill -9` it as soon as `ready()`."""
+    command = [sys.executable, "-m", "imbalance_vlm", "run", str(path), "--runs", "killed", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT)
+    try:
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None, f"it ended too early: {process.communicate()[0].decode()}"
+            assert time.monotonic() < deadline, "it took too long"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def weights(result: RunResult) -> bytes:
+    return (result.path / "head.safetensors").read_bytes()
+
+
+def losses(result: RunResult) -> list[float]:
+    return [json.loads(line)["loss"] for line in (result.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_run_resumes_and_ends_with_the_same_weights(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["training"] |= {"epochs": EPOCHS, "checkpoint_seconds": 0, "clip_grad_norm": 1.0}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+
+    def has_three_epochs() -> bool:
+        epochs = [file.read_text().count("\n") for file in Path("killed").rglob("metrics.jsonl")]
+        return bool(epochs) and epochs[0] >= 3
+
+    kill_when(path, has_three_epochs)
+    assert not list(Path("killed").rglob("result.json"))
+    resumed = imbalance_vlm.run(recipe, runs="killed", device="cpu")
+    epoch = re.search(r"resuming after epoch (\d+)", capsys.readouterr().err)
+    assert epoch
+    assert 3 <= int(epoch[1]) < EPOCHS
+    undisturbed = imbalance_vlm.run(recipe, runs="undisturbed", device="cpu")
+    assert isinstance(resumed, RunResult)
+    assert isinstance(undisturbed, RunResult)
+    assert weights(resumed) == weights(undisturbed)
+    np.testing.assert_equal(resumed.scores, undisturbed.scores)
+    assert losses(resumed) == losses(undisturbed)
+    assert len(losses(resumed)) == EPOCHS
+    assert not list(resumed.path.parent.rglob("checkpoint.pt"))
+
+
+def test_killed_study_keeps_its_finished_runs(recipe: Recipe, tmp_path: Path, computed: list[str]) -> None:
+    recipe["training"] |= {"epochs": 8, "checkpoint_seconds": 0}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe | GRID))
+    kill_when(path, lambda: len(list(Path("killed").rglob("result.json"))) == 2)
+    finished = len(list(Path("killed").rglob("result.json")))
+    resumed = imbalance_vlm.run(recipe | GRID, runs="killed", device="cpu")
+    assert len(computed) == 4 - finished < 4
+    undisturbed = imbalance_vlm.run(recipe | GRID, runs="undisturbed", device="cpu")
+    assert isinstance(resumed, StudyResult)
+    assert isinstance(undisturbed, StudyResult)
+    assert [weights(run) for run in resumed.runs] == [weights(run) for run in undisturbed.runs]
+    scores = ["recipe", "overall", "overall_std", "many", "medium", "few", "nll"]
+    assert resumed.table[scores].equals(undisturbed.table[scores])
+
+
+# -- killed many times, at any moment --------------------------------------------------------------------------------
+def recipes(root: str, encoder: str) -> dict[str, Recipe]:
+    """Cached features with every part that has state, images through a frozen tower, and a tower that is trained."""
+    shared = {
         "name": "killed",
         "data": {"name": "folder", "root": root},
         "encoder": {"name": encoder},
@@ -47,15 +125,15 @@ def recipes(root: str, encoder: str) -> dict[str, dict[str, Any]]:
         "balancing": {"loss": "logit_adjustment"},
         "training": training,
     }
-    return {"features": plain | features, "images": plain | images, "tuned": plain | tuned}
+    return {"features": shared | features, "images": shared | images, "tuned": shared | tuned}
 
 
-def forked(recipe: dict[str, Any], folder: Path) -> int:
-    """A child that runs the recipe, with a feature cache of its own."""
+def fork(recipe: Recipe, folder: Path) -> int:
+    """Start a child process that runs the recipe, with its own feature cache; returns its id."""
     child = os.fork()
     if child == 0:
         try:
-            sys.stderr = (folder.parent / "said.txt").open("a")
+            sys.stderr = (folder.parent / "stderr.txt").open("a")
             os.environ["IMBALANCE_VLM_CACHE"] = str(folder / "cache")
             imbalance_vlm.run(recipe, runs=folder, device="cpu")
             os._exit(0)
@@ -65,79 +143,73 @@ def forked(recipe: dict[str, Any], folder: Path) -> int:
     return child
 
 
-def ended(child: int) -> int | None:
-    """Exit status of a child, or None while it runs."""
-    found, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
+def is_running(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG)[0] == 0
 
 
-def program(recipe: dict[str, Any], folder: Path, kills: int, seed: int) -> None:
-    """Run once undisturbed, and once killed `kills` times, at moments drawn from the time that it took."""
+def program(recipe: Recipe, folder: Path, kills: int, seed: int) -> None:
+    """Run once undisturbed, and once killed `kills` times, at moments drawn from the time of the undisturbed run."""
     imbalance_vlm.run(recipe, runs=folder / "warm", device="cpu")  # imports everything: children start at once
     draw = random.Random(seed)
-    begun = time.monotonic()
-    _, status = os.waitpid(forked(recipe, folder / "through"), 0)
+    start = time.monotonic()
+    _, status = os.waitpid(fork(recipe, folder / "through"), 0)
     assert status == 0
-    whole = time.monotonic() - begun
+    duration = time.monotonic() - start
     done = tries = 0
     while done < kills:
-        child = forked(recipe, folder / "killed")
-        time.sleep(draw.uniform(0.1, 0.9) * whole / (1 + done % 4))  # also in the next run's very beginning
-        if ended(child) is None:
+        child = fork(recipe, folder / "killed")
+        time.sleep(draw.uniform(0.1, 0.9) * duration / (1 + done % 4))  # early in the next run too
+        if is_running(child):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             done += 1
-        else:  # it came to its end before: from the beginning again
+        else:  # it has finished: from the beginning again
             for path in (folder / "killed").rglob("result.json"):
                 path.unlink()
         tries += 1
         assert tries < 10 * kills
-    _, status = os.waitpid(forked(recipe, folder / "killed"), 0)
+    _, status = os.waitpid(fork(recipe, folder / "killed"), 0)
     assert status == 0
 
 
-def same_files(folder: Path) -> None:
+def assert_same_files(folder: Path) -> None:
     """Weights, predictions, scores and losses of the two runs are the same to the last bit."""
-    results = {how: next((folder / how).rglob("result.json")) for how in ("through", "killed")}
+    results = [next((folder / name).rglob("result.json")) for name in ("through", "killed")]
     for name in ("head.safetensors", "predictions.csv"):
-        first, second = (path.with_name(name).read_bytes() for path in results.values())
+        first, second = (path.with_name(name).read_bytes() for path in results)
         assert first == second, name
-    records = [json.loads(path.read_text()) for path in results.values()]
+    records = [json.loads(path.read_text()) for path in results]
     assert records[0]["scores"] == records[1]["scores"]
     histories = [
         [(row["loss"], row["lr"]) for row in map(json.loads, path.with_name("metrics.jsonl").read_text().splitlines())]
-        for path in results.values()
+        for path in results
     ]
     assert histories[0] == histories[1]
 
 
-def killed(recipe: dict[str, Any], folder: Path, kills: int, seed: int = 0) -> str:
-    """Let the program do it; what its children said."""
-    given = {"recipe": recipe, "folder": str(folder), "kills": kills, "seed": seed}
-    environment = os.environ | {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
-    program = subprocess.run([sys.executable, __file__], input=json.dumps(given), text=True, env=environment)
-    said = (folder / "said.txt").read_text()
-    assert program.returncode == 0, said
-    same_files(folder)
-    return said
+def run_program(recipe: Recipe, folder: Path, kills: int, seed: int = 0) -> str:
+    """Run this file as a program, compare what its two runs wrote, and return the notes of its children."""
+    arguments = {"recipe": recipe, "folder": str(folder), "kills": kills, "seed": seed}
+    completed = subprocess.run(
+        [sys.executable, __file__], input=json.dumps(arguments), text=True, env=os.environ | ENVIRONMENT
+    )
+    notes = (folder / "stderr.txt").read_text()
+    assert completed.returncode == 0, notes
+    assert_same_files(folder)
+    return notes
 
 
-@pytest.fixture
-def two_recipes(images: Path, tiny_clip: str) -> dict[str, dict[str, Any]]:
-    return recipes(str(images), tiny_clip)
-
-
-def test_killed_three_times(two_recipes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    said = killed(two_recipes["features"], tmp_path, KILLS)
-    assert "steps of the next" in said, "it should have gone on within an epoch"
+def test_killed_three_times(images: Path, tiny_clip: str, tmp_path: Path) -> None:
+    notes = run_program(recipes(str(images), tiny_clip)["features"], tmp_path, KILLS)
+    assert "steps of the next" in notes, "it should have resumed within an epoch"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["features", "images", "tuned"])
-def test_killed_twenty_times(kind: str, two_recipes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    assert "resuming after" in killed(two_recipes[kind], tmp_path, MANY_KILLS, seed=1)
+def test_killed_twenty_times(kind: str, images: Path, tiny_clip: str, tmp_path: Path) -> None:
+    assert "resuming after" in run_program(recipes(str(images), tiny_clip)[kind], tmp_path, MANY_KILLS, seed=1)
 
 
 if __name__ == "__main__":
-    wanted = json.loads(sys.stdin.read())
-    program(wanted["recipe"], Path(wanted["folder"]), wanted["kills"], wanted["seed"])
+    call = json.loads(sys.stdin.read())
+    program(call["recipe"], Path(call["folder"]), call["kills"], call["seed"])

@@ -1,4 +1,4 @@
-"""`tools/build_icons.py`: concepts from names, families from forks, near-duplicates, and the same bytes twice."""
+"""`tools/build_icons.py`: concepts from names, families of forks, near-duplicates, and reproducible files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_names_become_concepts(name: str, concept: str) -> None:
     assert names.normalise(name, _icon_set()) == concept
 
 
-def test_a_set_says_which_of_its_words_are_styles() -> None:
+def test_words_that_a_set_lists_as_styles_are_dropped() -> None:
     assert names.normalise("home-24-filled", _icon_set(suffixes=("24-filled",))) == "home"
     assert names.normalise("twotone-home", _icon_set(prefixes=("twotone",))) == "home"
 
@@ -63,8 +63,8 @@ def test_line_is_a_style_only_where_many_names_end_with_it() -> None:
 
 
 def test_emoji_leave_out_flags_and_skin_tones() -> None:
-    given = ["waving-hand", "waving-hand-dark", "man-light-skin-tone", "flag-for-peru", "flag-in-hole"]
-    assert set(names.set_names(_icon_set(emoji=True), given)) == {"waving-hand", "flag-in-hole"}
+    icons = ["waving-hand", "waving-hand-dark", "man-light-skin-tone", "flag-for-peru", "flag-in-hole"]
+    assert set(names.set_names(_icon_set(emoji=True), icons)) == {"waving-hand", "flag-in-hole"}
 
 
 def test_spellings_merge_where_word_order_does_not_matter() -> None:
@@ -85,7 +85,7 @@ def test_spellings_merge_where_word_order_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("name", "concept"), [("home", True), ("tv", True), ("a", False), ("7", False), ("outline", False), ("two", False)]
 )
-def test_letters_numbers_and_styles_are_no_concepts(name: str, concept: bool) -> None:
+def test_letters_numbers_and_styles_are_not_concepts(name: str, concept: bool) -> None:
     assert names.is_concept(name) is concept
 
 
@@ -105,10 +105,10 @@ def test_forks_of_forks_are_one_family_named_after_the_largest() -> None:
     assert families.group(sizes, shares) == {"a": "b", "b": "b", "c": "b", "alone": "alone"}
 
 
-def test_sets_known_to_be_related_are_one_family_whatever_they_look_like() -> None:
-    found = families.group({"mdi": 3, "ic": 2, "tabler": 5}, {})
-    assert found["mdi"] == found["ic"] == "mdi"
-    assert found["tabler"] == "tabler"
+def test_sets_listed_as_related_are_one_family_without_shares() -> None:
+    family = families.group({"mdi": 3, "ic": 2, "tabler": 5}, {})
+    assert family["mdi"] == family["ic"] == "mdi"
+    assert family["tabler"] == "tabler"
 
 
 def test_fork_shares_count_concepts_that_look_alike() -> None:
@@ -125,7 +125,7 @@ def test_fork_shares_count_concepts_that_look_alike() -> None:
     assert shares["original", "other"] == shares["fork", "other"] == 0
 
 
-def test_near_pairs_agree_with_comparing_everything() -> None:
+def test_near_pairs_equal_those_of_all_comparisons() -> None:
     rng = np.random.default_rng(1)
     pool = rng.integers(0, 2**63, (200, 2)).astype(np.uint64)
     queries = np.concatenate([pool[:40], rng.integers(0, 2**63, (40, 2)).astype(np.uint64)])
@@ -143,7 +143,7 @@ def test_near_pairs_agree_with_comparing_everything() -> None:
     assert 20 < len(expected) < 40
 
 
-def test_the_corpus_leaves_out_what_is_near_a_test_drawing_and_nests() -> None:
+def test_the_corpus_leaves_out_near_duplicates_of_test_drawings() -> None:
     rng = np.random.default_rng(2)
     hashes = rng.integers(0, 2**63, (60, 2)).astype(np.uint64)
     hashes[10] = hashes[50]
@@ -157,7 +157,7 @@ def test_the_corpus_leaves_out_what_is_near_a_test_drawing_and_nests() -> None:
 
 
 def _package(folder: Path) -> Path:
-    """Eight sets by eight people: thirty shapes, each drawn by all of them in four slightly different ways."""
+    """Eight sets by eight people: thirty shapes, each drawn by all of them in four slightly different versions."""
     (folder / "json").mkdir(parents=True)
     rng = np.random.default_rng(0)
     shapes = rng.uniform(2, 22, (30, 6, 2))
@@ -184,7 +184,7 @@ def _write_set(folder: Path, prefix: str, icons: dict[str, Any], aliases: dict[s
 def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("resvg_py", reason="needs resvg_py (extra build-icons)")
     package = _package(tmp_path / "package")
-    # Eight small sets cannot fill classes of 18 images from 5 families, nor is there a brand set to read.
+    # Eight small sets cannot fill classes of 18 images from 5 families, and there is no brand set.
     monkeypatch.setattr(build_icons, "brand_names", lambda package: [])
     monkeypatch.setattr("tools.icons.split.MIN_FAMILIES", 2)
     monkeypatch.setattr("tools.icons.split.MIN_IMAGES", 6)
@@ -244,7 +244,7 @@ def test_icons_are_black_on_white_unstretched_and_turned_as_iconify_says() -> No
     assert (wide[:8] == 255).all()
 
 
-def test_blank_renders_are_found_and_levels_rounded() -> None:
+def test_blank_renders_are_detected_and_levels_rounded() -> None:
     images = np.full((2, 32, 32, 3), 255, np.uint8)
     images[1, 8:20, 8:20] = 3
     assert render.nearly_blank(images).tolist() == [True, False]

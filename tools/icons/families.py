@@ -1,10 +1,10 @@
 """Groups icon sets that are forks or versions of one design, so that a drawing cannot be on both sides of the split.
 
 1. By name and author: `RELATED` lists sets known to be versions of one design.
-2. By looking: for two sets with at least `MIN_SHARED` concepts in common, the share of those concepts of which some
-   drawing of the one is within `CLOSE` bits of a drawing of the other. From `MIN_SHARE` on they are one family.
+2. By their drawings: for two sets with at least `MIN_SHARED` concepts in common, the share of those concepts of which
+   some drawing of one is within `CLOSE` bits of a drawing of the other. At `MIN_SHARE` or more they are one family.
 
-Both go into one union-find, so forks of forks end up together. A family is called after its largest set.
+Both are joined by one union-find, so that forks of forks are in one family. A family has the name of its largest set.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class UnionFind:
         self._parent: dict[str, str] = {}
 
     def find(self, item: str) -> str:
-        """The representative of the item's set; an unknown item is a set of its own."""
+        """The representative of the item's set; an unknown item is its own set."""
         self._parent.setdefault(item, item)
         while self._parent[item] != item:
             self._parent[item] = self._parent[self._parent[item]]
@@ -72,7 +72,7 @@ class UnionFind:
 
 
 def fork_shares(sets: Sequence[str], concepts: Sequence[str], hashes: np.ndarray) -> dict[tuple[str, str], float]:
-    """For every two sets with enough concepts in common, the share of these that one of the two took from the other."""
+    """For any two sets with enough concepts in common, the share of those concepts whose drawings are nearly alike."""
     by_concept: defaultdict[str, list[int]] = defaultdict(list)
     for row, concept in enumerate(concepts):
         by_concept[concept].append(row)

@@ -1,14 +1,14 @@
 """A 128-bit perceptual hash for small drawings, the same on every machine, and an exact search for near-duplicates.
 
 The grey image goes through a cosine transform. Each of its 64 lowest frequencies (without the mean), weighted by its
-order so that details count beside the outline, gives two bits: "clearly positive" and "clearly negative", where clear
-means more than half the root mean square of the 64. Plain sign hashes fail on icons: half of the frequencies of a
-symmetric drawing are zero, and the sign of zero is noise. Everything is whole numbers (the matrix products in float64
-stay below 2**53), so no library or processor changes a bit.
+order so that details count as well as the outline, gives two bits: "clearly positive" and "clearly negative", where
+clear means more than half the root mean square of the 64. Plain sign hashes fail on icons: half of the frequencies of a
+symmetric drawing are zero, and the sign of zero is noise. All arithmetic is on whole numbers (the matrix products in
+float64 stay below 2**53), so that no library or processor changes a bit.
 
 Two drawings are near-duplicates when at most `THRESHOLD` of the 128 bits differ. Measured on 30 million random pairs of
 icons, that finds 97 % of the pairs whose pixels correlate above 0.97 and 79 % of those above 0.93, and errs on the
-strict side: simple drawings (a dash, a ring) meet many others that a person would tell apart.
+strict side: simple drawings (a dash, a ring) are near many others that a person would tell apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOW = sorted((u + v, u, v) for u in range(_WAVES) for v in range(_WAVES))[1:65]
 
 
 def grey(images: np.ndarray) -> np.ndarray:
-    """(N, 32, 32) uint8 luma of (N, 32, 32, 3) uint8, in whole-number arithmetic."""
+    """(N, 32, 32) uint8 luma of (N, 32, 32, 3) uint8, in integer arithmetic."""
     red, green, blue = (images[..., channel].astype(np.uint32) for channel in range(3))
     return ((red * 77 + green * 150 + blue * 29) >> 8).astype(np.uint8)
 

@@ -1,16 +1,16 @@
 """Turns icon names into concepts: `outline-arrow-left-24` and `arrow_left-filled` are both "arrow left".
 
-Three kinds of words are dropped, always from the ends of a name and never the whole of it:
+Three kinds of words are dropped, always from the ends of a name and never all of it:
 
 1. the suffixes and prefixes a set's own iconify metadata lists as styles or sizes;
-2. words that are a style wherever they end a name (`outline`, `filled`, `duotone`, `20px`, `alt`, ...), and plain
+2. words that mean a style wherever they end a name (`outline`, `filled`, `duotone`, `20px`, `alt`, ...), and plain
    numbers, which count variants of one drawing (`cloud 2`) or set the level of a gauge (`battery 50`);
-3. words that may as well be the concept (`line`, `light`, `bold`, `round`, ...), only in a set where at least 4 % of
+3. words that may also be the concept (`line`, `light`, `bold`, `round`, ...), only in a set where at least 4 % of
    the names end with that word: `ri:home-line` is "home", `lucide:chart-line` stays "chart line".
 
 Two spellings are then merged where that is safe: `light bulb` and `lightbulb` (the same letters in the same order), and
 `left arrow` and `arrow left` (the same words in another order, unless two directions or `of`, `in`, ... make the
-order matter). The commonest spelling names them all.
+order matter). The most common spelling is used for all.
 """
 
 from __future__ import annotations

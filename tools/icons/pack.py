@@ -1,12 +1,12 @@
-"""Writes Icons-LT as it ships: the same input gives the same bytes.
+"""Writes the files of Icons-LT; the same input gives the same bytes.
 
     classes.json     names in label order, and for each split the labels' run lengths and the drawings' places
-    grey.bin         drawings without colour: 4 bits a pixel, two pixels a byte, zlib over all of them
-    colour.bin       drawings with colour: 4 bits a channel, likewise
+    grey.bin         drawings without colour: 4 bits per pixel, two pixels per byte, zlib over all of them
+    colour.bin       drawings with colour: 4 bits per channel, packed in the same way
     corpus.bin       the distinct perceptual hashes of the pre-training corpus, sorted, column by column, zlib
     ATTRIBUTION      set, author, licence, link and number of drawings of every set in use
 
-Places number the grey drawings first and the coloured ones behind them.
+Places number the grey drawings first and then the coloured ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tools.icons.split import Classes
 
 
 def pack(folder: Path, images: np.ndarray, classes: Classes) -> None:
-    """Write classes.json, grey.bin and colour.bin; `images` (N, 32, 32, 3) has 16 levels a channel."""
+    """Write classes.json, grey.bin and colour.bin; `images` (N, 32, 32, 3) has 16 levels per channel."""
     rows = np.concatenate(list(classes.rows.values()))
     coloured = (images[rows] != images[rows][..., :1]).any(axis=(1, 2, 3))
     grey_rows, colour_rows = rows[~coloured], rows[coloured]
@@ -43,7 +43,7 @@ def pack(folder: Path, images: np.ndarray, classes: Classes) -> None:
 
 
 def nibbles(levels: np.ndarray) -> bytes:
-    """Two pixels a byte, the first in the high half; levels are multiples of 17."""
+    """Two pixels per byte, the first in the high half; levels are multiples of 17."""
     flat = levels.reshape(-1) // 17
     return (flat[0::2] << 4 | flat[1::2]).astype(np.uint8).tobytes()
 
@@ -55,7 +55,7 @@ def pack_hashes(folder: Path, hashes: np.ndarray) -> None:
 
 
 def attribution(sets: Sequence[IconSet], shipped: Counter[str], pretraining: Counter[str]) -> str:
-    """The ATTRIBUTION file: sets whose drawings ship, then sets that mini-clip was trained on."""
+    """The ATTRIBUTION file: sets whose drawings are in the package, then sets that mini-clip was trained on."""
     lines = [
         f"Icons-LT is made of drawings from the icon sets below, as collected in the npm package {PACKAGE} {VERSION}.",
         "The drawings were rendered at 32 x 32 pixels on white, and reduced to 16 levels a channel; they keep the",

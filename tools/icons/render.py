@@ -16,7 +16,7 @@ _BLANK = np.full((SIZE, SIZE, 3), 255, np.uint8)
 
 
 def svg(drawing: Drawing) -> str:
-    """The icon as a document; an oblong one sits in the middle of a square, so nothing is stretched."""
+    """The icon as an SVG document; one that is not square is centred in a square, so that nothing is stretched."""
     left, top, width, height = drawing.box
     side = max(width, height)
     view = f"{left - (side - width) / 2:g} {top - (side - height) / 2:g} {side:g} {side:g}"
@@ -27,7 +27,7 @@ def svg(drawing: Drawing) -> str:
 
 
 def render(drawing: Drawing) -> np.ndarray:
-    """(32, 32, 3) uint8; white all over where resvg refuses the icon."""
+    """(32, 32, 3) uint8 pixels; all white if resvg refuses the icon."""
     import resvg_py
 
     try:
@@ -45,7 +45,7 @@ def render(drawing: Drawing) -> np.ndarray:
 
 
 def render_all(drawings: Sequence[Drawing], processes: int) -> np.ndarray:
-    """(N, 32, 32, 3) uint8, in the order given, whatever the number of processes."""
+    """(N, 32, 32, 3) uint8, in the given order, whatever the number of processes."""
     images = np.empty((len(drawings), SIZE, SIZE, 3), np.uint8)
     if processes <= 1:
         for row, drawing in enumerate(drawings):
@@ -58,7 +58,7 @@ def render_all(drawings: Sequence[Drawing], processes: int) -> np.ndarray:
 
 
 def quantise(images: np.ndarray) -> np.ndarray:
-    """Rounds every channel to 16 levels (0, 17, ..., 255): the data set has 4 bits a channel, shipped or not."""
+    """Rounds every channel to 16 levels (0, 17, ..., 255): the dataset has 4 bits per channel."""
     return ((images.astype(np.uint16) + 8) // 17 * 17).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Reads the npm package `@iconify/json`: which sets may be used, and every drawing in them.
+"""Reads the npm package `@iconify/json`: the sets that may be used, and every drawing in them.
 
 Iconify's format: a set has default `left`, `top`, `width`, `height`; an icon may override each of them, and an alias
-names a parent icon and may rotate or mirror it. An alias that only renames is not another drawing and is skipped.
+names a parent icon and may rotate or mirror it. An alias that only renames an icon is skipped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEFT_OUT_SETS = frozenset(
 
 @dataclass(frozen=True)
 class IconSet:
-    """One icon set, with what attribution needs and the words its own metadata calls styles."""
+    """One icon set, with what the attribution needs, and the words that its own metadata calls styles."""
 
     prefix: str
     title: str
@@ -79,12 +79,12 @@ def fetch(work: Path) -> Path:
 
 def read_sets(package: Path) -> list[tuple[IconSet, list[Drawing]]]:
     """All usable sets in alphabetical order, each with its drawings in alphabetical order."""
-    found = []
+    sets = []
     for path in sorted((package / "json").glob("*.json")):
         data = json.loads(path.read_text("utf-8"))
         if usable(data):
-            found.append((_icon_set(data), drawings(data)))
-    return found
+            sets.append((_icon_set(data), drawings(data)))
+    return sets
 
 
 def usable(data: dict[str, Any]) -> bool:
@@ -113,7 +113,7 @@ def _icon_set(data: dict[str, Any]) -> IconSet:
 
 
 def drawings(data: dict[str, Any]) -> list[Drawing]:
-    """The icons of a set and those aliases that turn or mirror one; hidden and animated ones are left out."""
+    """The icons of a set and those aliases that rotate or mirror one; hidden and animated ones are left out."""
     icons, aliases = data["icons"], data.get("aliases", {})
     names = sorted([*icons, *(name for name in aliases if name not in icons)])
     resolved = (_resolve(data, name) for name in names)
@@ -148,7 +148,7 @@ def _resolve(data: dict[str, Any], name: str) -> Drawing | None:
 
 
 def _animated(body: str) -> bool:
-    """A still image of an animation is often blank, and always arbitrary."""
+    """Whether an icon moves: a single frame of it is arbitrary, and often blank."""
     return "<animate" in body or "<set " in body
 
 

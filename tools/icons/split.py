@@ -30,7 +30,7 @@ class Classes:
 
 
 def choose_families(family_of: np.ndarray, concept_of: np.ndarray, seed: int = 0) -> frozenset[int]:
-    """The families of the classification set; all others pre-train.
+    """The families of the classification set; all others are for pre-training.
 
     Of `TRIES` random partitions that leave about 60 % of the drawings to pre-training, the one in which most concepts
     are both classes (enough drawings by enough families) and known to the corpus (drawn by `KNOWN_BY` of its families).
@@ -86,9 +86,9 @@ def make_classes(
     """Classes and their splits, in which no test image has a near-duplicate in training or validation.
 
     A class's test images are those with the fewest near-duplicates among all candidates (ties by lot); every other
-    near-duplicate of a test image is then left out of everything. So nothing is tested that was nearly seen, and as
-    little as possible is lost; the price is that test drawings are less ordinary than training drawings. A concept left
-    with too few images or families is no class.
+    near-duplicate of a test image is then left out of everything. So no test drawing is
+    nearly a training drawing, and few drawings are lost; in return, test drawings are less ordinary than training
+    drawings. A concept that keeps too few images or families is not a class.
 
     Args:
         names: (concepts,) names.
@@ -110,8 +110,8 @@ def make_classes(
     near_test[right[is_test[left]]] = True
     kept: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
     for concept in np.unique(concept_of[rows]):
-        mine = concept_of[rows] == concept
-        test, rest = np.flatnonzero(mine & is_test), np.flatnonzero(mine & ~is_test & ~near_test)
+        in_class = concept_of[rows] == concept
+        test, rest = np.flatnonzero(in_class & is_test), np.flatnonzero(in_class & ~is_test & ~near_test)
         families = len(np.unique(family_of[rows[np.concatenate([test, rest])]]))
         if len(test) + len(rest) >= MIN_IMAGES and families >= MIN_FAMILIES:
             rest = rest[np.argsort(lot[rest])]
@@ -130,7 +130,7 @@ def make_classes(
 
 
 def _without_copies(rows: np.ndarray, concept_of: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """One row of those of a concept with the same pixels: the same drawing shipped by two sets is one drawing."""
+    """The first of the rows of a concept that have the same pixels: the same drawing in two sets counts once."""
     seen: set[tuple[int, bytes]] = set()
     first = []
     for row in rows:

@@ -38,7 +38,7 @@ class Corpus:
 
 
 def read_corpus(folder: Path, divisor: int = 1) -> Corpus:
-    """The first N / divisor rows of `pretrain_images.npy` and `pretrain.tsv`: smaller sizes lie inside larger ones."""
+    """The first N / divisor rows of `pretrain_images.npy` and `pretrain.tsv`, so that smaller sizes are nested."""
     images = np.load(folder / "pretrain_images.npy", mmap_mode="r")
     with (folder / "pretrain.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -46,13 +46,13 @@ def read_corpus(folder: Path, divisor: int = 1) -> Corpus:
         rows = rows[1:]
     if len(rows) != len(images):
         raise ValueError(f"`{folder}` must hold as many captions as images, got {len(rows)} and {len(images)}")
-    kept = rows[: len(rows) // divisor]
-    if not kept:
+    rows_used = rows[: len(rows) // divisor]
+    if not rows_used:
         raise ValueError(f"`divisor` must leave at least one of {len(rows)} rows, got {divisor}")
-    names = [row[-1].strip() for row in kept]
+    names = [row[-1].strip() for row in rows_used]
     captions = sorted(set(names))
     index = {caption: i for i, caption in enumerate(captions)}
-    return Corpus(np.ascontiguousarray(images[: len(kept)]), captions, np.array([index[name] for name in names]))
+    return Corpus(np.ascontiguousarray(images[: len(rows_used)]), captions, np.array([index[name] for name in names]))
 
 
 class Order:
@@ -77,10 +77,10 @@ class Order:
 
 
 class Captioner:
-    """Token rows for captions set in templates.
+    """Token rows of captions in templates.
 
-    The byte-pair encoding never crosses a space, so the tokens of a template and of a caption are found once and
-    joined: no text is tokenized while training.
+    The byte-pair encoding never crosses a space, so the tokens of a template and of a caption are computed once and
+    joined: no text is tokenized during training.
     """
 
     def __init__(self, tokenizer: SimpleTokenizer, captions: Sequence[str], templates: Sequence[str], length: int):
@@ -105,7 +105,7 @@ class Captioner:
 
 @dataclass(frozen=True)
 class Style:
-    """What augmentation may change. There is no flip: "arrow left" is a class."""
+    """How images are augmented. There is no flip: "arrow left" is a class."""
 
     shift: float = 1.5  # pixels, either way
     scale: float = 0.06  # of the size, either way
@@ -119,7 +119,7 @@ class Style:
         return torch.rand(batch, 14, generator=generator)
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the same, changed."""
+        """Augmented images, (B, 3, H, W) in [0, 1] -> (B, 3, H, W)."""
         u = uniforms.to(images.device)
         return self._recolour(self._strokes(self._move(images, u[:, :4]), u[:, 4:6]), u[:, 6:13])
 
@@ -144,7 +144,7 @@ class Style:
         return x.index_copy(0, rows, part + weight * 0.7 * (pooled - part))
 
     def _recolour(self, x: Tensor, u: Tensor) -> Tensor:
-        """Black becomes one colour and white another; half of the time these are just swapped."""
+        """Black becomes one colour and white another; in half of the images the two are just swapped."""
         chosen = (u[:, 0] < self.recolour).view(-1, 1, 1, 1)
         swapped = (u[:, 0] < self.recolour / 2).view(-1, 1, 1, 1).to(x.dtype)
         dark = swapped + (1 - swapped) * 0.5 * u[:, 1:4, None, None]

@@ -18,7 +18,7 @@ from tools.pretraining.model import image_features, plain_attention, text_featur
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test images with their class, and how often each class is seen in training (for many, medium and few)."""
+    """Test images with their labels, and the number of training images per class (for many, medium and few)."""
 
     __test__ = False  # not a test case
 
@@ -67,7 +67,7 @@ def zero_shot(
 
 
 def icons_lt() -> TestSet | None:
-    """Icons-LT's test images, or None where the package or its data set is not there."""
+    """Icons-LT's test images, or None if the package or its dataset is missing."""
     try:
         from imbalance_vlm.data.icons_lt import IconsLTReader
 

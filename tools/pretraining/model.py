@@ -27,7 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_vocabulary(path: Path, merges: int) -> Path:
-    """Writes open_clip's byte-pair merges cut to the first `merges`; the same bytes every time."""
+    """Write the first `merges` byte-pair merges of open_clip; the same bytes every time."""
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[: merges + 1]  # the first line is a comment
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,8 @@ def text_features(model: CLIP, tokens: Tensor) -> Tensor:
 
 
 def plain_attention() -> Any:
-    """The written-out attention: on a CPU and for 17 tokens the backward of the fused kernel takes longer than all
-    matrix products together (455 instead of 320 pairs/s on one core, bf16)."""
+    """Attention without the fused kernel, whose backward pass on a CPU takes longer for 17 tokens than all matrix
+    products together (455 pairs/s without it, 320 with it, on one core in bf16)."""
     return sdpa_kernel([SDPBackend.MATH])
 
 
@@ -99,7 +99,7 @@ def sum_gradients(parameters: Sequence[Tensor], world: int) -> None:
 
 
 def export(model: CLIP, config: dict[str, Any], metadata: dict[str, Any], folder: Path) -> None:
-    """Writes a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` reads."""
+    """Write a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
     _write_atomically(folder / "open_clip_model.safetensors", save(state))

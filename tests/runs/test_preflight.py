@@ -1,0 +1,188 @@
+"""All runs of a study are built before the first of them trains."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import imbalance_vlm
+from imbalance_vlm import InputError
+from imbalance_vlm.data.dataset import FileImages
+from imbalance_vlm.recipe.study import plan
+from imbalance_vlm.results.result import RunResult, StudyResult
+from imbalance_vlm.runs import preflight as preflight_module
+from imbalance_vlm.runs.preflight import build_only, preflight
+from imbalance_vlm.runs.resources import Resources
+
+CPU = torch.device("cpu")
+Recipe = dict[str, Any]
+COOP = {"tuning": {"name": "prompt", "method": "coop", "views": 0}, "head": "text"}
+
+
+def with_variants(recipe: Recipe, *changes: Recipe) -> Recipe:
+    """A study of a linear probe, which trains, and then of each change of it."""
+    variants = {"first": {}} | {f"variant{number}": change for number, change in enumerate(changes)}
+    return recipe | {"grid": {"variants": variants}}
+
+
+def run_study(recipe: Recipe, **options: Any) -> StudyResult:
+    result = imbalance_vlm.run(recipe, {"training.epochs": 1}, **options)
+    assert isinstance(result, StudyResult)
+    return result
+
+
+@pytest.fixture
+def of_another_encoder(recipe: Recipe) -> Recipe:
+    """Reuses the first pass of a run on other weights."""
+    first = {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1}, "training.epochs": 2}
+    other = {"encoder": {"name": recipe["encoder"]["name"], "pretrained": "random"}}
+    finished = imbalance_vlm.run(recipe, COOP | first | other, runs="elsewhere")
+    assert isinstance(finished, RunResult)
+    return COOP | {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1, "reuse": str(finished.path)}}
+
+
+BAD = {
+    "prompt longer than the context": (COOP | {"tuning.n_ctx": 60, "tuning.init": None}, "at most 16 tokens"),
+    "n_ctx that contradicts the words": (
+        COOP | {"tuning.n_ctx": 7, "tuning.init": "a photo of a"},
+        r"`tuning\.n_ctx` must be left out or be the number of tokens of `tuning\.init`",
+    ),
+    "head that does not fit": ({"head": {"name": "decoder", "heads": 5}}, "`heads` must divide the width"),
+    "guide without an adapter": (
+        {"head": {"name": "prototype_guided", "init": "prototype"}},
+        "`init` 'prototype' needs `adapter`",
+    ),
+    "loss with another scale": (
+        {"head": "cosine", "balancing.loss": {"name": "ldam", "head_scale": 3}},
+        "`head_scale` must be the factor by which the head multiplies its cosines, 25, got 3",
+    ),
+    "loss with another scale than the encoder's": (
+        COOP | {"balancing.loss": {"name": "ldam", "head_scale": 3}},
+        "`head_scale` must be the factor",
+    ),
+    "correction for another number of classes": (
+        {"balancing.post_hoc": {"name": "prior_shift", "target": [1, 2, 3]}},
+        "`target` must hold 4 positive numbers",
+    ),
+    "missing validation images": ({"balancing.post_hoc": "logit_adjustment"}, "chooses a setting on validation images"),
+    "mirrored test images": ({"data.flips": False, "evaluation.tta": "five_crops_flips"}, r"`evaluation\.tta` must be"),
+    "groups that overlap": ({"evaluation.groups": {"many": 1, "few": 60}}, "`few` must not exceed `many`"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_last_row_fails_before_the_first_run(name: str, recipe: Recipe, computed: list[str]) -> None:
+    change, message = BAD[name]
+    with pytest.raises(InputError, match=f"1 of 2 configurations cannot run; nothing was trained\n[\\s\\S]*{message}"):
+        run_study(with_variants(recipe, change))
+    assert computed == []
+    assert not Path("runs").exists(), "nothing is written"
+
+
+def test_prototypes_that_do_not_exist_fail_before_the_first_run(recipe: Recipe, computed: list[str]) -> None:
+    """There is a simplex of at most 17 corners in 16 dimensions."""
+    root = Path("many")
+    for split in ("train", "test"):
+        for label in range(20):
+            (root / split / f"class {label}").mkdir(parents=True)
+            Image.new("RGB", (16, 16), (10 * label, 0, 0)).save(root / split / f"class {label}" / "0.png")
+    recipe["data"] = {"name": "folder", "root": str(root)}
+    with pytest.raises(InputError, match="`kind` 'simplex' needs `num_classes` <= 17 in 16 dimensions, got 20"):
+        run_study(with_variants(recipe, {"head": {"name": "prototype", "kind": "simplex"}}))
+    assert computed == []
+
+
+def test_weights_of_another_encoder_fail_before_the_first_run(
+    recipe: Recipe, of_another_encoder: Recipe, computed: list[str]
+) -> None:
+    with pytest.raises(InputError, match=r"variant0: \S*head\.safetensors was trained on another base model"):
+        run_study(with_variants(recipe, of_another_encoder))
+    assert computed == []
+    assert not Path("runs").exists()
+
+
+def test_novel_names_that_are_too_long_fail_before_the_first_run(recipe: Recipe, computed: list[str]) -> None:
+    """They are tested only after the training."""
+    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
+    for split in ("train", "test"):
+        (root / split / "white_cup").rename(root / split / "white_cup_of_many_words_that_do_not_fit")
+    changes = {"data.root": str(root), "data.classes": "base", "evaluation.base_to_novel": True}
+    with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
+        run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
+    assert computed == []
+
+
+def test_problems_of_all_rows_are_reported_in_one_error(recipe: Recipe, computed: list[str]) -> None:
+    """Equal ones once, and a configuration once, whatever the number of its seeds."""
+    heads = BAD["head that does not fit"][0]
+    study = with_variants(recipe, heads, BAD["prompt longer than the context"][0], heads | {"training.batch_size": 4})
+    study["grid"]["seeds"] = [0, 1, 2]
+    with pytest.raises(InputError) as error:
+        run_study(study)
+    first, *lines = str(error.value).splitlines()
+    assert first == "3 of 4 configurations cannot run; nothing was trained"
+    assert [line.partition(": ")[0] for line in lines] == ["  - tiny/variant0, tiny/variant2", "  - tiny/variant1"]
+    assert computed == []
+
+
+def test_problems_are_found_before_processes_are_started(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imbalance_vlm.runs.study.ProcessPoolExecutor", lambda *_: pytest.fail("started processes"))
+    with pytest.raises(InputError, match="1 of 2 configurations cannot run"):
+        run_study(with_variants(recipe, BAD["head that does not fit"][0]), jobs=2)
+
+
+def test_finished_runs_are_not_checked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = with_variants(recipe, {"head": "cosine"})
+    run_study(study)
+    monkeypatch.setattr(preflight_module, "build_only", lambda *_: pytest.fail("built a finished run"))
+    run_study(study)
+
+
+# -- what the check leaves as it was ---------------------------------------------------------------------------------
+TRAINS = (
+    {"head": {"name": "decoder", "drop": 0.5}, "balancing.sampler": "class_balanced"},
+    {"tuning": {"name": "peft", "method": "lora"}, "head": "cosine"},
+    {"tuning": {"name": "prompt", "method": "maple", "views": 0}, "head": "text"},
+)
+
+
+def test_numbers_of_a_study_are_those_of_its_runs_one_by_one(recipe: Recipe) -> None:
+    study = run_study(with_variants(recipe, *TRAINS), runs="study")
+    for result in study.runs:
+        complete = plan(result.path / "recipe.resolved.yaml").recipes[0]
+        alone = imbalance_vlm.run(complete, runs="alone")
+        assert isinstance(alone, RunResult)
+        assert (alone.path / "head.safetensors").read_bytes() == (result.path / "head.safetensors").read_bytes()
+        np.testing.assert_equal(alone.scores, result.scores)
+
+
+def test_random_state_and_encoder_are_left_as_they_were(recipe: Recipe) -> None:
+    resources = Resources()
+    recipes = plan(with_variants(recipe, *TRAINS)).recipes
+    encoder = resources.encoder(recipes[0]["encoder"], CPU)
+    modules = [type(module) for module in encoder.module.modules()]
+    before = {name: value.clone() for name, value in encoder.module.state_dict().items()}
+    random_state = torch.get_rng_state()
+    preflight(recipes, CPU, resources)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [type(module) for module in encoder.module.modules()] == modules
+    after = encoder.module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
+
+
+def test_no_image_is_opened(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = Resources()
+    recipes = plan(with_variants(recipe, *TRAINS, {"head": {"name": "cosine", "init": "class_mean"}})).recipes
+    for complete in recipes:
+        resources.dataset(complete["data"])  # which opens each image once
+    monkeypatch.setattr(FileImages, "__getitem__", lambda *_: pytest.fail("opened an image"))
+    for complete in recipes:
+        build_only(complete, CPU, resources)
