@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imbalance_vlm.data.dataset import Dataset
     from imbalance_vlm.encoders.sources import Source
 
-View = Literal["plain", "tta", "random"]
+ViewName = Literal["plain", "tta", "random"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SplitFeatures(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def of(self, split: str, view: View = "plain") -> Source:
+    def of(self, split: str, view: ViewName = "plain") -> Source:
         """The features of a split, or its images where the head runs the image tower itself.
 
         Args:

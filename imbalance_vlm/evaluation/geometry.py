@@ -22,7 +22,8 @@ Differs from [0] in the following, none of which matters with equally many sampl
   - W is centred too. A vector added to every row of W changes no softmax.
 
 Standard deviations are over the population. Everything is computed in float64, block by block: near collapse, nearly
-equal numbers are subtracted. Undefined values are NaN: a zero would be a claim.
+equal numbers are subtracted. Undefined values are NaN and not 0, which would look like a
+measurement.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Metrics of predictions. Accuracies, F1 and calibration errors are in percent, NLL in nats.
 
-An empty group, or a class without test images, is NaN: a zero would be a claim.
+An empty group, or a class without test images, is NaN and not 0, which would look like a measurement.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def with_averages(
 
     Args:
         frame: one row per configuration, with its name in `recipe`.
-        places: the place of each row in the grid, as `imbalance_vlm.recipe.study.coordinates` gives it.
+        places: the place of each row in the grid, as `imbalance_vlm.recipe.study.Plan.coordinates` gives it.
         axis: the axis to average over.
         scores: the columns of the runs' evaluators; None for those of the registered ones.
     """

@@ -1,4 +1,4 @@
-"""The columns of a table that are not scores: what was run, how often, its cost, and what a study adds."""
+"""The columns of a table that are not scores: identity and cost of a run, number of seeds, and what a study adds."""
 
 from __future__ import annotations
 

@@ -30,6 +30,9 @@ def curves(results: Sequence[RunResult]) -> pd.DataFrame:
                 recipe = str(result.record["identity"]["recipe"]).rpartition("/")[2]
                 rows.append({"recipe": recipe, "epoch": epoch["epoch"], **scores})
     if not rows:
-        raise InputError("a plot over epochs needs runs with a curve, got none; set evaluation.curve to 1 or more")
+        raise InputError(
+            "a plot over epochs needs runs whose evaluators record scores during training, got none; set "
+            "evaluation.base_to_novel.curve to 1 or more"
+        )
     grouped = pd.DataFrame(rows).groupby(["recipe", "epoch"], sort=False)
     return grouped.mean().join(grouped.std(ddof=1).add_suffix("_std")).reset_index()

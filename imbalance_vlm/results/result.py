@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it is found again."""
+"""The results of finished runs, read from their folders."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def columns_of(results: Sequence[Result]) -> Columns:
 
 
 def rows(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per run: what it was, the seed, scores, cost."""
+    """One row per run: identity, seed, scores, cost."""
     return pd.DataFrame([_row(result) for result in results])
 
 
@@ -62,7 +62,7 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
     Runs of one configuration differ only in their seed; two that differ in anything else are two rows, even where all
     columns agree.
 
-    Columns: what it was, `seeds`, `n`, the scores as means, each followed by `<score>_std` (n - 1 in the denominator;
+    Columns: the identity, `seeds`, `n`, the scores as means, each followed by `<score>_std` (n - 1 in the denominator;
     NaN for one seed) where its evaluator asks for that, then what was chosen on validation images (only where anything
     was) and the cost.
     """
@@ -177,8 +177,8 @@ def select(
         smallest_first = columns.get(sort, Column(sort)).smaller_is_better
         frame = frame.sort_values(sort, ascending=smallest_first, kind="stable")
     if names:
-        kept = [column for name in names for column in (name, f"{name}_std") if column in frame.columns]
-        frame = frame[kept]
+        selected = [column for name in names for column in (name, f"{name}_std") if column in frame.columns]
+        frame = frame[selected]
     return frame.reset_index(drop=True)
 
 

@@ -16,7 +16,7 @@ from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.features import feature_source, view_transforms
 from imbalance_vlm.encoders.sources import PixelSource, Source
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.evaluation.base import View
+from imbalance_vlm.evaluation.base import ViewName
 from imbalance_vlm.evaluation.tta import views_of
 from imbalance_vlm.heads.factory import class_mean_directions, text_directions
 from imbalance_vlm.runs.resources import Resources
@@ -70,14 +70,14 @@ class SplitFeatures:
         self._sources: dict[tuple[str, tuple[str, ...]], Source] = {}
         self._directions: dict[str, Tensor | None] = {}
 
-    def of(self, split: str, view: View = "plain") -> Source:
+    def of(self, split: str, view: ViewName = "plain") -> Source:
         """What the head reads of a split; see `imbalance_vlm.evaluation.base.SplitFeatures.of`."""
         if not self.tuning.reads_pixels:
             return self.encoded(split, view)
         images = resized_split(self.data.splits[split], self.caching["resized"])
         return PixelSource(images, self._transforms(split, view), self.device, self.caching["decoder"])
 
-    def encoded(self, split: str, view: View = "plain") -> Source:
+    def encoded(self, split: str, view: ViewName = "plain") -> Source:
         """The features of a split, from the frozen tower."""
         if self.tuning.reads_pixels:
             view = "plain"  # the crops of a tower that is trained are new in every epoch
@@ -97,7 +97,7 @@ class SplitFeatures:
             self.seconds += time.monotonic() - start
         return self._sources[key]
 
-    def _transforms(self, split: str, view: View) -> Any:
+    def _transforms(self, split: str, view: ViewName) -> Any:
         return self._views["train" if (split, view) == ("train", "random") else view]
 
     def directions(self, init: str) -> Tensor | None:

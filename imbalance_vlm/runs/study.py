@@ -27,7 +27,7 @@ from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.curves import curves
 from imbalance_vlm.results.plots import plot
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
-from imbalance_vlm.results.tables import columns_of, save_table, select, table
+from imbalance_vlm.results.tables import columns_of, save_table, score_columns, select, table
 from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.identity import run_folder
 from imbalance_vlm.runs.preflight import preflight
@@ -196,7 +196,7 @@ def _report(wanted: Plan, results: list[RunResult], folder: Path, draws_plot: bo
     full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
     places = wanted.coordinates()
     if wanted.table.get("average"):
-        full = with_averages(full, places, wanted.table["average"])
+        full = with_averages(full, places, wanted.table["average"], score_columns(results))
     shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"), columns)
     save_table(full, folder / "table.csv", columns)
     save_table(shown, folder / "table.md", columns)

@@ -109,10 +109,10 @@ def interpolate(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     if differences:
         more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise InputError(f"`start` and `end` must have the same tensors, got {'; '.join(differences[:5])}{more}")
-    return {key: _between(start[key], end[key], alpha) for key in end}
+    return {key: _interpolated(start[key], end[key], alpha) for key in end}
 
 
-def _between(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+def _interpolated(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     if not end.is_floating_point() or alpha == 1:
         return end.detach().clone()
     wide = torch.promote_types(torch.promote_types(start.dtype, end.dtype), torch.float32)

@@ -23,7 +23,7 @@ from imbalance_vlm.training.settings import TrainingSettings
 FOLDER = "first_pass"
 
 MakeTraining = Callable[[Objective], tuple[Source, Sampler, torch.optim.Optimizer, Schedule]]
-"""What a run trains an objective with."""
+"""Makes the source, sampler, optimizer and schedule that an objective is trained with."""
 
 
 def first_pass(
@@ -33,7 +33,7 @@ def first_pass(
 
     Args:
         objective: unchanged at the end.
-        epochs: number of epochs to train and to keep.
+        epochs: number of epochs to train, after each of which the parameters are saved.
         folder: of the run; `folder/first_pass` takes one file per epoch, which another run may reuse.
         make: the run's own source, sampler, optimizer and schedule.
         settings: of the training loop.
@@ -54,14 +54,14 @@ def first_pass(
     start = {key: value.detach().clone() for key, value in objective.state_dict().items()}
     transform, objective.gradient = objective.gradient, Gradient()
 
-    def keep(epoch: int) -> dict[str, float]:
+    def save_snapshot(epoch: int) -> dict[str, float]:
         parameters = trained_parameters(objective)
         write_atomically(snapshots / f"epoch_{epoch:03d}.safetensors", lambda path: save_file(parameters, path))
         return {}
 
     if process_group().broadcast(len(snapshot_files(folder)) < epochs):
         source, sampler, optimizer, schedule = make(objective)
-        train(objective, source, sampler, optimizer, schedule, snapshots, keep, epochs, settings=settings)
+        train(objective, source, sampler, optimizer, schedule, snapshots, save_snapshot, epochs, settings=settings)
         (snapshots / "checkpoint.pt").unlink(missing_ok=True)
     objective.gradient = transform
     objective.load_state_dict(start)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
 from imbalance_vlm.encoders.sources import FeatureSource, Source
-from imbalance_vlm.evaluation.base import Evaluator, View
+from imbalance_vlm.evaluation.base import Evaluator, ViewName
 from imbalance_vlm.evaluation.metrics import Predictions
 from imbalance_vlm.heads.text import TextHead
 
@@ -49,9 +49,9 @@ class Features:
         images = ArrayImages(np.zeros((1, 1, 1, 3), np.uint8), "scene")
         self.data = Dataset("scene", names, {"test": Split(images, [0])}, test_only=True, templates=tuple(templates))
         self.sources = {split: source(classes, 40 + 7 * row, seed + row) for row, split in enumerate(("train", "test"))}
-        self.read: list[tuple[str, View]] = []
+        self.read: list[tuple[str, ViewName]] = []
 
-    def of(self, split: str, view: View = "plain") -> Source:
+    def of(self, split: str, view: ViewName = "plain") -> Source:
         self.read.append((split, view))
         return self.sources[split]
 

@@ -45,5 +45,5 @@ def test_the_scores_of_any_evaluator_make_a_curve(tmp_path: Path) -> None:
 
 
 def test_runs_without_a_curve_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"evaluation\.curve"):
+    with pytest.raises(InputError, match=r"evaluation\.base_to_novel\.curve"):
         curves([with_history(tmp_path / "run", [{"epoch": 1, "loss": 1.0}], 0), run(1.0)])

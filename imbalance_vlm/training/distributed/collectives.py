@@ -1,4 +1,4 @@
-"""Splitting a batch over the processes, gathering what they make of it, averaging their gradients."""
+"""Splitting a batch over the processes, gathering their outputs, averaging their gradients."""
 
 from __future__ import annotations
 

@@ -82,16 +82,16 @@ def join(device: str = "auto") -> torch.device | None:
             f"`device` must be auto, cuda or cpu for {world_size()} processes, each of which has its own, "
             f"got {device!r}"
         )
-    own = resolve_device(device)
-    if own.type == "cuda":
+    own_device = resolve_device(device)
+    if own_device.type == "cuda":
         if local_rank() >= torch.cuda.device_count():
             raise InputError(
                 f"this machine must have a GPU for each of its processes, got {torch.cuda.device_count()} for process "
                 f"{local_rank()}, counted from 0; start fewer processes, or set device=cpu"
             )
-        own = torch.device("cuda", local_rank())
-        torch.cuda.set_device(own)
+        own_device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(own_device)
     if not distributed.is_initialized():
-        backend = "nccl" if own.type == "cuda" else "gloo"
+        backend = "nccl" if own_device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, rank=rank(), world_size=world_size())
-    return own
+    return own_device

@@ -250,7 +250,7 @@ class TowerMethod(ABC):
     name: str
 
     def apply(self, module: nn.Module, num_classes: int) -> TunedTower:
-        """Freeze a model and bring this method into its image tower.
+        """Freeze a model and add this method to its image tower.
 
         Args:
             module: an encoder's module, or an image tower.

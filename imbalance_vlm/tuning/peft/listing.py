@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 import torch
 from torch import nn
@@ -37,7 +36,6 @@ def trained_set(method: TowerMethod | PeftTuning) -> str:
     return "\n".join([title, *(f"  {line}" for line in shown)])
 
 
-@cache
 def _tower() -> nn.Module:
     import open_clip
 

@@ -1,6 +1,6 @@
 """Tuning of the image tower, with any head on its features.
 
-`tuning: {name: peft, method: lora, rank: 4}` brings a method of this folder into the tower; `tuning: {name: full,
+`tuning: {name: peft, method: lora, rank: 4}` adds a method of this folder to the tower; `tuning: {name: full,
 lr_decay: 0.7, kl: 1.0}` trains all of it, and `training.interpolation: 0.5` averages the result with its start. The
 images are read at every step, by default in square crops that grow over the epochs
 (`imbalance_vlm.tuning.growing_crops`).

@@ -1,4 +1,4 @@
-"""Interface of prompt methods that learn text: the text features of the class names under a learned context classify.
+"""Prompt methods that learn text: the classifier is the text features of the class names under a learned context.
 
 [0] Zhou, Yang, Loy, Liu. Learning to Prompt for Vision-Language Models. IJCV 2022.
 [1] github.com/KaiyangZhou/CoOp, trainers/coop.py
@@ -77,7 +77,7 @@ class PromptHead(Head):
     A subclass that learns more overrides `prompt` (deep prompts in the text tower), `embed` (prompts in the image
     tower) or `classify` (a context that depends on the image). Exactly what is trained is a parameter.
 
-    In evaluation the text features are computed once, without gradient, and kept until a parameter changes.
+    In evaluation the text features are computed without gradient, and again only after a parameter has changed.
 
     Args:
         prompted: the text features as a function of the context.
@@ -97,7 +97,7 @@ class PromptHead(Head):
         self.prompted = prompted
         self.logit_scale = logit_scale
         self.context = nn.Parameter(context.detach().clone())
-        self._kept: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # state of the parameters, text features
+        self._cached: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # state of the parameters, text features
 
     def prompt(self) -> tuple[Tensor, Tensor | Sequence[Tensor]]:
         """The arguments of `PromptedText`: the context, and the deep prompts (D, n, w), or () without any."""
@@ -106,14 +106,14 @@ class PromptHead(Head):
     def text_features(self) -> Tensor:
         """(C, d) unit text features under the current context; they are also stored as `text`."""
         if self.training:
-            self.text, self._kept = self.prompted(*self.prompt()), None
+            self.text, self._cached = self.prompted(*self.prompt()), None
             return self.text
         values = [*self.parameters(), *self.buffers()]
         state = tuple((value.data_ptr(), value._version) for value in values)
-        if self._kept is None or self._kept[0] != state:
+        if self._cached is None or self._cached[0] != state:
             with torch.no_grad():
-                self._kept = state, self.prompted(*self.prompt())
-        self.text = self._kept[1]
+                self._cached = state, self.prompted(*self.prompt())
+        self.text = self._cached[1]
         return self.text
 
     def embed(self, features: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class PromptHead(Head):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without text features: those of a training step hold its graph."""
-        return self.__dict__ | {"text": None, "_kept": None}
+        return self.__dict__ | {"text": None, "_cached": None}
 
 
 class PromptText:

@@ -33,7 +33,7 @@ NARROWING = 16
 """Ratio of the widths of the image feature and the hidden layer, as in [1]."""
 
 AT_ONCE = 8
-"""Images whose text features are kept at once in testing, (AT_ONCE, C, d)."""
+"""Images whose text features are in memory at once in testing, (AT_ONCE, C, d)."""
 
 
 def logits_per_image(embeddings: Tensor, texts: Tensor, scale: float) -> Tensor:
@@ -47,15 +47,15 @@ class CoCoOpHead(PromptHead):
     Args:
         prompted: the text features as a function of the context.
         context: start of the shared context, (n_ctx, w).
-        scale: the model's exp(logit_scale).
+        logit_scale: the model's exp(logit_scale).
         width: d, the width of the image features.
     """
 
     mean: Tensor
     seen: Tensor
 
-    def __init__(self, prompted: SharedText, context: Tensor, scale: float, width: int) -> None:
-        super().__init__(prompted, context, scale)
+    def __init__(self, prompted: SharedText, context: Tensor, logit_scale: float, width: int) -> None:
+        super().__init__(prompted, context, logit_scale)
         hidden = max(1, width // NARROWING)
         net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, context.shape[-1]))
         self.net = net.to(context)
@@ -85,9 +85,9 @@ class CoCoOpHead(PromptHead):
             self.text = F.normalize(texts.mean(0), dim=-1)
         return logits_per_image(embeddings, texts, self.logit_scale)
 
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
         if self._texts is not None:
-            self.text = F.normalize(together(self._texts).mean(0), dim=-1)
+            self.text = F.normalize(gather_rows(self._texts).mean(0), dim=-1)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_texts": None}

@@ -28,7 +28,7 @@ class IVLPHead(TwoTowerHead):
     """Deep prompts in both towers, each with parameters of its own.
 
     Args:
-        prompted, images, context, rest, depth, scale: see `TwoTowerHead`.
+        prompted, images, context, rest, depth, logit_scale: see `TwoTowerHead`.
         tokens: (D', n', w'), start of the image tower's tokens.
     """
 
@@ -39,10 +39,10 @@ class IVLPHead(TwoTowerHead):
         context: Tensor,
         rest: Tensor,
         depth: int,
-        scale: float,
+        logit_scale: float,
         tokens: Tensor,
     ) -> None:
-        super().__init__(prompted, images, context, rest, depth, scale)
+        super().__init__(prompted, images, context, rest, depth, logit_scale)
         self.tokens = nn.Parameter(tokens)
 
     def vision(self) -> list[Tensor]:

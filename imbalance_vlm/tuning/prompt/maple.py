@@ -28,9 +28,9 @@ class MaPLeHead(TwoTowerHead):
     """
 
     def __init__(
-        self, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor, depth: int, scale: float
+        self, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor, depth: int, logit_scale: float
     ) -> None:
-        super().__init__(prompted, images, context, rest, depth, scale)
+        super().__init__(prompted, images, context, rest, depth, logit_scale)
         maps = [nn.Linear(context.shape[1], images.width) for _ in range(depth)]
         self.couplings = nn.ModuleList(maps).to(context)
 

@@ -130,15 +130,15 @@ class TwoTowerHead(PromptHead):
         context: (n, w), start of the learned tokens.
         rest: (m, w) tokens after them that are not learned; m may be 0.
         depth: number of blocks of the text tower that receive learned tokens, starting with the first.
-        scale: the model's exp(logit_scale).
+        logit_scale: the model's exp(logit_scale).
     """
 
     rest: Tensor
 
     def __init__(
-        self, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor, depth: int, scale: float
+        self, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor, depth: int, logit_scale: float
     ) -> None:
-        super().__init__(prompted, context, scale)
+        super().__init__(prompted, context, logit_scale)
         prompted.layout(len(context) + len(rest))  # raises before any work if a prompt is too long
         self.images = images
         self.register_buffer("rest", rest.detach().clone(), persistent=False)  # follows from words, not from training

