@@ -21,5 +21,4 @@ MODULES = sorted(
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
-    assert result.attempted
     assert not result.failed

@@ -50,5 +50,5 @@ def run(options: argparse.Namespace) -> None:
         if (result.path / "plot.png").is_file():
             note(f"plot: {result.path / 'plot.png'}")
     else:
-        print(markdown(select(result.table, list(SHOWN))), end="")
+        print(markdown(select(result.table, [name for name in SHOWN if name in result.table.columns])), end="")
     note(f"results: {result.path}")

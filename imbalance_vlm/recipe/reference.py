@@ -179,7 +179,7 @@ def section_lines(node: Section, path: str, heading: str) -> list[str]:
         keys = [key for _, _, keys in variants(entry) for key in keys]
         value = "A mapping of settings" if any(key.default is REQUIRED for key in keys) else "`true`"
         value += ", or a mapping of settings" if keys and value == "`true`" else ""
-        default = "on" if entry.name in node.always else "off"
+        default = "on" if entry.name in node.default_entries else "off"
         lines += [
             f"{heading}# {path}.{entry.name}",
             "",

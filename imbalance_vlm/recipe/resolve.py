@@ -130,9 +130,7 @@ def _entries(node: Section, value: Mapping[str, Any], path: str, report: Report)
     resolved: dict[str, Any] = {}
     for name in node.entries.names() if node.entries is not None else ():
         here = join(path, name)
-        item = value.get(name, name in node.always)
-        if name in node.always and item in (False, None):
-            report(here, "is part of every table and cannot be left out; remove the key")
+        item = value.get(name, name in node.default_entries)
         if item in (False, None):
             continue
         settings = node.entries.get(name).settings() if node.entries is not None else {}

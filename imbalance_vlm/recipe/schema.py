@@ -55,13 +55,13 @@ class Section:
         settings: "module:attribute" of a callable whose settings are keys of this section.
         entries: a registry whose entries are keys of this section: `geometry: {split: test}`. `true` stands for an
             entry with its defaults, `false` or null for none.
-        always: the entries that are there without being named.
+        default_entries: those that are there without being named; `false` leaves one out.
     """
 
     children: Mapping[str, Node]
     settings: str = ""
     entries: Registry | None = None
-    always: tuple[str, ...] = ()
+    default_entries: tuple[str, ...] = ()
     default: Any = None
 
 
@@ -100,7 +100,7 @@ RECIPE = Section(
             {"groups": Section({"many": Leaf(Natural, 100), "few": Leaf(Natural, 20)})},
             settings="imbalance_vlm.evaluation.settings:EvaluationSettings",
             entries=catalogue.EVALUATORS,
-            always=("accuracy", "calibration"),
+            default_entries=("accuracy", "calibration"),
         ),
     }
 )

@@ -49,6 +49,13 @@ def test_linear_probe_learns_and_fills_its_folder(recipe: Recipe) -> None:
     ]  # fmt: skip
 
 
+def test_evaluators_that_are_on_by_default_can_be_left_out(recipe: Recipe) -> None:
+    result = run(recipe, "evaluation.accuracy=false", "evaluation.calibration=false", "evaluation.geometry=true")
+    assert not {"overall", "ece"} & set(result.scores)
+    assert "nc1" in result.scores
+    assert "overall" not in result.table.columns
+
+
 # -- the same numbers ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("head", ["linear", "cosine", "decoder"])
 def test_one_seed_gives_one_set_of_numbers(recipe: Recipe, head: str) -> None:

@@ -58,14 +58,6 @@ BAD = {
         {"head": {"name": "prototype_guided", "init": "prototype"}},
         "`init` 'prototype' needs `adapter`",
     ),
-    "loss with another scale": (
-        {"head": "cosine", "balancing.loss": {"name": "ldam", "head_scale": 3}},
-        "`head_scale` must be the factor by which the head multiplies its cosines, 25, got 3",
-    ),
-    "loss with another scale than the encoder's": (
-        COOP | {"balancing.loss": {"name": "ldam", "head_scale": 3}},
-        "`head_scale` must be the factor",
-    ),
     "correction for another number of classes": (
         {"balancing.post_hoc": {"name": "prior_shift", "target": [1, 2, 3]}},
         "`target` must hold 4 positive numbers",

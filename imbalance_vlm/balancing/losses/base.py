@@ -127,13 +127,8 @@ def scale_of_head(explicit: float | None, offered: float | None) -> float:
     """The factor between cosines and logits, for losses on cosines: the explicit one, or else that of the head.
 
     Raises:
-        InputError: neither is known, or the two contradict each other.
+        InputError: neither is known.
     """
-    if explicit is not None and offered is not None and abs(explicit / offered - 1) > 0.01:
-        raise InputError(
-            f"`head_scale` must be the factor by which the head multiplies its cosines, {offered:.4g}, got "
-            f"{explicit:g}; leave it out to take that of the head"
-        )
     scale = offered if explicit is None else explicit
     if scale is None:
         raise InputError(
