@@ -96,7 +96,8 @@ class Resources:
 
     def text_features(self, encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(C, d) unit text features of the untouched text tower; do not change them in place."""
-        key = json.dumps([encoder.fingerprint, encoder.precision, list(class_names), list(templates)])
+        device = str(next(encoder.module.parameters()).device)
+        key = json.dumps([encoder.fingerprint, encoder.precision, device, list(class_names), list(templates)])
         return self._texts.get_or_make(key, lambda: encoder.text_features(class_names, templates))
 
 

@@ -148,7 +148,7 @@ def is_running(child: int) -> bool:
 
 
 def program(recipe: Recipe, folder: Path, kills: int, seed: int) -> None:
-    """Run once undisturbed, and once killed `kills` times, at moments drawn from the time of the undisturbed run."""
+    """Run once undisturbed, and once killed `kills` times, at moments drawn from its duration."""
     imbalance_vlm.run(recipe, runs=folder / "warm", device="cpu")  # imports everything: children start at once
     draw = random.Random(seed)
     start = time.monotonic()
@@ -158,8 +158,14 @@ def program(recipe: Recipe, folder: Path, kills: int, seed: int) -> None:
     done = tries = 0
     while done < kills:
         child = fork(recipe, folder / "killed")
-        time.sleep(draw.uniform(0.1, 0.9) * duration / (1 + done % 4))  # early in the next run too
-        if is_running(child):
+        running = True
+        if done % 2 == 0:  # while it trains
+            while (running := is_running(child)) and not any((folder / "killed").rglob("checkpoint.pt")):
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.05) * duration)
+        else:  # at any moment, also before it trains
+            time.sleep(draw.uniform(0.1, 0.9) * duration / (1 + done % 4))
+        if running and is_running(child):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             done += 1
