@@ -35,7 +35,7 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
 from imbalance_vlm.runs.environment import begin_peak_memory, cost
 from imbalance_vlm.training.devices import resolve_device
-from imbalance_vlm.training.loop import steps_per_epoch, train
+from imbalance_vlm.training.loop import Trained, steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
 from imbalance_vlm.training.settings import TrainingSettings
@@ -109,21 +109,7 @@ def bench_probe(
             "encode",
             lambda: [source(folder, split, labels[split], width, torch_device) for split in labels],
         )
-        torch.manual_seed(0)
-        head = LinearHead(width, classes).to(torch_device)
-        objective = Objective(head, create_loss(loss, tail)).to(torch_device)
-        optimizer = sgd(list(head.parameters()), lr=0.1, momentum=0.9)
-        sampler = InstanceSampler(train_source.labels.cpu(), 0)
-        steps = steps_per_epoch(train_source, batch)
-        note(f"{epochs} epoch(s) of {steps:,} steps ...")
-        settings = TrainingSettings(epochs=epochs, batch_size=batch)
-        trained = _timed(
-            seconds,
-            "train",
-            lambda: train(
-                objective, train_source, sampler, optimizer, cosine(epochs, steps), folder, settings=settings
-            ),
-        )
+        head, trained = _timed(seconds, "train", lambda: fit(train_source, tail, loss, batch, epochs, folder))
         note("evaluation ...")
         results = _timed(seconds, "evaluate", lambda: scores(head, test_source, tail))
     spent = cost(
@@ -134,17 +120,36 @@ def bench_probe(
         trained.images_per_second,
     )
     rows = _timed(seconds, "table", lambda: _table(results, spent, loss))
-    peak = spent["peak_memory_mb"] / 1e3
+    title = f"linear probe, {classes:,} classes, {images:,} vectors of {width} in float16, batch {batch}"
     lines = [
-        f"linear probe, {classes:,} classes, {images:,} vectors of {width} in float16, batch {batch}, "
-        f"{device_name(torch_device)}",
+        f"{title}, {device_name(torch_device)}",
         f"  into the cache:   {seconds['encode']:8.1f} s",
         f"  training:         {seconds['train']:8.1f} s, {trained.images_per_second:,.0f} vectors/s",
         f"  evaluation:       {seconds['evaluate']:8.1f} s for {test_images:,} vectors",
         f"  table:            {seconds['table']:8.1f} s",
-        f"  peak memory:      {peak:8.2f} GB ({'within' if peak <= LIMIT_GB else 'MORE THAN'} {LIMIT_GB:g} GB)",
+        _peak_line(spent["peak_memory_mb"] / 1e3),
     ]
     return "\n".join(lines) + "\n\n" + rows
+
+
+def fit(
+    source: FeatureSource, tail: LongTail, loss: str, batch: int, epochs: int, folder: Path
+) -> tuple[LinearHead, Trained]:
+    """Train a linear head on a split with SGD and a cosine schedule."""
+    torch.manual_seed(0)
+    head = LinearHead(source.views[0].shape[1], tail.num_classes).to(source.device)
+    objective = Objective(head, create_loss(loss, tail)).to(source.device)
+    optimizer = sgd(list(head.parameters()), lr=0.1, momentum=0.9)
+    sampler = InstanceSampler(source.labels.cpu(), 0)
+    steps = steps_per_epoch(source, batch)
+    note(f"{epochs} epoch(s) of {steps:,} steps ...")
+    settings = TrainingSettings(epochs=epochs, batch_size=batch)
+    return head, train(objective, source, sampler, optimizer, cosine(epochs, steps), folder, settings=settings)
+
+
+def _peak_line(gigabytes: float) -> str:
+    verdict = "within" if gigabytes <= LIMIT_GB else "MORE THAN"
+    return f"  peak memory:      {gigabytes:8.2f} GB ({verdict} {LIMIT_GB:g} GB)"
 
 
 def scores(head: LinearHead, source: Source, tail: LongTail, batch_size: int = 1024) -> dict[str, float]:
