@@ -112,14 +112,14 @@ def bench_probe(
         head, trained = _timed(seconds, "train", lambda: fit(train_source, tail, loss, batch, epochs, folder))
         note("evaluation ...")
         results = _timed(seconds, "evaluate", lambda: scores(head, test_source, tail))
-    spent = cost(
+    costs = cost(
         torch_device,
         sum(parameter.numel() for parameter in head.parameters()),
         seconds["encode"],
         trained.seconds,
         trained.images_per_second,
     )
-    rows = _timed(seconds, "table", lambda: _table(results, spent, loss))
+    rows = _timed(seconds, "table", lambda: _table(results, costs, loss))
     title = f"linear probe, {classes:,} classes, {images:,} vectors of {width} in float16, batch {batch}"
     lines = [
         f"{title}, {device_name(torch_device)}",
@@ -127,7 +127,7 @@ def bench_probe(
         f"  training:         {seconds['train']:8.1f} s, {trained.images_per_second:,.0f} vectors/s",
         f"  evaluation:       {seconds['evaluate']:8.1f} s for {test_images:,} vectors",
         f"  table:            {seconds['table']:8.1f} s",
-        _peak_line(spent["peak_memory_mb"] / 1e3),
+        _peak_line(costs["peak_memory_mb"] / 1e3),
     ]
     return "\n".join(lines) + "\n\n" + rows
 
@@ -191,7 +191,7 @@ def source(folder: Path, split: str, labels: NDArray[np.int64], width: int, devi
     return FeatureSource([features], labels, device)
 
 
-def _table(scores: dict[str, float], spent: dict[str, Any], loss: str) -> str:
+def _table(scores: dict[str, float], costs: dict[str, Any], loss: str) -> str:
     identity = {
         "recipe": "bench probe",
         "dataset": "random",
@@ -202,7 +202,7 @@ def _table(scores: dict[str, float], spent: dict[str, Any], loss: str) -> str:
         "head": "linear",
         "balancing": loss,
     }
-    record = {"config": "probe", "seed": 0, "identity": identity, "scores": scores, "cost": spent}
+    record = {"config": "probe", "seed": 0, "identity": identity, "scores": scores, "cost": costs}
     return markdown(select(table([RunResult(Path(), record)]), COLUMNS))
 
 

@@ -73,12 +73,12 @@ def validate(options: argparse.Namespace) -> None:
     invalid = 0
     for recipe in options.recipes:
         try:
-            wanted = plan(recipe)
+            planned = plan(recipe)
         except InputError as error:
             invalid += 1
             print(f"{recipe}: {error}", file=sys.stderr)
             continue
-        print(f"{recipe}: valid{f', {len(wanted.recipes)} runs' if wanted.is_study else ''}")
+        print(f"{recipe}: valid{f', {len(planned.recipes)} runs' if planned.is_study else ''}")
     if invalid:
         raise InputError(f"{invalid} of {len(options.recipes)} recipes are not valid")
 

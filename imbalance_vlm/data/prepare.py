@@ -83,10 +83,9 @@ def dataset_identity(section: Section) -> str:
     A setting at its default counts as one that is left out. No image is opened, but the files may be listed, which
     takes time for large folders: share the result.
     """
-    known = catalogue.DATASETS.get(section["name"]).settings() | settings_of(apply_protocol)
-    changed = {key: value for key, value in section.items() if key in known and not known[key].is_default(value)}
-    settings = sorted(changed.items(), key=str)
-    content = f"{section['name']}{settings}{make_reader(section).identity()}"
+    settings = catalogue.DATASETS.get(section["name"]).settings() | settings_of(apply_protocol)
+    changed = {key: value for key, value in section.items() if key in settings and not settings[key].is_default(value)}
+    content = f"{section['name']}{sorted(changed.items(), key=str)}{make_reader(section).identity()}"
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -81,12 +81,12 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
         if problems:  # a broken grid cannot be expanded
             raise RecipeError(problems)
         recipes, problems = _resolved(_expand(loaded, study["grid"]))
-    wanted = Plan(_name(loaded), recipes, study)
-    if not problems and wanted.is_study:  # rows and columns follow from the runs
-        problems = _unknown_columns(wanted, loaded) + _unknown_rows(wanted, loaded)
+    planned = Plan(_name(loaded), recipes, study)
+    if not problems and planned.is_study:  # rows and columns follow from the runs
+        problems = _unknown_columns(planned, loaded) + _unknown_rows(planned, loaded)
     if problems:
         raise RecipeError(problems)
-    return wanted
+    return planned
 
 
 def value_at(tree: Any, key: str) -> Any:
@@ -145,10 +145,10 @@ def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
     ]
 
 
-def _unknown_columns(wanted: Plan, loaded: Loaded) -> list[Problem]:
+def _unknown_columns(planned: Plan, loaded: Loaded) -> list[Problem]:
     """Names of table columns that no run can have."""
-    columns = table_columns(recipe["evaluation"] for recipe in wanted.recipes)
-    places = {"variant", *wanted.axes}
+    columns = table_columns(recipe["evaluation"] for recipe in planned.recipes)
+    places = {"variant", *planned.axes}
     allowed = {
         **{key: set(columns) for key in ("table.columns", "table.sort", "table.score", "plot.y")},
         **{key: {*columns, *places} for key in ("plot.by", "plot.each")},
@@ -156,7 +156,7 @@ def _unknown_columns(wanted: Plan, loaded: Loaded) -> list[Problem]:
     }
     problems = []
     for key, names in allowed.items():
-        value = value_at(wanted.study, key)
+        value = value_at(planned.study, key)
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and name not in names:
                 message = f"unknown table column {name!r}.{did_you_mean(name, columns)} Available: {', '.join(columns)}"
@@ -164,12 +164,12 @@ def _unknown_columns(wanted: Plan, loaded: Loaded) -> list[Problem]:
     return problems
 
 
-def _unknown_rows(wanted: Plan, loaded: Loaded) -> list[Problem]:
+def _unknown_rows(planned: Plan, loaded: Loaded) -> list[Problem]:
     """A baseline that is no row of the study, or an average over something that is no axis."""
     problems = []
-    labels = list(dict.fromkeys(map(wanted.label, wanted.recipes)))
-    for key, kind, options in (("baseline", "a row", labels), ("average", "an axis", list(wanted.axes))):
-        name = wanted.table.get(key)
+    labels = list(dict.fromkeys(map(planned.label, planned.recipes)))
+    for key, kind, options in (("baseline", "a row", labels), ("average", "an axis", list(planned.axes))):
+        name = planned.table.get(key)
         if name and name not in options:
             message = f"must be {kind} of the study, got {name!r}.{did_you_mean(name, options)}"
             problems.append(Problem(f"table.{key}", message, loaded.origin(f"table.{key}")))

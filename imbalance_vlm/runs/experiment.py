@@ -107,9 +107,9 @@ def _run(
     predictions = evaluate(model, features.of("test", "tta"), evaluators, recipe["evaluation"]["batch_size"])
     scores = {name: value for evaluator in evaluators for name, value in evaluator.compute()}
 
-    spent = cost(device, trainable, features.seconds, trained.seconds + seconds, trained.images_per_second)
+    costs = cost(device, trainable, features.seconds, trained.seconds + seconds, trained.images_per_second)
     record = describe(recipe, data, long_tail, encoder, scores, predictions, device)
-    record |= {"chosen": chosen, "cost": spent}
+    record |= {"chosen": chosen, "cost": costs}
     classifier = TrainedClassifier(recipe, data.templates, long_tail, encoder, tuning, model, device)
     return write_run(folder, classifier, record, data, predictions)
 

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.tta import views_of
+from imbalance_vlm.heads.base import Head
 from imbalance_vlm.progress import bar
 from imbalance_vlm.recipe.columns import evaluator_sections
+from imbalance_vlm.recipe.schema import datasets_in
 from imbalance_vlm.runs.build import (
     check_validation,
     context_of,
@@ -29,6 +32,7 @@ from imbalance_vlm.runs.build import (
 from imbalance_vlm.runs.identity import config_hash
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import BlankStarts
+from imbalance_vlm.tuning.base import TuningContext
 
 
 def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resources: Resources) -> None:
@@ -62,8 +66,8 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
     """Build the parts of a run, and restore the encoder.
 
     Raises:
-        InputError: what the run itself would raise before its training; too long names of novel classes, which it would
-            raise after it.
+        InputError: what the run itself would raise before its training; class names of novel classes or other datasets
+            that are too long, which it would raise after it.
     """
     data = resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
     encoder = resources.encoder(recipe["encoder"], device)
@@ -82,12 +86,22 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
         if tuning.trains:
             make_objective(recipe, head, context, tuning, starts, long_tail)
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
-        if novel is not None and _reads_new_names(recipe):
-            templates = novel.templates
-            head.for_names(novel.class_names, lambda names: context.text_features(names, templates))
+        if "names.new" in evaluators_need(recipe):
+            others = [resources.dataset(with_draw_seed(one, recipe["seed"])) for one in datasets_in(recipe)[1:]]
+            for dataset in others + ([novel] if novel else []):
+                check_new_names(head, dataset, context)
 
 
-def _reads_new_names(recipe: Mapping[str, Any]) -> bool:
-    """Whether an evaluator asks the head for classes that it was not trained on."""
+def evaluators_need(recipe: Mapping[str, Any]) -> frozenset[str]:
+    """The capabilities that the recipe's evaluators need."""
     sections = evaluator_sections(recipe["evaluation"])
-    return any("names.new" in catalogue.EVALUATORS.needed(section) for section in sections)
+    return frozenset[str]().union(*(catalogue.EVALUATORS.needed(section) for section in sections))
+
+
+def check_new_names(head: Head, dataset: Dataset, context: TuningContext) -> None:
+    """Check that a head can classify by the class names of a dataset that it is not trained on.
+
+    Raises:
+        InputError: such as a name that makes a prompt too long.
+    """
+    head.for_names(dataset.class_names, lambda names: context.text_features(names, dataset.templates))

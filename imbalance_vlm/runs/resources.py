@@ -54,7 +54,7 @@ class Resources:
     """
 
     def __init__(self) -> None:
-        self._datasets = Recent(4)  # base and novel halves come in pairs
+        self._datasets = Recent(16)  # base and novel halves come in pairs, and others are tested by transfer
         self._encoders = Recent(2)
         self._prototypes = Recent(2)
         self._texts = Recent(16)

@@ -67,33 +67,34 @@ def run(
     """
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}")
-    wanted = plan(recipe, overrides)
+    planned = plan(recipe, overrides)
     resources = Resources()
-    folders = _folders(wanted, Path(runs), resources)
-    if not wanted.is_study:
-        return _run_or_read(wanted.recipes[0], folders[0], force, device, resources)
-    draws_plot = _draws_plot(wanted)
+    folders = _folders(planned, Path(runs), resources)
+    if not planned.is_study:
+        return _run_or_read(planned.recipes[0], folders[0], force, device, resources)
+    draws_plot = _draws_plot(planned)
     todo = [
         resolved
-        for resolved, folder in zip(wanted.recipes, folders, strict=True)
+        for resolved, folder in zip(planned.recipes, folders, strict=True)
         if force or read_result(folder) is None
     ]
     if len(todo) > 1:
         preflight(todo, join(device) or resolve_device(device), resources)
     if jobs > 1:
         resources.forget_encoders()  # of the check: they would take memory from the processes that train
-        _run_in_processes(wanted, folders, force, device, jobs)
+        _run_in_processes(planned, folders, force, device, jobs)
         force = False  # the runs are finished; what follows reads them
     results = [
-        _run_or_read(resolved, folder, force, device, resources) for resolved, folder in _with_progress(wanted, folders)
+        _run_or_read(resolved, folder, force, device, resources)
+        for resolved, folder in _with_progress(planned, folders)
     ]
-    return _report(wanted, results, Path(runs) / wanted.name, draws_plot)
+    return _report(planned, results, Path(runs) / planned.name, draws_plot)
 
 
-def _folders(wanted: Plan, root: Path, resources: Resources) -> list[Path]:
+def _folders(planned: Plan, root: Path, resources: Resources) -> list[Path]:
     """The folder of each run; data and weights that are missing are reported for all runs together."""
     folders, problems = [], []
-    for recipe in wanted.recipes:
+    for recipe in planned.recipes:
         try:
             folders.append(run_folder(root, recipe, resources))
         except InputError as error:
@@ -103,19 +104,19 @@ def _folders(wanted: Plan, root: Path, resources: Resources) -> list[Path]:
     return folders
 
 
-def _draws_plot(wanted: Plan) -> bool:
+def _draws_plot(planned: Plan) -> bool:
     """Whether the study has a plot that can be drawn; if it cannot, this says so before the runs."""
-    if wanted.plot and not find_spec("matplotlib"):
+    if planned.plot and not find_spec("matplotlib"):
         note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
         return False
-    return bool(wanted.plot)
+    return bool(planned.plot)
 
 
-def _with_progress(wanted: Plan, folders: Sequence[Path]) -> Iterator[tuple[Recipe, Path]]:
+def _with_progress(planned: Plan, folders: Sequence[Path]) -> Iterator[tuple[Recipe, Path]]:
     """The recipes of a study and their folders, with a progress bar."""
-    with bar(len(wanted.recipes), wanted.name, "run") as progress:
-        for recipe, folder in zip(wanted.recipes, folders, strict=True):
-            progress.set_postfix_str(f"{wanted.label(recipe)}, seed {recipe['seed']}")
+    with bar(len(planned.recipes), planned.name, "run") as progress:
+        for recipe, folder in zip(planned.recipes, folders, strict=True):
+            progress.set_postfix_str(f"{planned.label(recipe)}, seed {recipe['seed']}")
             yield recipe, folder
             progress.update()
 
@@ -160,7 +161,7 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
 
 
 # -- many runs -------------------------------------------------------------------------------------------------------
-def _run_in_processes(wanted: Plan, folders: Sequence[Path], force: bool, device: str, jobs: int) -> None:
+def _run_in_processes(planned: Plan, folders: Sequence[Path], force: bool, device: str, jobs: int) -> None:
     """Run a study in `jobs` processes; the first error stops what has not begun."""
     threads = max(1, (os.cpu_count() or jobs) // jobs)
     # Processes are spawned: torch's threads do not survive a fork.
@@ -168,9 +169,9 @@ def _run_in_processes(wanted: Plan, folders: Sequence[Path], force: bool, device
     try:
         futures = [
             pool.submit(_run_in_worker, recipe, folder, force, device)
-            for recipe, folder in zip(wanted.recipes, folders, strict=True)
+            for recipe, folder in zip(planned.recipes, folders, strict=True)
         ]
-        with bar(len(futures), wanted.name, "run") as progress:
+        with bar(len(futures), planned.name, "run") as progress:
             for future in as_completed(futures):
                 future.result()
                 progress.update()
@@ -188,23 +189,25 @@ def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> Ru
     return _run_or_read(recipe, folder, force, device, _resources_of_worker())
 
 
-def _report(wanted: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:
+def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:
     """Write the table and the plot of the study into its folder."""
     full, columns = table(results), columns_of(results)
-    if wanted.table.get("baseline"):
-        full = compare(full, results, wanted.table["baseline"], wanted.table["score"])
-    full["recipe"] = full["recipe"].str.removeprefix(wanted.name + "/")
-    places = wanted.coordinates()
-    if wanted.table.get("average"):
-        full = with_averages(full, places, wanted.table["average"], score_columns(results))
-    shown = select(full, wanted.table.get("columns"), wanted.table.get("sort"), columns)
+    if planned.table.get("baseline"):
+        full = compare(full, results, planned.table["baseline"], planned.table["score"])
+    full["recipe"] = full["recipe"].str.removeprefix(planned.name + "/")
+    places = planned.coordinates()
+    if planned.table.get("average"):
+        full = with_averages(full, places, planned.table["average"], score_columns(results))
+    shown = select(full, planned.table.get("columns"), planned.table.get("sort"), columns)
     save_table(full, folder / "table.csv", columns)
     save_table(shown, folder / "table.md", columns)
-    write_json(folder / "study.json", {"name": wanted.name, "runs": [str(r.path.relative_to(folder)) for r in results]})
-    if wanted.plot and draws_plot:
-        frame = curves(results) if wanted.plot["x"] == EPOCH else full
+    write_json(
+        folder / "study.json", {"name": planned.name, "runs": [str(r.path.relative_to(folder)) for r in results]}
+    )
+    if planned.plot and draws_plot:
+        frame = curves(results) if planned.plot["x"] == EPOCH else full
         for column in next(iter(places.values())):
             if column not in frame.columns:
                 frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
-        plot(frame, folder / "plot.png", **wanted.plot)
+        plot(frame, folder / "plot.png", **planned.plot)
     return StudyResult(folder, results, shown)

@@ -110,6 +110,18 @@ def test_novel_names_that_are_too_long_fail_before_the_first_run(recipe: Recipe,
     assert computed == []
 
 
+def test_names_of_another_dataset_that_are_too_long_fail_before_the_first_run(
+    recipe: Recipe, computed: list[str]
+) -> None:
+    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
+    for split in ("train", "test"):
+        (root / split / "white_cup").rename(root / split / "white_cup_of_many_words_that_do_not_fit")
+    changes = {"evaluation.transfer": {"datasets": [{"name": "folder", "root": str(root)}]}}
+    with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
+        run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
+    assert computed == []
+
+
 def test_problems_of_all_rows_are_reported_in_one_error(recipe: Recipe, computed: list[str]) -> None:
     """Equal ones once, and a configuration once, whatever the number of its seeds."""
     heads = BAD["head that does not fit"][0]
