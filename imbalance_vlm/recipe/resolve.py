@@ -171,7 +171,7 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
     if isinstance(value, Mapping) and isinstance(node.default, str):
         value = {"name": node.default, **value}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        report(path, f"must be the name of a {node.registry.kind}, or a mapping with `name`, got {value!r}")
+        report(path, f"must name one {node.registry.kind}, or be a mapping with `name`, got {value!r}")
         return {}
     try:
         entry = node.registry.get(value["name"])
@@ -188,7 +188,7 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
             return {}
     settings = settings_at(node, value)
     values = {key: item for key, item in value.items() if key not in chosen}
-    _report_unknown(values, list(settings), path, report)
+    _report_unknown(values, [*(["method"] if entry.methods is not None else []), *settings], path, report)
     return chosen | _bind(settings, values, path, report)
 
 

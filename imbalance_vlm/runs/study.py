@@ -85,7 +85,7 @@ def run(
         _run_in_processes(planned, folders, force, device, jobs)
         force = False  # the runs are finished; what follows reads them
     results = [
-        _run_or_read(resolved, folder, force, device, resources)
+        _run_of_study(resolved, folder, force, device, resources)
         for resolved, folder in _with_progress(planned, folders)
     ]
     return _report(planned, results, Path(runs) / planned.name, draws_plot)
@@ -126,6 +126,14 @@ def _run_or_read(recipe: Recipe, folder: Path, force: bool, device: str, resourc
     if world_size() > 1:
         return _run_distributed(recipe, folder, force, device, resources)
     return _run_locked(recipe, folder, force, device, resources)
+
+
+def _run_of_study(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
+    """One run of a study, whose errors name the run."""
+    try:
+        return _run_or_read(recipe, folder, force, device, resources)
+    except InputError as error:
+        raise InputError(f"{recipe['name']}, seed {recipe['seed']}: {error}") from error
 
 
 def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
@@ -186,7 +194,7 @@ def _resources_of_worker() -> Resources:
 
 
 def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> RunResult:
-    return _run_or_read(recipe, folder, force, device, _resources_of_worker())
+    return _run_of_study(recipe, folder, force, device, _resources_of_worker())
 
 
 def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:

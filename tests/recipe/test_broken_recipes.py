@@ -79,7 +79,7 @@ WRONG_SETTINGS: dict[str, tuple[str, ...]] = {
     "training.optimizer={name: sgd, lr: [1]}": ("training.optimizer.lr: must be a number", "got [1]"),
     "training=3": ("training: must be a mapping of keys, got 3",),
     "head={scale: 3}": ("head.scale: unknown key",),
-    "head=[linear]": ("head: must be the name of a head, or a mapping with `name`",),
+    "head=[linear]": ("head: must name one head, or be a mapping with `name`",),
     "balancing.loss=focall": ("unknown loss 'focall'", "Did you mean 'focal'?"),
     "balancing.loss={name: logit_adjustment, tau: -1}": ("balancing.loss.tau: must be a number >= 0, got -1",),
     "data.tau=1.5": ("data.tau: must be a number > 0 and <= 1, got 1.5",),

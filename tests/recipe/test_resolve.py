@@ -57,6 +57,7 @@ def test_a_complete_recipe_is_a_recipe_again(tmp_path: Path) -> None:
         ({"training.clip_grad": 1.0}, ["training.clip_grad: unknown key", "'clip_grad_norm'"]),
         ({"balancing.second_stage": {"name": "tau_norm", "tua": 1}}, ["balancing.second_stage.tua", "'tau'"]),
         ({"data.rooot": "x"}, ["data.rooot", "Did you mean 'root'?"]),
+        ({"tuning": {"name": "peft", "methd": "lora"}}, ["tuning.methd: unknown key", "Did you mean 'method'?"]),
     ],
 )
 def test_an_unknown_key(overrides: dict[str, Any], words: list[str]) -> None:
@@ -75,9 +76,9 @@ def test_an_unknown_key(overrides: dict[str, Any], words: list[str]) -> None:
         ({"training.schedule": "cos"}, ["training.schedule.name: unknown schedule 'cos'"]),
         ({"balancing.sampler": "instances"}, ["balancing.sampler.name", "'instance'"]),
         ({"balancing.post_hoc": "temprature"}, ["balancing.post_hoc.name:", "Did you mean 'temperature'?"]),
-        ({"tuning": 3}, ["tuning: must be the name of a tuning"]),
+        ({"tuning": 3}, ["tuning: must name one tuning, or be a mapping with `name`"]),
         ({"balancing.regularizers": 3}, ["balancing.regularizers: must be a list of regularizers"]),
-        ({"balancing.regularizers": [{"weight": 1}]}, ["balancing.regularizers.0: must be the name of a regularizer"]),
+        ({"balancing.regularizers": [{"weight": 1}]}, ["balancing.regularizers.0: must name one regularizer"]),
     ],
 )
 def test_an_unknown_name(overrides: dict[str, Any], words: list[str]) -> None:

@@ -171,12 +171,13 @@ def test_jobs_give_the_results_of_one_process(recipe: Recipe) -> None:
     assert [weights(run) for run in two.runs] == [weights(run) for run in one.runs]
 
 
-def test_error_in_a_process_is_the_error_of_the_study(recipe: Recipe) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_error_of_a_run_is_the_error_of_the_study_and_names_the_run(recipe: Recipe, jobs: int) -> None:
     """One that only training shows."""
     diverging = recipe | {"training": recipe["training"] | {"optimizer": {"name": "sgd", "lr": 1e38}}}
     diverging["head"] = {"name": "linear", "normalise": False}
-    with pytest.raises(InputError, match="training loss became"):
-        imbalance_vlm.run(diverging | {"grid": {"seeds": [0, 1]}}, jobs=2)
+    with pytest.raises(InputError, match=r"^tiny, seed [01]: the training loss became"):
+        imbalance_vlm.run(diverging | {"grid": {"seeds": [0, 1]}}, jobs=jobs)
     assert not list(Path("runs").rglob("result.json"))
 
 
