@@ -1,4 +1,4 @@
-"""The class counts of a training set, their prior and their groups: computed once and passed to what needs them."""
+"""The class counts of a training set and their groups: computed once and passed to what needs them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LongTail:
         few: classes with fewer than this are "few" (< 20); those between, both ends included, are "medium".
         group_counts: (C,) counts that decide the groups in place of `counts`, such as those of the dataset before it
             was thinned.
-        allow_empty: accept classes without a training image. Such a class has prior 0 (log prior -inf): prior-based
-            losses leave it out of the softmax, so that it neither gets a gradient nor shifts the others' priors.
+        allow_empty: accept classes without a training image. They have prior 0 (log prior -inf): prior-based
+            losses leave them out of the softmax, so that they neither get a gradient nor shift the others' priors.
 
     Raises:
         InputError: counts that are not one row of non-negative whole numbers, or a class without images.
@@ -90,7 +90,7 @@ class LongTail:
 
     @classmethod
     def of(cls, counts: LongTail | ArrayLike) -> LongTail:
-        """`counts` itself when it is a LongTail already, else a LongTail made of it."""
+        """`counts` itself when it is a LongTail already, else a LongTail with these counts."""
         return counts if isinstance(counts, LongTail) else cls(counts)
 
     def name_of(self, label: int) -> str:
@@ -99,17 +99,6 @@ class LongTail:
     @property
     def num_classes(self) -> int:
         return int(self.counts.size)
-
-    @cached_property
-    def prior(self) -> NDArray[np.float64]:
-        """(C,) share of each class in the training set; sums to 1."""
-        return self.counts / self.counts.sum()
-
-    @cached_property
-    def log_prior(self) -> NDArray[np.float64]:
-        """(C,) log of `prior`; -inf for a class without images."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.prior)
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:

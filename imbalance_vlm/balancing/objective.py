@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from imbalance_vlm.balancing.gradients.base import Gradient
+from imbalance_vlm.balancing.gradients.base import Gradient, PlainGradient
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.heads.base import Head
@@ -39,7 +39,7 @@ class Objective(nn.Module):
         self.head = head
         self.criterion = criterion
         self.regularizers = nn.ModuleList(regularizers)
-        self.gradient = gradient or Gradient()
+        self.gradient = gradient or PlainGradient()
         self.register_buffer("frozen_text", frozen_text, persistent=False)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imbalance_vlm.balancing.gradients.base import Gradient, Snapshot
+from imbalance_vlm.balancing.gradients.base import PlainGradient, Snapshot
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.encoders.sources import Source
@@ -52,7 +52,7 @@ def first_pass(
     snapshots = folder / FOLDER
     snapshots.mkdir(parents=True, exist_ok=True)
     start = {key: value.detach().clone() for key, value in objective.state_dict().items()}
-    transform, objective.gradient = objective.gradient, Gradient()
+    transform, objective.gradient = objective.gradient, PlainGradient()
 
     def save_snapshot(epoch: int) -> dict[str, float]:
         parameters = trained_parameters(objective)

@@ -295,7 +295,7 @@ class CountsAsAttribute(Sound):
 
     def __init__(self, long_tail: LongTail, **settings: Any) -> None:
         super().__init__(long_tail, **settings)
-        self.log_prior = torch.as_tensor(long_tail.log_prior)
+        self.log_prior = torch.as_tensor(long_tail.counts / long_tail.counts.sum()).log()
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return super().per_sample(logits + self.log_prior.to(logits), targets)
@@ -339,7 +339,7 @@ class TensorStaysOnTheCPU(Sound):
 
     def __init__(self, long_tail: LongTail, **settings: Any) -> None:
         super().__init__(long_tail, **settings)
-        self.log_prior = torch.as_tensor(long_tail.log_prior)
+        self.log_prior = torch.as_tensor(long_tail.counts / long_tail.counts.sum()).log()
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return super().per_sample(logits + self.log_prior, targets)

@@ -50,7 +50,7 @@ def validation(rows: int = 100, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(rows) % CLASSES
     logits = torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64)
-    logits = logits + 0.3 * torch.tensor(TAIL.log_prior)
+    logits = logits + 0.3 * log_prior(torch.tensor(TAIL.counts), logits)
     logits[torch.arange(rows), labels] += 2.0
     return logits, labels
 

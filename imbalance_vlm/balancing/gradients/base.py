@@ -12,7 +12,7 @@ Snapshot = Mapping[str, Tensor]
 
 
 class Gradient(nn.Module):
-    """The plain gradient of the loss. A subclass changes it; what it keeps between steps is a buffer.
+    """Base class of gradient transforms; what a transform keeps between steps is a buffer.
 
     A transform that learns from a training of its own (a first pass) declares its length in `first_epochs` and receives
     the trained parameters as they were after each of its epochs; then the head starts again.
@@ -20,11 +20,11 @@ class Gradient(nn.Module):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the gradient of a sum is the sum of the gradients, as for the plain gradient.
+        """Whether the gradient of a sum is the sum of the gradients.
 
         Only then may a batch be computed in parts, or by several processes that average their gradients.
         """
-        return type(self) is Gradient
+        return False
 
     @property
     def first_epochs(self) -> int:
@@ -44,3 +44,11 @@ class Gradient(nn.Module):
 
     def after_step(self) -> None:
         """Called after each step of the optimizer."""
+
+
+class PlainGradient(Gradient):
+    """The gradient of the loss, unchanged."""
+
+    @property
+    def is_linear(self) -> bool:
+        return True

@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, smoothed_cross_entropy
+from imbalance_vlm.balancing.losses.base import Loss, Reduction, exact, log_prior, smoothed_cross_entropy
 from imbalance_vlm.components.ranges import NonNegative
 from imbalance_vlm.heads.experts import EXPERTS
 from imbalance_vlm.long_tail import LongTail
@@ -45,7 +45,7 @@ def rank_reversed(counts: Tensor, like: Tensor) -> Tensor:
 def expert_shifts(counts: Tensor, like: Tensor, tau: float) -> Tensor:
     """(3, C) offsets added to the logits of each expert; -inf for a class without images."""
     numbers = exact(counts, like)
-    prior = (numbers / numbers.sum()).log()
+    prior = log_prior(counts, numbers)
     inverse = (rank_reversed(counts, like) / numbers.sum()).log()
     shifts = torch.stack([torch.zeros_like(prior), prior, prior - tau * inverse])
     return torch.where(counts > 0, shifts, -torch.inf).to(like.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.balancing.gradients.base import Gradient
+from imbalance_vlm.balancing.gradients.base import Gradient, PlainGradient
 from imbalance_vlm.balancing.gradients.prograd import ProGrad
 from imbalance_vlm.balancing.gradients.subspace import Subspace
 
@@ -35,5 +35,5 @@ class Plugin(Gradient):
 
 
 def test_only_the_plain_gradient_is_linear() -> None:
-    assert Gradient().is_linear
+    assert PlainGradient().is_linear
     assert not any(transform.is_linear for transform in (ProGrad(1.0), subspace(), Plugin()))

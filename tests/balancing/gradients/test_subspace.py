@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imbalance_vlm.balancing.gradients.base import Gradient
+from imbalance_vlm.balancing.gradients.base import Gradient, PlainGradient
 from imbalance_vlm.balancing.gradients.subspace import Subspace, principal_directions
 from imbalance_vlm.errors import InputError
 
@@ -120,13 +120,13 @@ def test_training_in_the_subspace_is_training_of_the_coordinates(weight_decay: f
         velocity = 0.9 * velocity + transform.basis @ slope
         a = a - 0.05 * velocity
     torch.testing.assert_close(end, begin + transform.basis.t() @ a, rtol=0, atol=1e-10)
-    plain = descend(Gradient(), weight_decay=weight_decay)[1]
+    plain = descend(PlainGradient(), weight_decay=weight_decay)[1]
     assert float((end - plain).norm()) > 0.1
 
 
 def test_subspace_of_all_directions_gives_plain_training() -> None:
     everything = descend(subspace(rank=SIZE, keep=SIZE + 1))[1]
-    torch.testing.assert_close(everything, descend(Gradient())[1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(everything, descend(PlainGradient())[1], rtol=0, atol=1e-10)
 
 
 def test_the_gradient_outside_of_the_subspace_is_removed_in_float32() -> None:
