@@ -37,7 +37,7 @@ class Entry:
         status: "" or "reconstruction" for a method whose paper has no public code to check against.
         methods: of a family, such as prompt tuning: the registry of its members. A recipe names one by the key
             `method`; the first is the default. `build` takes the member as its positional parameter `method`; an empty
-            `build` makes the member stand for itself.
+            `build` means that the member is used alone.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Entry:
     def settings(self, section: Section = {}) -> dict[str, Setting]:  # noqa: B006 (read only)
         """The settings that a recipe may give, by name; of a family, those of the member and of the family itself."""
         member = self.member(section)
-        own = settings_of(member.load())
-        return own if member is self or not self.build else own | settings_of(self.load())
+        settings = settings_of(member.load())
+        return settings if member is self or not self.build else settings | settings_of(self.load())
 
     def needed(self, section: Section) -> frozenset[str]:
         """What the other components of a recipe must provide, for these settings."""
@@ -99,12 +99,12 @@ class Entry:
         """
         member = self.member(section)
         naming = NAMING if self.methods is not None else NAMING[:1]  # elsewhere `method` is a setting like any other
-        given = {key: value for key, value in section.items() if key not in naming}
+        settings = {key: value for key, value in section.items() if key not in naming}
         if member is self or not self.build:
-            return _call(member, given, offers, section)
+            return _call(member, settings, offers, section)
         shared = settings_of(self.load())
-        inner = _call(member, {key: value for key, value in given.items() if key not in shared}, offers, section)
-        outer = {key: value for key, value in given.items() if key in shared}
+        inner = _call(member, {key: value for key, value in settings.items() if key not in shared}, offers, section)
+        outer = {key: value for key, value in settings.items() if key in shared}
         return _call(self, outer, {**offers, "method": lambda _section: inner}, section)
 
 
