@@ -89,5 +89,5 @@ def list_samplers() -> list[str]:
 
 
 def list_tunings() -> list[str]:
-    """Names of the ways of tuning."""
+    """Names of the tunings."""
     return _names("tunings")

@@ -53,7 +53,7 @@ def create_prototypes(
 ) -> Tensor:
     """(C, d) unit rows far apart, float32, on the CPU, in a random orientation that depends on the seed only.
 
-    Which row stands for which class is arbitrary: see `assign_prototypes`. (In an orthoplex, rows i and d + i are
+    Which row belongs to which class is arbitrary: see `assign_prototypes`. (In an orthoplex, rows i and d + i are
     opposite.)
 
     Args:
@@ -100,7 +100,7 @@ def create_prototypes(
 
 
 def resolve_kind(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKind:
-    """The kind of prototypes that `kind` stands for with C classes in d dimensions.
+    """The kind of prototypes that `kind` means with C classes in d dimensions.
 
     Raises:
         InputError: a kind that does not exist for this C and d.

@@ -37,7 +37,7 @@ class Entry:
         status: "" or "reconstruction" for a method whose paper has no public code to check against.
         methods: of a family, such as prompt tuning: the registry of its members. A recipe names one by the key
             `method`; the first is the default. `build` takes the member as its positional parameter `method`; an empty
-            `build` makes the member stand for itself.
+            `build` means that the member is used alone.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Entry:
         """
         member = self.member(section)
         naming = NAMING if self.methods is not None else NAMING[:1]  # elsewhere `method` is a setting like any other
-        values = {key: value for key, value in section.items() if key not in naming}
+        settings = {key: value for key, value in section.items() if key not in naming}
         if member is self or not self.build:
-            return _call(member, values, offers, section)
+            return _call(member, settings, offers, section)
         shared = settings_of(self.load())
-        inner = _call(member, {key: value for key, value in values.items() if key not in shared}, offers, section)
-        outer = {key: value for key, value in values.items() if key in shared}
+        inner = _call(member, {key: value for key, value in settings.items() if key not in shared}, offers, section)
+        outer = {key: value for key, value in settings.items() if key in shared}
         return _call(self, outer, {**offers, "method": lambda _section: inner}, section)
 
 

@@ -291,12 +291,12 @@ def checked_settings(what: str, known: Mapping[str, Setting], given: Mapping[str
     return dict(given)
 
 
-def check_arguments(**given: tuple[Any, Any]) -> None:
-    """Check the arguments of a public function, each given as (annotation, value).
+def check_arguments(**arguments: tuple[Any, Any]) -> None:
+    """Check the arguments of a public function, each as (annotation, value).
 
     Raises:
         InputError: everything that is wrong with them, at once.
     """
-    wrong = [f"`{name}` {problem}" for name, (kind, value) in given.items() if (problem := mistake(kind, value))]
+    wrong = [f"`{name}` {problem}" for name, (kind, value) in arguments.items() if (problem := mistake(kind, value))]
     if wrong:
         raise InputError("; ".join(wrong))

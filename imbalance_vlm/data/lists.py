@@ -179,7 +179,7 @@ def read_existing(listing: Listing, on_error: OnError) -> Dataset:
 
 
 def existing(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:
-    """(N,) whether each file exists. A folder is listed once, however many of its files are asked for."""
+    """(N,) whether each file exists. A folder is listed once, however many of its files are listed."""
     rows_of: dict[str, list[int]] = {}
     for row, path in enumerate(paths):
         rows_of.setdefault(path.rpartition("/")[0], []).append(row)

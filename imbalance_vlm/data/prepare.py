@@ -32,8 +32,8 @@ def create_dataset(name: str, **settings: Any) -> Dataset:
         InputError: an unknown name or setting, missing files, unreadable images, a single class.
     """
     catalogue.load_plugins()
-    known = catalogue.DATASETS.get(name).settings() | settings_of(apply_protocol)
-    section = {"name": name, **checked_settings(f"dataset '{name}'", known, settings)}
+    allowed = catalogue.DATASETS.get(name).settings() | settings_of(apply_protocol)
+    section = {"name": name, **checked_settings(f"dataset '{name}'", allowed, settings)}
     return _protocol_of(section, make_reader(section).read())
 
 
@@ -55,7 +55,7 @@ def make_reader(section: Section) -> Reader:
     return reader
 
 
-def list_dataset(section: Section, *, whole: bool = False) -> tuple[Listing, Dataset]:
+def list_dataset(section: Section, *, together: bool = False) -> tuple[Listing, Dataset]:
     """A dataset as its source lists it, and the listing itself: no image is opened or checked for existence.
 
     A reader's `read` refuses a dataset that lacks images or holds images that cannot be decoded, which is right for
@@ -63,7 +63,7 @@ def list_dataset(section: Section, *, whole: bool = False) -> tuple[Listing, Dat
 
     Args:
         section: a recipe's data section.
-        whole: whether images that the source does not divide stay together: "train" and "test" are then both all of
+        together: whether images that the source does not divide stay together: "train" and "test" are then both all of
             them. Otherwise test images are drawn as for training.
 
     Raises:
@@ -71,7 +71,7 @@ def list_dataset(section: Section, *, whole: bool = False) -> tuple[Listing, Dat
     """
     listing = make_reader(section).list()
     divided = listing
-    if whole and listing.undivided:
+    if together and listing.undivided:
         images = listing.splits["train"]
         divided = replace(listing, splits={"train": images, "test": images}, undivided=None)
     return listing, _protocol_of(section, divided.dataset())
@@ -83,9 +83,10 @@ def dataset_identity(section: Section) -> str:
     A setting at its default counts as one that is left out. No image is opened, but the files may be listed, which
     takes time for large folders: share the result.
     """
-    settings = catalogue.DATASETS.get(section["name"]).settings() | settings_of(apply_protocol)
-    changed = {key: value for key, value in section.items() if key in settings and not settings[key].is_default(value)}
-    content = f"{section['name']}{sorted(changed.items(), key=str)}{make_reader(section).identity()}"
+    allowed = catalogue.DATASETS.get(section["name"]).settings() | settings_of(apply_protocol)
+    changed = {key: value for key, value in section.items() if key in allowed and not allowed[key].is_default(value)}
+    settings = sorted(changed.items(), key=str)
+    content = f"{section['name']}{settings}{make_reader(section).identity()}"
     return hashlib.sha256(content.encode()).hexdigest()
 
 

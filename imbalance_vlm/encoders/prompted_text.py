@@ -157,8 +157,8 @@ class PromptedText:
         """Bytes that the text tower keeps for the backward pass of a step with a shared context, by arithmetic."""
         layout = self.layout(n_ctx)
         rows = torch.arange(len(layout.ids))
-        chunks, kept = self._chunks(layout, rows, layout.shared if "prefix" in self.savings else 0)
-        return kept if kept <= self._most_kept(len(rows)) else max(kept * len(chunk) // len(rows) for chunk in chunks)
+        chunks, size = self._chunks(layout, rows, layout.shared if "prefix" in self.savings else 0)
+        return size if size <= self._most_kept(len(rows)) else max(size * len(chunk) // len(rows) for chunk in chunks)
 
     def _deep(self, deep: Tensor | Sequence[Tensor]) -> Tensor:
         if not isinstance(deep, Tensor):
@@ -231,8 +231,8 @@ class PromptedText:
             packed = pack(lengths, self.chunk, lambda count, length: True)
         else:
             packed = pack(lengths, MOST_AT_ONCE, lambda count, length: count * cost[length] <= self.memory_bytes)
-        kept = sum(len(chunk) * cost[lengths[chunk[-1]]] for chunk in packed)
-        return [torch.tensor(chunk) for chunk in packed], kept
+        size = sum(len(chunk) * cost[lengths[chunk[-1]]] for chunk in packed)
+        return [torch.tensor(chunk) for chunk in packed], size
 
     def _most_kept(self, prompts: int) -> float:
         """Most bytes to keep for which a single pass over this number of prompts is used."""

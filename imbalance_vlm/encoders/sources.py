@@ -1,4 +1,4 @@
-"""Where batches come from: cached features, images, or images through the frozen tower, behind one interface."""
+"""Sources of batches, with one interface: cached features, images, or images through the frozen tower."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class ImageSource(PixelSource):
 
 
 def evaluation_rows(source: Source, batch_size: int) -> tuple[Tensor, ...]:
-    """All rows of a source in order, in batches for a pass without gradients; the batch size changes no number.
+    """All rows of a source in order, in batches for a pass without gradients; the batch size changes no result.
 
     A batch of images or tokens has at most `EVALUATION_NUMBERS` numbers: 1024 images of 224 pixels, read ahead by
     several workers, would take gigabytes, and the tower's activations many more.

@@ -160,7 +160,7 @@ def base_to_novel(base: Predictions, novel: Predictions, joint: Predictions) -> 
 
 
 def best_epoch(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The epoch with the highest H of a curve, and base, novel and H there; NaN without a curve.
+    """The epoch with the highest H of a curve, and base, novel and H in that epoch; NaN without a curve.
 
     It is chosen on test images: it bounds what overfitting costs, and is no result.
     """

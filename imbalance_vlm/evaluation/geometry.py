@@ -251,7 +251,7 @@ class Angles(NamedTuple):
     max_angle: float
 
 
-def angles_between(rows: Tensor, others: Tensor, block_rows: int = BLOCK_ROWS) -> Angles:
+def angles_between(rows: Tensor, partners: Tensor, block_rows: int = BLOCK_ROWS) -> Angles:
     """Cosines between row k of one matrix (K, d) and row k' != k of another (or the same), each centred by its mean.
 
     The (K, K) cosines are computed block_rows rows at a time. NaN for fewer than 2 rows, or when a row is the mean.
@@ -261,7 +261,7 @@ def angles_between(rows: Tensor, others: Tensor, block_rows: int = BLOCK_ROWS) -
     count = len(rows)
     if count < 2:
         return Angles(math.nan, math.nan)
-    left, right = _unit(_centred(rows)), _unit(_centred(others))  # (K, d)
+    left, right = _unit(_centred(rows)), _unit(_centred(partners))  # (K, d)
     pairs = count * (count - 1)
     mean = float(left.sum(0) @ right.sum(0) - (left * right).sum()) / pairs
     squares = distance = 0.0

@@ -77,7 +77,7 @@ def _training_needs(recipe: Recipe, provided: frozenset[str]) -> Iterator[Confli
             f"interpolates between the start of the head and the trained head, and {_lacks('start', recipe)}",
         )
     if training["shard"] and "tower.trained" not in provided:
-        yield "training.shard", f"spreads a tower that is trained, and {_lacks('tower.trained', recipe)}"
+        yield "training.shard", f"shards a tower that is trained, and {_lacks('tower.trained', recipe)}"
 
 
 def _sharded(recipe: Recipe) -> Iterator[Conflict]:

@@ -91,7 +91,7 @@ class SchemaBuilder:
         names = {"type": "string"} if free else {"enum": node.registry.names()}
         methods = list(dict.fromkeys(method for _, method, _ in forms if method))
         properties: dict[str, Any] = {"name": names} | ({"method": {"enum": methods}} if methods else {})
-        properties |= {key: one[0] if len(one) == 1 else {"anyOf": one} for key, one in schemas.items()}
+        properties |= {key: kinds[0] if len(kinds) == 1 else {"anyOf": kinds} for key, kinds in schemas.items()}
         families = [(entry.name, entry.methods.names()) for entry in node.registry if entry.methods]
         rules = [_rule({"name": name}, {"properties": {"method": {"enum": members}}}) for name, members in families]
         rules += [] if free else [self._form(*form, schemas) for form in forms]

@@ -142,7 +142,7 @@ def _values(content: Any, counted: dict[int, int]) -> int:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping.
 
-    A bare name stands for a component without settings. A component with another `name` replaces the one below it
+    A bare name means a component without settings. A component with another `name` replaces the one below it
     with its settings; only the settings that all components of its kind share are kept (the protocol of a dataset), and
     those that the new component requires (the `root` of a dataset). Another `method` of a family replaces the settings
     only when the family's name is given with it. A published row with its `source` replaces another row: figures of two

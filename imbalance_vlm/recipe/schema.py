@@ -53,9 +53,9 @@ class Section:
     Args:
         children: the nodes below, by key.
         settings: "module:attribute" of a callable whose settings are keys of this section.
-        entries: a registry whose entries are keys of this section: `geometry: {split: test}`. `true` stands for an
+        entries: a registry whose entries are keys of this section: `geometry: {split: test}`. `true` means an
             entry with its defaults, `false` or null for none.
-        default_entries: those that are there without being named; `false` leaves one out.
+        default_entries: those that are used by default; `false` leaves one out.
     """
 
     children: Mapping[str, Node]

@@ -16,7 +16,7 @@ def compare(frame: pd.DataFrame, results: Sequence[Result], baseline: str, score
     """The table with the mean difference of each row to `baseline`, in points, and the p-value of that difference.
 
     The test is Student's paired t over the seeds that both rows have, two-sided, with Holm's correction for the number
-    of rows. It tells whether another set of seeds would show the same sign, and nothing about other test images or
+    of rows. It says whether another set of seeds would show the same sign, and nothing about other test images or
     other datasets. NaN for the baseline itself, for fewer than two seeds in common, and for rows that do not depend on
     the seed where the baseline does not either.
 

@@ -83,7 +83,7 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _with_samples(frame: pd.DataFrame, results: Sequence[Result]) -> pd.DataFrame:
-    """The table with the samples of pre-training beside its pairs, where they are known of any row."""
+    """The table with the samples of pre-training beside its pairs, where they are known for any row."""
     identities = [result.record["identity"] for result in results]
     samples = {(each["encoder"], each["pretrained"]): each[SAMPLES] for each in identities if each.get(SAMPLES)}
     column = [samples.get(weights) for weights in zip(frame["encoder"], frame["pretrained"], strict=True)]

@@ -156,7 +156,7 @@ class TrainedClassifier:
         """Classify images.
 
         Args:
-            images: image files, or folders of them (with all folders below); or what `find_images` found there.
+            images: image files, or folders of them (with all folders below); or the result of `find_images`.
 
         Returns:
             One row per image: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).

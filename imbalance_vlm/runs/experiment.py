@@ -206,7 +206,7 @@ def correct(
     start, encoding = time.monotonic(), features.seconds
     chosen = second_stage.correct(
         model,
-        # A tower that is trained may have new crops in every epoch: there the training images are read plain.
+        # A tower that is trained may have new crops in every epoch; the training images are then read plain.
         lambda: features.of("train", "plain" if features.tuning.reads_pixels else "random"),
         features.of("val") if "val" in features.data.splits else None,
         lambda: features.of("test", "random"),

@@ -86,7 +86,7 @@ class Resources:
         return self._identities.get_or_make(f"encoder {_key(settings)}", lambda: encoder_spec(settings).identity())
 
     def forget_encoders(self) -> None:
-        """Release the encoders; each is loaded again when it is next asked for."""
+        """Release the encoders; each is loaded again when it is next needed."""
         self._encoders.clear()
 
     def prototypes(self, num_classes: int, dim: int, kind: PrototypeKind, seed: int) -> Tensor:

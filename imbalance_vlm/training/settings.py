@@ -23,7 +23,7 @@ class TrainingSettings(SettingGroup):
         ema: decay of an exponential moving average of the head's weights, which is then the result; 0 for none.
         interpolation: the result is start + interpolation * (trained - start), as in WiSE-FT; 1 is the trained head.
         compile: run the head (and the tower in it) through torch.compile, which takes minutes at the start; where it
-            fails, training goes on without it.
+            fails, training continues without it.
         shard: shard the trained tower over the processes, where it does not fit one device; the numbers are the same.
             No effect in one process. A run does it with `shard_tower` before it makes the optimizer.
         checkpoint_seconds: time between checkpoints. One is written after the first step past that time; where writing

@@ -35,7 +35,7 @@ STEPS_BETWEEN_VOTES = 16
 NAMED_IMAGES = 5
 """Images of a batch that an error names."""
 TRAINING_PER_WRITING = 20
-"""Training goes on for at least this many times as long as the last checkpoint took to write."""
+"""Training continues for at least this many times as long as the last checkpoint took to write."""
 
 
 class CheckpointTimer:

@@ -232,7 +232,7 @@ def _of_path(path: Path, source: str, overrides: Sequence[str]) -> Collection:
     """A folder or a table through its reader; images that the source does not divide stay together."""
     full = [text if text.startswith(("data.", "encoder.", "encoder=")) else f"data.{text}" for text in overrides]
     recipe = _completed({"data": section_for(path)}, full)
-    listing, dataset = list_dataset(recipe["data"], whole=True)
+    listing, dataset = list_dataset(recipe["data"], together=True)
     collection = _of_dataset(source, listing, dataset, recipe["data"])
     notes = []
     if listing.undivided:

@@ -166,7 +166,7 @@ def _near_copies(collection: Collection, pairs: Sequence[tuple[int, int, int]]) 
 
 
 def _other_class(collection: Collection, image: ListedImage, first: ListedImage) -> str:
-    return "" if image.label == first.label else f"there of class {collection.class_name(first)!r}"
+    return "" if image.label == first.label else f"its copy is of class {collection.class_name(first)!r}"
 
 
 def _near_candidates(

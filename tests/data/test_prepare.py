@@ -25,7 +25,7 @@ def test_a_listed_dataset_is_the_one_that_is_read(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", MINIATURES)
 def test_images_that_the_source_does_not_divide_can_stay_together(name: str, tmp_path: Path) -> None:
-    listing, dataset = list_dataset(MINIATURES[name](tmp_path), whole=True)
+    listing, dataset = list_dataset(MINIATURES[name](tmp_path), together=True)
     assert bool(listing.undivided) == (name in ("folder", "table"))
     if listing.undivided:
         assert set(listing.splits) == {"train"}

@@ -20,7 +20,7 @@ class Loss(nn.Module):
 
     A subclass implements `per_sample(logits (N, C), targets (N,)) -> (N,)`; this class checks the shapes, applies class
     weights and reduces. A loss that changes during training extends `on_epoch`; one that also reads the embeddings
-    behind the logits implements `values` in place of `per_sample`.
+    that the logits are computed from implements `values` in place of `per_sample`.
 
     Attributes:
         experts: number E of experts whose logits a loss accepts as (N, E, C), beside (N, C); 0 for none.
@@ -60,7 +60,7 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def values(self, logits: Tensor, targets: Tensor, embeddings: Tensor | None) -> Tensor:
-        """(N,) values before class weights, of logits (N, C), targets (N,) and the embeddings (N, d) behind the logits.
+        """(N,) values before class weights, of logits (N, C), targets (N,) and embeddings (N, d).
 
         The training loop always passes the embeddings; a loss on logits alone ignores them.
         """

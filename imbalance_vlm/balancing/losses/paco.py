@@ -45,7 +45,7 @@ def parametric_contrast(
     beta: float,
     temperature: float,
     label_smoothing: float = 0.0,
-    own: bool = False,
+    keys_hold_queries: bool = False,
 ) -> Tensor:
     """Per-sample loss, (N,), of shifted logits (N, C) and unit queries (N, d) against unit keys (K, d).
 
@@ -62,13 +62,13 @@ def parametric_contrast(
         beta: weight of the class itself.
         temperature: T.
         label_smoothing: share of beta spread evenly over the classes whose logit is not -inf.
-        own: the last N keys are the queries themselves; each leaves itself out.
+        keys_hold_queries: the last N keys are the queries themselves; each leaves itself out.
     """
     size, num_classes = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)  # for sums over keys
     mask = torch.where(key_labels < 0, -torch.inf, 0.0).to(logits.dtype)  # (K,)
     scaled = F.linear(queries / temperature, keys, mask)  # (N, K)
-    if own:
+    if keys_hold_queries:
         scaled.diagonal(offset=len(keys) - size).fill_(-torch.inf)
     label = smoothed_cross_entropy(torch.cat([logits, scaled], dim=1), targets).to(wide)  # (N,) -log p_y
     hit = logits.gather(1, targets[:, None]).squeeze(1).to(wide)
@@ -83,7 +83,7 @@ def parametric_contrast(
     counts = keys.new_zeros(num_classes + 1, dtype=wide).index_add(0, places, torch.ones_like(places, dtype=wide))
     unit = queries.to(wide)
     near, positives = (unit * sums[targets]).sum(1), counts[targets]  # (N,) sum of q.k_j over P, and |P|
-    if own:
+    if keys_hold_queries:
         near, positives = near - unit.square().sum(1), positives - 1.0
     contrast = positives * normaliser - near / temperature  # -sum of log p_j
     return ((beta * label + alpha * contrast) / (beta + alpha * positives)).to(logits.dtype)
@@ -229,4 +229,4 @@ class GPaCo(PaCo):
             keys = torch.cat([self.keys.to(queries.dtype), queries])
             labels = torch.cat([self.key_labels, targets])
         settings = (self.alpha, self.beta, self.temperature, self.label_smoothing)
-        return parametric_contrast(shifted, targets, queries, keys, labels, *settings, own=True)
+        return parametric_contrast(shifted, targets, queries, keys, labels, *settings, keys_hold_queries=True)

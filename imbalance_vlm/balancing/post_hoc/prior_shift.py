@@ -165,8 +165,8 @@ class PriorShift(PostHoc):
         source = self._prior(self.source, counts)
         if isinstance(self.target, str) and self.target != "estimate":
             return self._prior(self.target, counts), source
-        given = self.given.to(counts.dtype).clamp_min(torch.finfo(counts.dtype).tiny)  # an estimate may reach 0
-        return given, source
+        target = self.given.to(counts.dtype).clamp_min(torch.finfo(counts.dtype).tiny)  # an estimate may reach 0
+        return target, source
 
     def _prior(self, name: Literal["uniform", "train", "inverse"], counts: Tensor) -> Tensor:
         """(C,) shares from floating-point `counts` (C,)."""

@@ -1,4 +1,4 @@
-"""Dot regression on the embeddings behind the logits."""
+"""Dot regression on embeddings."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ SAMPLERS.add(
 HEADS.add(
     "low_rank",
     "tail_extras.heads:LowRankHead",
-    "a linear classifier behind a learned map of low rank",
+    "a linear classifier after a learned map of low rank",
     provides=frozenset({"trained", "embedding.learned"}),
 )
 REGULARIZERS.add(
