@@ -13,6 +13,7 @@ from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.losses.paco import PaCo
 from imbalance_vlm.benchmarks.measurement import check_at_least_one, device_name, peak_bytes, synchronize
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import offer
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.progress import note
 from imbalance_vlm.training.devices import resolve_device
@@ -94,7 +95,7 @@ class _Bench:
         generator = torch.Generator().manual_seed(0)
         counts = torch.logspace(3, 0.30103, classes).round().long()  # 1000 .. 2
         self.device = device
-        offers = {"long_tail": lambda _section: LongTail(counts.numpy()), "logit_scale": lambda _section: LOGIT_SCALE}
+        offers = offer(long_tail=LongTail(counts.numpy()), logit_scale=LOGIT_SCALE)
         self.loss: Loss = catalogue.LOSSES.make({"name": name}, offers).to(device)
         shape = (batch, self.loss.experts, classes) if self.loss.experts else (batch, classes)
         self.logits = torch.randn(shape, generator=generator).to(device).requires_grad_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from imbalance_vlm.components.settings import Setting, grouped, positionals_of, settings_of
@@ -18,6 +19,16 @@ Capabilities = frozenset[str] | Callable[[Mapping[str, Any]], frozenset[str]]
 
 Offers = Mapping[str, Callable[[Section], Any]]
 """What a run offers to constructors, by parameter name: each a function of the section that asks for it."""
+
+
+def offer(**values: Any) -> Offers:
+    """Values that do not depend on the section that asks for them."""
+    return {name: partial(_value, value) for name, value in values.items()}
+
+
+def _value(value: Any, _section: Section) -> Any:
+    return value
+
 
 NAMING = ("name", "method")
 """The keys of a section that choose a component; all others are settings."""
@@ -105,7 +116,7 @@ class Entry:
         shared = settings_of(self.load())
         inner = _call(member, {key: value for key, value in settings.items() if key not in shared}, offers, section)
         outer = {key: value for key, value in settings.items() if key in shared}
-        return _call(self, outer, {**offers, "method": lambda _section: inner}, section)
+        return _call(self, outer, {**offers, **offer(method=inner)}, section)
 
 
 def _call(entry: Entry, settings: Mapping[str, Any], offers: Offers, section: Section) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Count, Natural, Part
-from imbalance_vlm.components.registry import Section
+from imbalance_vlm.components.registry import Section, offer
 from imbalance_vlm.components.settings import checked_settings, settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.reader import Listing, Reader
@@ -45,7 +45,7 @@ def make_reader(section: Section) -> Reader:
     """
     catalogue.load_plugins()
     reader_section = {key: value for key, value in section.items() if key not in settings_of(apply_protocol)}
-    reader: Reader = catalogue.DATASETS.make(reader_section, {"name": lambda named: named["name"]})
+    reader: Reader = catalogue.DATASETS.make(reader_section, offer(name=section["name"]))
     lacking = [f"{method}()" for method in ("list", "read", "identity") if not callable(getattr(reader, method, None))]
     if lacking:
         raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import offer
 from imbalance_vlm.components.settings import checked_settings, settings_of
 from imbalance_vlm.encoders.base import Encoder, EncoderSpec
 from imbalance_vlm.encoders.features import feature_source
@@ -41,7 +42,7 @@ def encoder_spec(section: Mapping[str, Any]) -> EncoderSpec:
     entry = catalogue.ENCODERS.get(section["name"])
     of_features = settings_of(feature_source)
     settings = {key: value for key, value in section.items() if key not in of_features}
-    spec = entry.make(settings, {"name": lambda chosen: chosen["name"]})
+    spec = entry.make(settings, offer(name=section["name"]))
     if not isinstance(spec, EncoderSpec):
         raise InputError(
             f"encoder '{entry.name}' must be registered with a specification that has `identity()`, which changes with "

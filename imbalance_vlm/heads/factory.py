@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.registry import Offers
+from imbalance_vlm.components.registry import Offers, offer
 from imbalance_vlm.components.settings import checked_settings
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
@@ -60,12 +60,9 @@ def create_head(
         return directions
 
     offers: Offers = {
-        "width": lambda _section: width,
-        "num_classes": lambda _section: num_classes,
-        "directions": lambda _section: directions,
+        **offer(width=width, num_classes=num_classes, directions=directions, logit_scale=logit_scale),
         "prototypes": required,
         "text": required,
-        "logit_scale": lambda _section: logit_scale,
     }
     head: Head = entry.make(section, offers)
     return head

@@ -8,6 +8,7 @@ predicting build the same parts; they differ in where heads start (`SplitFeature
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import FinishedRun
-from imbalance_vlm.components.registry import Offers, Section
+from imbalance_vlm.components.registry import Offers, Section, offer
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.encoders.base import KINDS, Encoder
@@ -38,13 +39,29 @@ from imbalance_vlm.tuning.base import Tuning, TuningContext
 Recipe = Mapping[str, Any]
 
 
-def offer(**values: Any) -> Offers:
-    """Values that do not depend on the section that asks for them."""
-    return {name: partial(_value, value) for name, value in values.items()}
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run before its training."""
+
+    long_tail: LongTail
+    head: Head
+    model: CorrectedClassifier
+    objective: Objective
 
 
-def _value(value: Any, _section: Section) -> Any:
-    return value
+def build_parts(recipe: Recipe, data: Dataset, tuning: Tuning, context: TuningContext, starts: Starts) -> Parts:
+    """Everything that the recipe trains, in the order in which random numbers are drawn.
+
+    Raises:
+        InputError: parts that cannot be trained together on this dataset.
+    """
+    if tuning.trains:
+        data.require_training(f"tuning '{recipe['tuning']['name']}'")
+    long_tail = make_long_tail(recipe, data)
+    head = make_head(recipe, context, tuning, starts)
+    model = make_model(recipe, head, long_tail, context.device)
+    check_validation(recipe, model, data)
+    return Parts(long_tail, head, model, make_objective(recipe, head, context, tuning, starts, long_tail))
 
 
 def make_tuning(recipe: Recipe) -> Tuning:
@@ -135,19 +152,25 @@ def make_head(recipe: Recipe, context: TuningContext, tuning: Tuning, starts: St
     return tuning.head(context, partial(catalogue.HEADS.make, recipe["head"], offers)).to(context.device)
 
 
-def make_model(recipe: Recipe, head: Head, long_tail: LongTail) -> CorrectedClassifier:
+def make_model(recipe: Recipe, head: Head, long_tail: LongTail, device: torch.device) -> CorrectedClassifier:
     """The head with the recipe's second stage and post-hoc correction, both before they are fitted."""
     second_stage, post_hoc = recipe["balancing"]["second_stage"], recipe["balancing"]["post_hoc"]
-    with torch.no_grad():
-        weight, _ = head.classifier()
-    num_classes, width = weight.shape
+    offers: Offers = {
+        **offer(num_classes=long_tail.num_classes, long_tail=long_tail),
+        "width": lambda _section: embedding_width(head),
+    }
     return CorrectedClassifier(
         head,
-        catalogue.SECOND_STAGES.make(second_stage, offer(width=width, num_classes=num_classes))
-        if second_stage
-        else None,
-        catalogue.POST_HOC.make(post_hoc, offer(long_tail=long_tail)) if post_hoc else None,
-    ).to(weight.device)
+        catalogue.SECOND_STAGES.make(second_stage, offers) if second_stage else None,
+        catalogue.POST_HOC.make(post_hoc, offers) if post_hoc else None,
+    ).to(device)
+
+
+def embedding_width(head: Head) -> int:
+    """Width d of a head's embeddings. A head on learned text encodes all class names for it: ask only where needed."""
+    with torch.no_grad():
+        weight, _ = head.classifier()
+    return weight.shape[1]
 
 
 def make_objective(
@@ -155,12 +178,6 @@ def make_objective(
 ) -> Objective:
     """The recipe's loss, regularizers and gradient transform around the head."""
     section = recipe["balancing"]
-
-    def prototypes(asking: Section) -> Tensor:
-        with torch.no_grad():
-            weight, _ = head.classifier()
-        return starts.prototypes(asking, weight.shape[1])
-
     offers: Offers = {
         **offer(
             long_tail=long_tail,
@@ -168,7 +185,7 @@ def make_objective(
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
         ),
-        "prototypes": prototypes,
+        "prototypes": lambda asking: starts.prototypes(asking, embedding_width(head)),
         "text": lambda _section: tuning.text(context, head),
     }
     check_reused(recipe, context.encoder)

@@ -114,7 +114,7 @@ class TrainedClassifier:
                 recipe, encoder, device, resources, class_names=long_tail.class_names, templates=templates
             )
             starts = BlankStarts(long_tail.num_classes, encoder.width(feature_kind(recipe)))
-            model = make_model(recipe, make_head(recipe, context, tuning, starts), long_tail)
+            model = make_model(recipe, make_head(recipe, context, tuning, starts), long_tail, device)
             classifier = cls(recipe, templates, long_tail, encoder, tuning, model, device)
             if classifier._weights().state_dict():
                 load_weights(folder / WEIGHTS_FILE, classifier._weights(), encoder.fingerprint)

@@ -13,6 +13,7 @@ import torch
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import offer
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
@@ -28,16 +29,11 @@ from imbalance_vlm.recipe.columns import evaluator_sections
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs.build import (
     Recipe,
-    check_validation,
+    build_parts,
     context_of,
-    make_head,
-    make_long_tail,
-    make_model,
-    make_objective,
     make_training,
     make_tuning,
     novel_half,
-    offer,
 )
 from imbalance_vlm.runs.classifier import TrainedClassifier
 from imbalance_vlm.runs.environment import begin_peak_memory, cost
@@ -77,9 +73,6 @@ def _run(
     encoder: Encoder,
     tuning: Tuning,
 ) -> RunResult:
-    if tuning.trains:
-        data.require_training(f"tuning '{recipe['tuning']['name']}'")
-    long_tail = make_long_tail(recipe, data)
     novel = novel_half(recipe, resources)
     context = context_of(recipe, data, novel, encoder, device, resources)
 
@@ -87,10 +80,8 @@ def _run(
         return SplitFeatures(dataset, context, tuning, resources, recipe["encoder"], recipe["evaluation"]["tta"])
 
     features = open_features(data)
-    head = make_head(recipe, context, tuning, features)
-    model = make_model(recipe, head, long_tail)
-    check_validation(recipe, model, data)
-    objective = make_objective(recipe, head, context, tuning, features, long_tail)
+    parts = build_parts(recipe, data, tuning, context, features)
+    long_tail, head, model = parts.long_tail, parts.head, parts.model
     if recipe["training"]["shard"] and world_size() > 1:
         shard(head)
     trainable = sum(parameter.numel() for parameter in tuning.parameters(head))
@@ -101,7 +92,7 @@ def _run(
 
     trained = Trained(0.0, 0.0)
     if tuning.trains:
-        trained = fit(recipe, objective, features, tuning, folder, after_epoch(recipe, tuning, head, evaluators))
+        trained = fit(recipe, parts.objective, features, tuning, folder, after_epoch(recipe, tuning, head, evaluators))
     history += trained.history
     chosen, seconds = correct(recipe, model, features, long_tail, folder)
     predictions = evaluate(model, features.of("test", "tta"), evaluators, recipe["evaluation"]["batch_size"])

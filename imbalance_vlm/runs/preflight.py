@@ -18,13 +18,9 @@ from imbalance_vlm.progress import bar
 from imbalance_vlm.recipe.columns import evaluator_sections
 from imbalance_vlm.recipe.schema import datasets_in
 from imbalance_vlm.runs.build import (
-    check_validation,
+    build_parts,
     context_of,
     feature_kind,
-    make_head,
-    make_long_tail,
-    make_model,
-    make_objective,
     make_training,
     make_tuning,
     novel_half,
@@ -73,18 +69,13 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
     encoder = resources.encoder(recipe["encoder"], device)
     tuning = make_tuning(recipe)
     with closing(tuning):
-        if tuning.trains:
-            data.require_training(f"tuning '{recipe['tuning']['name']}'")
-        long_tail = make_long_tail(recipe, data)
         novel = novel_half(recipe, resources)
         context = context_of(recipe, data, novel, encoder, device, resources)
         starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)))
-        head = make_head(recipe, context, tuning, starts)
-        check_validation(recipe, make_model(recipe, head, long_tail), data)
+        head = build_parts(recipe, data, tuning, context, starts).head
         tuning.transforms(context)
         views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips)
         if tuning.trains:
-            make_objective(recipe, head, context, tuning, starts, long_tail)
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
         if "names.new" in evaluators_need(recipe):
             others = [resources.dataset(with_draw_seed(one, recipe["seed"])) for one in datasets_in(recipe)[1:]]

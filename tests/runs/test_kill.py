@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +19,16 @@ import yaml
 
 import imbalance_vlm
 from imbalance_vlm.results.result import RunResult, StudyResult
+from tests.killing import ENVIRONMENT, kill_when
 
 Recipe = dict[str, Any]
 EPOCHS = 40
 KILLS = 3
 MANY_KILLS = 20
 GRID = {"grid": {"variants": {"ce": {"balancing.loss": "cross_entropy"}, "bs": {}}, "seeds": [0, 1]}}
-ENVIRONMENT = {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
 
 
 # -- killed once, from the command line ------------------------------------------------------------------------------
-def kill_when(path: Path, ready: Callable[[], bool]) -> None:
-    """Start the recipe in its own process and `kill -9` it as soon as `ready()`."""
-    command = [sys.executable, "-m", "imbalance_vlm", "run", str(path), "--runs", "killed", "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT)
-    try:
-        deadline = time.monotonic() + 120
-        while not ready():
-            assert process.poll() is None, f"it ended too early: {process.communicate()[0].decode()}"
-            assert time.monotonic() < deadline, "it took too long"
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def weights(result: RunResult) -> bytes:
     return (result.path / "head.safetensors").read_bytes()
 

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.registry import offer
 from imbalance_vlm.components.settings import checked_settings
 from imbalance_vlm.long_tail import LongTail
 
@@ -34,6 +35,6 @@ def create_loss(name: str, class_counts: LongTail | ArrayLike, **settings: Any) 
     long_tail = LongTail.of(class_counts)
     loss: Loss = entry.make(
         {"name": name, **checked_settings(f"loss '{name}'", entry.settings(), settings)},
-        {"long_tail": lambda _section: long_tail, "num_classes": lambda _section: long_tail.num_classes},
+        offer(long_tail=long_tail, num_classes=long_tail.num_classes),
     )
     return loss

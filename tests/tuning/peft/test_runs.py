@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +26,7 @@ from imbalance_vlm.training import optimizers
 from imbalance_vlm.training.optimizers import parameter_groups
 from imbalance_vlm.tuning.peft.tuning import PeftTuning
 from imbalance_vlm.tuning.tower_head import TowerHead
+from tests.killing import kill_when
 
 Recipe = dict[str, Any]
 NAMES = ("red apple", "green leaf", "blue car", "white cup")
@@ -134,23 +129,6 @@ def test_the_seed_decides_all_numbers(recipe: Recipe, name: str) -> None:
     np.testing.assert_equal(first.scores, second.scores)
     other = run(wanted, "seed=1", runs="a")
     assert not torch.equal(*(load_file(r.path / "head.safetensors")["inner.weight"] for r in (first, other)))
-
-
-def kill_when(path: Path, ready: Callable[[], bool]) -> None:
-    """Start the recipe in a process of its own and `kill -9` it as soon as `ready()`."""
-    command = [sys.executable, "-m", "imbalance_vlm", "run", str(path), "--runs", "killed", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
-    try:
-        deadline = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None, f"it ended too early: {process.communicate()[0].decode()}"
-            assert time.monotonic() < deadline, "it took too long"
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize("name", ["adaptformer", "random_mask", "vpt", "full"])

@@ -18,6 +18,7 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.prompt.base import PromptText
+from tests.tuning.prompt.contexts import tuning_of
 from tests.tuning.prompt.text_models import (
     COUNTS,
     NAMES,
@@ -30,7 +31,6 @@ from tests.tuning.prompt.text_models import (
     objective,
     sentences,
     text_by_open_clip,
-    tuning_of,
 )
 
 

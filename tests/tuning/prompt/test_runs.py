@@ -21,7 +21,8 @@ from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.sources import ImageSource
 from imbalance_vlm.evaluation.evaluate import predict
 from imbalance_vlm.training.checkpoints import load_weights
-from tests.tuning.prompt.text_models import context_of, head_of, no_plain_head, tuning_of
+from tests.tuning.prompt.contexts import tuning_of
+from tests.tuning.prompt.text_models import context_of, head_of, no_plain_head
 
 PROMPTED = {"head": "text", "training.epochs": 2, "training.batch_size": 16}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from imbalance_vlm import InputError
 from imbalance_vlm.tuning.prompt.vision_tokens import VisionTokens
+from tests.tuning.prompt.contexts import tuning_of
 from tests.tuning.prompt.vision_models import (
     TEXT,
     VISION,
@@ -23,7 +24,6 @@ from tests.tuning.prompt.vision_models import (
     perturbed,
     slow_pass,
     tower,
-    tuning_of,
 )
 
 

@@ -21,6 +21,7 @@ from imbalance_vlm.encoders.prompt_layout import Position
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.prompt.base import PromptHead
+from tests.tuning.prompt.contexts import make_context, tuning_of
 
 VISION = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -45,23 +46,7 @@ def encoder() -> Any:
 
 
 def context_of(**changes: Any) -> TuningContext:
-    defaults = {
-        "encoder": encoder(),
-        "kind": "embedding",
-        "class_names": NAMES,
-        "novel_names": (),
-        "templates": ("a photo of a {}.", "a {}."),
-        "device": torch.device("cpu"),
-        "epochs": 2,
-        "seed": 0,
-        "flips": False,
-    }
-    values = defaults | changes
-    return TuningContext(text_features=lambda *names: values["encoder"].text_features(*names), **values)
-
-
-def tuning_of(name: str, **settings: Any) -> Any:
-    return catalogue.TUNINGS.make({"name": "prompt", "method": name} | settings, {})
+    return make_context({"encoder": encoder(), "class_names": NAMES, "epochs": 2} | changes)
 
 
 def head_of(name: str = "coop", on: TuningContext | None = None, **settings: Any) -> PromptHead:

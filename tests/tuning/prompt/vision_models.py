@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from imbalance_vlm import LongTail
 from imbalance_vlm.balancing.losses.cross_entropy import CrossEntropy
 from imbalance_vlm.balancing.objective import Objective
-from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.tuning.base import TuningContext
+from tests.tuning.prompt.contexts import make_context, tuning_of
 
 VISION = {"image_size": 16, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -72,23 +72,7 @@ def encoder(precision: str = "fp32", net: Any = None) -> Any:
 
 
 def context_of(**changes: Any) -> TuningContext:
-    defaults = {
-        "encoder": encoder(),
-        "kind": "embedding",
-        "class_names": NAMES,
-        "novel_names": (),
-        "templates": ("a photo of a {}.", "a {}."),
-        "device": torch.device("cpu"),
-        "epochs": 4,
-        "seed": 0,
-        "flips": False,
-    }
-    values = defaults | changes
-    return TuningContext(text_features=lambda *names: values["encoder"].text_features(*names), **values)
-
-
-def tuning_of(name: str, **settings: Any) -> Any:
-    return catalogue.TUNINGS.make({"name": "prompt", "method": name} | settings, {})
+    return make_context({"encoder": encoder(), "class_names": NAMES, "epochs": 4} | changes)
 
 
 def no_plain_head() -> Head:
