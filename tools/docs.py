@@ -101,22 +101,43 @@ def without_folder(pretrained: str | None) -> str | None:
     return Path(pretrained).name if pretrained and Path(pretrained).is_absolute() else pretrained
 
 
+SHARED = {"environment": "environments", "columns": "columns_of_runs"}
+"""Fields that most runs of a study have in common, and the key under which their values are kept once."""
+
+
 def packed(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Records with each environment once and scores rounded to 6 decimal places: a study has hundreds of runs."""
-    environments: list[Any] = []
+    """Records with shared values once and scores rounded to 6 decimal places: a study has hundreds of runs."""
+    values: dict[str, list[Any]] = {key: [] for key in SHARED.values()}
     runs = []
     for record in records:
-        if record["environment"] not in environments:
-            environments.append(record["environment"])
         scores = {key: None if value is None else round(value, 6) for key, value in record["scores"].items()}
-        runs.append(record | {"scores": scores, "environment": environments.index(record["environment"])})
-    return {"environments": environments, "runs": runs}
+        places = {}
+        for field, key in SHARED.items():
+            if field in record:
+                if record[field] not in values[key]:
+                    values[key].append(record[field])
+                places[field] = values[key].index(record[field])
+        runs.append(record | {"scores": scores} | places)
+    return values | {"runs": runs}
+
+
+def unpacked(study: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a kept study.
+
+    >>> record = {"scores": {"overall": 50.0}, "environment": {"python": "3.11"}, "columns": []}
+    >>> unpacked(packed([record, record])) == [record, record]
+    True
+    """
+    shared = {field: study[key] for field, key in SHARED.items() if key in study}
+    return [
+        run | {field: values[run[field]] for field, values in shared.items() if field in run} for run in study["runs"]
+    ]
 
 
 def study_frame(name: str) -> pd.DataFrame:
     """One row per configuration of a kept study, with all columns."""
     study = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
-    results = [RunResult(KEPT, with_samples(record)) for record in study["runs"]]
+    results = [RunResult(KEPT, with_samples(record)) for record in unpacked(study)]
     frame = table(results)
     settings = table_settings(name)
     if settings.get("baseline"):
