@@ -724,6 +724,11 @@ SCHEDULES.add(
     f"{_PKG}.training.schedules:cosine_constant_warmup",
     "cosine decay to lr_min after a warm-up at one low rate, as in the prompt papers",
 )
+SCHEDULES.add(
+    "partial_cosine",
+    f"{_PKG}.training.schedules:partial_cosine",
+    "the first part of a quarter cosine after an optional warm-up, as in FixMatch and Imbalance-VLM",
+)
 SCHEDULES.add("multistep", f"{_PKG}.training.schedules:multistep", "learning rate that drops at given epochs")
 
 # -- evaluation ------------------------------------------------------------------------------------------------------

@@ -47,5 +47,6 @@ NonNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, below=1)]  # a part of the whole, the whole itself excluded
 Part = Annotated[float, Range(above=0, at_most=1)]
+Percentage = Annotated[float, Range(at_least=0, at_most=100)]
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]

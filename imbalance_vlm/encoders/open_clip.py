@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.data.preprocessing import Preprocessing
+from imbalance_vlm.data.preprocessing import Interpolation, Preprocessing
 from imbalance_vlm.encoders.architectures import fill, has_transformers, quiet, text_config
 from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_seed, weights_fingerprint
 from imbalance_vlm.encoders.formats import read_weights
@@ -193,6 +193,7 @@ class OpenClipSpec:
         pretrained: a tag of that architecture, a local weights file or a folder with one (in open_clip's, OpenAI's or
             Hugging Face's format), or "random" for untrained weights.
         precision: "fp32", or "bf16" for autocast.
+        interpolation: PIL's filter that scales images, in place of the model's own; null for the latter.
         features: which image features heads on pooled features read; see `imbalance_vlm.encoders.base.KINDS`.
         final_norm: whether the tokens that a decoder reads are taken after the image tower's final norm.
     """
@@ -201,6 +202,7 @@ class OpenClipSpec:
     _: KW_ONLY
     pretrained: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    interpolation: Interpolation | None = None
     features: Literal["embedding", "class_token"] = "embedding"
     final_norm: bool = True
 
@@ -242,7 +244,7 @@ class OpenClipSpec:
                     force_preprocess_cfg=overrides.preprocess,
                     weights_only=True,
                 )
-            preprocessing = from_open_clip(model.visual.preprocess_cfg)
+            preprocessing = from_open_clip(model.visual.preprocess_cfg).with_filter(self.interpolation)
         except Exception as error:  # an invalid configuration raises one of a dozen types
             reason = " ".join(str(error).split())[:300]
             raise InputError(

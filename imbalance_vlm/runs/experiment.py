@@ -77,7 +77,10 @@ def _run(
     context = context_of(recipe, data, novel, encoder, device, resources)
 
     def open_features(dataset: Dataset) -> SplitFeatures:
-        return SplitFeatures(dataset, context, tuning, resources, recipe["encoder"], recipe["evaluation"]["tta"])
+        evaluation = recipe["evaluation"]
+        return SplitFeatures(
+            dataset, context, tuning, resources, recipe["encoder"], evaluation["tta"], evaluation["tta_margin"]
+        )
 
     features = open_features(data)
     parts = build_parts(recipe, data, tuning, context, features)

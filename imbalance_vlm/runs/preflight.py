@@ -74,7 +74,7 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
         starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)))
         head = build_parts(recipe, data, tuning, context, starts).head
         tuning.transforms(context)
-        views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips)
+        views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips, recipe["evaluation"]["tta_margin"])
         if tuning.trains:
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
         if "names.new" in evaluators_need(recipe):

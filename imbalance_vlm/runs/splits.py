@@ -37,6 +37,7 @@ class SplitFeatures:
         resources: shared by the runs of a study.
         encoder_section: the recipe's `encoder` section.
         tta: test-time augmentation.
+        tta_margin: of its crops; see `imbalance_vlm.evaluation.tta.views_of`.
 
     Attributes:
         seconds: time spent on encoding.
@@ -50,6 +51,7 @@ class SplitFeatures:
         resources: Resources,
         encoder_section: Mapping[str, Any],
         tta: Any = "none",
+        tta_margin: int | None = None,
     ) -> None:
         self.data = data
         self.context = context
@@ -64,7 +66,7 @@ class SplitFeatures:
         self._views = {
             "plain": plain,
             "train": tuning.transforms(context),
-            "tta": views_of(self.encoder.preprocessing, tta, data.flips),
+            "tta": views_of(self.encoder.preprocessing, tta, data.flips, tta_margin),
             "random": view_transforms(self.encoder, RANDOM_CROPS, RANDOM_CROP_SCALE, data.flips),
         }
         self._sources: dict[tuple[str, tuple[str, ...]], Source] = {}

@@ -289,6 +289,18 @@ def beyond_features(root: nn.Module) -> set[str]:
     return outside
 
 
+def beyond_blocks(root: nn.Module, method: str) -> set[str]:
+    """Names of the parameters outside the blocks of a vision transformer.
+
+    Raises:
+        InputError: another kind of network.
+    """
+    blocks = {
+        id(parameter) for block in transformer_tower(root, method).blocks for parameter in block.module.parameters()
+    }
+    return {name for name, parameter in root.named_parameters() if id(parameter) not in blocks}
+
+
 def norms(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The norms of a tower, by name."""
     return ((name, module) for name, module in root.named_modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm)))
