@@ -11,7 +11,8 @@ N counts the labels seen so far in training, this batch included, and at least 1
 punishment by samples of frequent ones; S gives it back where such a sample is mistaken for them.
 
 Differs from [0] and [1] in: the ratio p_j / p_y is exp(z_j - z_y), taken in logarithms, so that it needs no floor ([1]
-replaces p_y by .01 where it is smaller, which `floor` does here); no normalised classifier and no objectness branch. A class without images in the training set takes no part.
+replaces p_y by .01 where it is smaller, which `floor` does here); no normalised classifier and no objectness branch. A
+class without images in the training set takes no part.
 """
 
 from __future__ import annotations

@@ -27,13 +27,13 @@ names are those of 100 ImageNet classes, the same for all datasets and seeds; so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, RunText, StepOutputs
-from imbalance_vlm.components.ranges import NonNegative, Range
+from imbalance_vlm.components.ranges import Count, NonNegative
 from imbalance_vlm.data.prepare import resolve_templates
 from imbalance_vlm.errors import InputError
 
@@ -127,7 +127,7 @@ def text_anchor(
     target: AnchorTarget = "ensemble",
     distance: AnchorDistance = "cos",
     weight: NonNegative = 1.0,
-    external: Annotated[int, Range(at_least=1, at_most=100)] = 100,
+    external: Count = 100,
 ) -> TextAnchor:
     """The distance of learned text features to those of the frozen text tower, mean over the names.
 
@@ -139,7 +139,7 @@ def text_anchor(
             sentences ("ensemble") or over CLIP's 80 for ImageNet and the dataset's first ("openai").
         distance: "cos", "l1", "mean_l1" or "l2".
         weight: factor of the term in the objective.
-        external: number of external names, the first of the list that are short enough for the text tower.
+        external: number of external names; those that are too long for the text tower are passed over.
 
     Raises:
         InputError: a run that learns no text features, novel names where there are none, more external names than there
@@ -170,17 +170,17 @@ def _novel_names(text: RunText) -> Sequence[str]:
 
 
 def external_names(text: RunText, count: int) -> list[str]:
-    """The first `count` external names that fit into the text tower.
+    """The first `count` names of `EXTERNAL`, and then of the other ImageNet classes, that fit into the text tower.
 
     Raises:
         InputError: `count` is larger than the number of such names.
     """
     from open_clip import IMAGENET_CLASSNAMES
 
-    fitting = text.fitting([IMAGENET_CLASSNAMES[label] for label in EXTERNAL])
+    fitting = text.fitting([IMAGENET_CLASSNAMES[label] for label in dict.fromkeys((*EXTERNAL, *range(1000)))])
     if len(fitting) < count:
         raise InputError(
-            f"`external` of regularizer 'text_anchor' must be at most {len(fitting)}, the number of external names "
+            f"`external` of regularizer 'text_anchor' must be at most {len(fitting)}, the number of ImageNet names "
             f"that are not too long for the text tower, got {count}"
         )
     return fitting[:count]
