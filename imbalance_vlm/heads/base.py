@@ -4,10 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.errors import InputError
+
+
+def check_rows(name: str, rows: Tensor, num_classes: int, width: int) -> None:
+    """Refuse rows to start from, such as text features or prototypes, that are not (num_classes, width).
+
+    Raises:
+        InputError: another shape; `name` is that of the argument.
+    """
+    if rows.shape != (num_classes, width):
+        raise InputError(
+            f"`{name}` must have shape ({num_classes}, {width}), one row per class, got {tuple(rows.shape)}; pass rows "
+            "for the same classes and of the same width"
+        )
+
+
+@torch.no_grad()
+def linear_layer(width: int, num_classes: int, directions: Tensor | None = None, bias: bool = True) -> nn.Linear:
+    """A linear layer with bias 0, whose weight starts from `directions` (C, w), or as torch initialises it if None.
+
+    Raises:
+        InputError: directions of another shape.
+    """
+    layer = nn.Linear(width, num_classes, bias=bias)
+    if bias:
+        layer.bias.zero_()
+    if directions is not None:
+        check_rows("directions", directions, num_classes, width)
+        layer.weight.copy_(directions)
+    return layer
 
 
 class Head(nn.Module):

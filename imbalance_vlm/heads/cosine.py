@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural, Positive
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 
@@ -45,8 +45,10 @@ class CosineHead(Head):
         adapter: Natural = 0,
     ) -> None:
         super().__init__()
-        start = F.normalize(torch.randn(num_classes, width), dim=-1) if directions is None else directions
-        self.weight = nn.Parameter(start.detach().clone())  # (C, w)
+        if directions is None:
+            directions = F.normalize(torch.randn(num_classes, width), dim=-1)
+        check_rows("directions", directions, num_classes, width)
+        self.weight = nn.Parameter(directions.detach().clone())  # (C, w)
         self.logit_scale = None if learn_scale else float(scale)
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log(), requires_grad=learn_scale)
         self.adapter = FeatureAdapter(width, adapter) if adapter else None

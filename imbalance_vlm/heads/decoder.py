@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.components.ranges import Count, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, linear_layer
 
 
 class DecoderHead(Head):
@@ -57,11 +56,7 @@ class DecoderHead(Head):
                 for _ in range(depth)
             )
         )
-        self.layer = nn.Linear(width, num_classes)
-        nn.init.zeros_(self.layer.bias)
-        if directions is not None:
-            with torch.no_grad():
-                self.layer.weight.copy_(directions)
+        self.layer = linear_layer(width, num_classes, directions)
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) class tokens after the blocks, of all tokens (B, T, w)."""

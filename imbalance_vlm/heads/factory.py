@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.registry import Offers, offer
-from imbalance_vlm.components.settings import checked_settings
+from imbalance_vlm.components.registry import offer
+from imbalance_vlm.components.settings import checked_settings, positionals_of
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.progress import note
 
 
@@ -47,24 +47,16 @@ def create_head(
     allowed = entry.settings()
     section = {"name": name, **checked_settings(f"head '{name}'", allowed, settings)}
     init = section.get("init", allowed["init"].default if "init" in allowed else "random")
-    if init != "random" and directions is None:
+    if directions is not None:
+        check_rows("directions", directions, num_classes, width)
+    elif init != "random" or {"text", "prototypes"} & set(positionals_of(entry.load())):
+        start, remedy = (f" with init '{init}'", ", or set init='random'") if init != "random" else ("", "")
         raise InputError(
-            f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; pass "
-            "them, or set init='random'"
+            f"head '{name}'{start} needs `directions` of shape ({num_classes}, {width}), got None; "
+            f"pass one unit row per class{remedy}"
         )
-
-    def required(_section: Any) -> Tensor:
-        if directions is None or directions.shape != (num_classes, width):
-            shape = None if directions is None else tuple(directions.shape)
-            raise InputError(f"head '{name}' needs `directions` of shape ({num_classes}, {width}), got {shape}")
-        return directions
-
-    offers: Offers = {
-        **offer(width=width, num_classes=num_classes, directions=directions, logit_scale=logit_scale),
-        "prototypes": required,
-        "text": required,
-    }
-    head: Head = entry.make(section, offers)
+    rows = offer(directions=directions, prototypes=directions, text=directions)
+    head: Head = entry.make(section, {**offer(width=width, num_classes=num_classes, logit_scale=logit_scale), **rows})
     return head
 
 

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count, Natural, Positive
-from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 PrototypeKind = Literal["auto", "simplex", "orthoplex", "optimised"]
@@ -75,11 +74,7 @@ class PrototypeHead(Head):
         scale: Positive = 25.0,
     ) -> None:
         super().__init__()
-        if prototypes.shape != (num_classes, width):
-            raise InputError(
-                f"`prototypes` must have shape ({num_classes}, {width}), got {tuple(prototypes.shape)}; make them with "
-                f"create_prototypes({num_classes}, {width})"
-            )
+        check_rows("prototypes", prototypes, num_classes, width)
         self.register_buffer("prototypes", prototypes.detach().clone())  # (C, w): no parameter, so no decay either
         self.map = FeatureAdapter(width, adapter) if map == "adapter" else _identity(width)
         self.normalise = normalise

@@ -20,12 +20,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural, NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows, linear_layer
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
 
@@ -91,10 +91,6 @@ class PrototypeGuidedHead(Head):
         adapter: Natural = 0,
     ) -> None:
         super().__init__()
-        if directions is not None and directions.shape != (num_classes, width):
-            raise InputError(
-                f"`directions` must be one row per class, ({num_classes}, {width}), got {tuple(directions.shape)}"
-            )
         if guide == "fixed" and directions is None:
             raise InputError(
                 "`guide` 'fixed' needs `directions`, got none; set `init` to class_mean, text or prototype"
@@ -104,10 +100,9 @@ class PrototypeGuidedHead(Head):
                 "`init` 'prototype' needs `adapter` >= 1, since frozen features cannot move to prototypes, got 0; set "
                 "adapter to a width such as 128, or init to class_mean"
             )
-        self.layer = nn.Linear(width, num_classes, bias=bias)
-        if bias:
-            nn.init.zeros_(self.layer.bias)
+        self.layer = linear_layer(width, num_classes, bias=bias)
         start = torch.zeros(num_classes, width) if directions is None else directions.detach().clone()
+        check_rows("directions", start, num_classes, width)
         self.register_buffer("means", start)  # (C, w) m
         self.adapter = FeatureAdapter(width, adapter) if adapter else None
         self.guide = guide

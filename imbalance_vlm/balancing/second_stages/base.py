@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.samplers.base import Sampler
@@ -111,3 +112,24 @@ class SecondStage(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class FrozenClassifierStage(SecondStage):
+    """Base class of second stages that change the logits of the first stage's classifier, which they keep frozen."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(width, num_classes)
+        self.register_buffer("weight", torch.zeros(num_classes, width))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    def copy_classifier(self, stage: Stage) -> None:
+        """Copy the first stage's classifier into the buffers."""
+        self.weight.copy_(stage.weight())
+        self.bias.copy_(stage.bias())
+
+    def frozen_logits(self, embeddings: Tensor) -> Tensor:
+        """Logits (B, C) of the first stage's classifier for embeddings (B, d)."""
+        return F.linear(embeddings, self.weight, self.bias)

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.balancing.second_stages.base import FrozenClassifierStage, Stage
 from imbalance_vlm.balancing.second_stages.calibration import CalibrationTraining, train_calibration
 
 
@@ -30,7 +29,7 @@ def marc(logits: Tensor, norms: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     return slope * logits + shift * norms
 
 
-class MARC(SecondStage):
+class MARC(FrozenClassifierStage):
     """Learns a slope and a shift of the margin per class: 2 C numbers.
 
     Args:
@@ -39,8 +38,6 @@ class MARC(SecondStage):
         settings: class weights, length and learning rate.
     """
 
-    weight: Tensor
-    bias: Tensor
     norms: Tensor
 
     def __init__(
@@ -48,15 +45,12 @@ class MARC(SecondStage):
     ) -> None:
         super().__init__(width, num_classes)
         self.settings = settings
-        self.register_buffer("weight", torch.zeros(num_classes, width))
-        self.register_buffer("bias", torch.zeros(num_classes))
         self.register_buffer("norms", torch.zeros(num_classes))
         self.slope = nn.Parameter(torch.ones(num_classes))
         self.shift = nn.Parameter(torch.zeros(num_classes))
 
     def fit(self, stage: Stage) -> dict[str, float]:
-        self.weight.copy_(stage.weight())
-        self.bias.copy_(stage.bias())
+        self.copy_classifier(stage)
         self.norms.copy_(stage.weight().norm(dim=1))
         nn.init.ones_(self.slope)
         nn.init.zeros_(self.shift)
@@ -64,5 +58,5 @@ class MARC(SecondStage):
         return {}
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        logits = F.linear(embeddings, self.weight, self.bias)  # (B, C)
+        logits = self.frozen_logits(embeddings)  # (B, C)
         return marc(logits, self.norms, self.slope, self.shift)
