@@ -32,10 +32,10 @@ def create_head(
 
     Args:
         name: one of `list_heads()`.
-        width: width w of the features it reads.
+        width: w of the features that the head reads.
         num_classes: C.
-        directions: (C, w) unit rows: what the head starts from (text features or class means), the text features of a
-            zero-shot head, or the prototypes of a head that has them. None for a random start.
+        directions: (C, w) unit rows: what the head starts from (text features or class means), or the text features or
+            prototypes of a head that classifies by them. None for a random start.
         logit_scale: exp(logit_scale) of the model, for a zero-shot head.
         settings: settings of the head, as in a recipe.
 
@@ -74,7 +74,7 @@ def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], tex
 def class_mean_directions(source: Source, num_classes: int, batch_size: int = 1024) -> Tensor:
     """(C, w) unit directions of each class's mean unit feature; of tokens, the class token is used.
 
-    A class without images gets the mean of all.
+    A class without images gets the mean of all images.
 
     Raises:
         InputError: a source without images.

@@ -73,9 +73,9 @@ class Regularizer(nn.Module):
     def forward(self, outputs: StepOutputs) -> Tensor:
         raise NotImplementedError
 
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
         """Called before `forward` where each process ran the head on a part of the batch only.
 
-        A regularizer that holds one row per sample, apart from the step's outputs, replaces it by `together(rows)`,
+        A regularizer that holds one row per sample, apart from the step's outputs, replaces it by `gather_rows(rows)`,
         which returns the rows of the whole batch.
         """

@@ -72,8 +72,8 @@ class Distill(Regularizer):
         return self
 
     @torch.no_grad()
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
-        self.gathered = together(self.start(self.features()))
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+        self.gathered = gather_rows(self.start(self.features()))
 
     def forward(self, outputs: StepOutputs) -> Tensor:
         frozen, self.gathered = self.gathered, None

@@ -90,10 +90,10 @@ class SelfRegulation(Regularizer):
         self.register_buffer("average", torch.zeros_like(start))  # (P,), the sum so far; a checkpoint holds it
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))  # number of epochs in the sum
 
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
         head = self._head[0]
         if head.frozen is not None:
-            head.frozen = together(head.frozen)
+            head.frozen = gather_rows(head.frozen)
 
     def forward(self, outputs: StepOutputs) -> Tensor:
         head, frozen_text = self._head[0], outputs.frozen_text
