@@ -19,7 +19,7 @@ class DecoupledTraining(StageTraining):
     """How the classifier is trained after the embedding.
 
     Args:
-        sampler: recipe name of the sampler that draws the embeddings of an epoch.
+        sampler: name of the sampler that draws the embeddings of an epoch.
 
     Raises:
         InputError: an unknown sampler, before the first stage is trained.

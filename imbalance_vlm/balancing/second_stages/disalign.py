@@ -6,13 +6,13 @@
 
     z'_c = (1 + s(f) a_c) z_c + s(f) b_c,   s(f) = sigmoid(v . f + v_0)
 
-a is 1 and b is 0 at the start, as in [1]: training starts from (1 + s) z, which ranks the classes as z does but with
-higher confidence, not from z itself. The segmentation code of [1] writes s (a z + b) + (1 - s) z, the same map with
-a - 1 for a, and does start from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the batch's weights,
-as in [1].
+a is 1 and b is 0 at the start, as in [1]: training does not start from z but from (1 + s) z, which ranks the classes in
+the same order with higher confidence. The segmentation code of [1] uses s (a z + b) + (1 - s) z, the same map if a is
+replaced by a - 1, and does start from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the batch's
+weights, as in [1].
 
-Differs from [1] in: a and b are not decayed, and v is initialised as torch initialises a linear layer, where [1] has .1
-in every entry: that suits features after a ReLU, not features of either sign.
+Differs from [1] in: a and b are not decayed, and v is initialised like a linear layer of torch, where [1] sets every
+entry to .1, which suits features after a ReLU but not features of either sign.
 """
 
 from __future__ import annotations

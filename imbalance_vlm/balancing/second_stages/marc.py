@@ -7,12 +7,12 @@
 
     z'_c = a_c z_c + b_c |w_c|
 
-A margin is a logit over the norm of its weights, so that a and b scale and shift the margin of each class. a is 1 and
-b is 0 at the start: training starts from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the
+A margin is a logit divided by the norm of its weights, so that a and b scale and shift the margin of each class.
+Training starts from z, with a at 1 and b at 0. The loss is cross-entropy weighted by pi_c^-rho and divided by the
 batch's weights, as in [1].
 
 Differs from [1] in: the norms are saved with the module, where [1] takes them from the classifier that exists when
-it is constructed; a and b are not decayed, gradients not clipped.
+it is constructed; a and b are not decayed, and gradients are not clipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def marc(logits: Tensor, norms: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
 
 
 class MARC(FrozenClassifierStage):
-    """Learns a slope and a shift of the margin per class: 2 C numbers.
+    """Learns a slope and a shift of the margin per class: 2 C parameters.
 
     Args:
         width: d.
