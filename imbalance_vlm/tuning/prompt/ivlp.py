@@ -1,4 +1,4 @@
-"""IVLP: independent vision and language prompting, with deep prompts in both towers that are not coupled.
+"""IVLP: independent vision and language prompting, with uncoupled deep prompts in both towers.
 
 [0] Rasheed, Khattak, Maaz, Khan, Khan. Fine-tuned CLIP Models are Efficient Video Learners. CVPR 2023. (the design)
     Khattak, Rasheed, Maaz, Khan, Khan. MaPLe: Multi-modal Prompt Learning. CVPR 2023. (the comparison with MaPLe)

@@ -26,7 +26,7 @@ class ProGradTuning(CoOp):
         strength: lambda, the share of the conflicting part of the gradient that is removed; 0 is CoOp.
         temperature: temperature of both distributions.
         prompt: the prompt and its start.
-        csc: a context per class, instead of one that all classes share.
+        csc: whether each class has its own context, instead of one that all classes share.
         crops: views of the training images.
         memory: limits on the memory of the text tower.
     """
