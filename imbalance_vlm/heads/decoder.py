@@ -26,7 +26,8 @@ class DecoderHead(Head):
         width: w of the tokens.
         num_classes: C.
         directions: (C, w) unit rows to start the last layer from; None for a random start.
-        init: "random", "text" (text features mapped back through the image projection) or "class_mean".
+        init: what the last layer starts from: "random", "text" (text features mapped back through the image projection)
+            or "class_mean".
         depth: number of blocks.
         heads: number of attention heads; must divide the width.
         mlp_ratio: hidden width of the MLP over w.

@@ -47,12 +47,12 @@ class PrototypeHead(Head):
         assign: how prototypes are assigned to classes: matched to the classes' mean training features ("class_mean"),
             to the text features of their names ("text"), or in arbitrary order ("none").
         kind: kind of prototypes, as in `create_prototypes`.
-        prototype_seed: seed of their rotation.
+        prototype_seed: seed of the rotation of the prototypes.
         map: "linear" (w x w, the identity at the start) or "adapter" (a residual bottleneck).
-        adapter: hidden width of that bottleneck.
+        adapter: hidden width of the map "adapter".
         normalise: whether logits are cosines times `scale`; otherwise they are dot products with embeddings of any
             length.
-        scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
+        scale: scale s of the cosines, whose range [-1, 1] is too narrow for a softmax over many classes.
 
     Raises:
         InputError: prototypes of another shape.

@@ -59,11 +59,11 @@ class PrototypeGuidedHead(Head):
             the class names), "prototype" (uniform prototypes) or "random" (at zero).
         assign: how prototypes are assigned to classes, as in head "prototype".
         kind: kind of prototypes, as in `create_prototypes`.
-        prototype_seed: seed of their rotation.
+        prototype_seed: seed of the rotation of the prototypes.
         alpha: strength of the guide; 0 is a linear classifier.
-        scale: s, the scale of the cosines.
-        momentum: mu, the momentum of the moving average.
-        bias: whether b is added.
+        scale: scale s of the cosines.
+        momentum: momentum mu of the moving average.
+        bias: whether the classifier has a bias b.
         adapter: hidden width of a residual bottleneck before the classifier; 0 for none. Prototypes need one, since
             frozen features cannot move to them.
 

@@ -57,8 +57,8 @@ class GaussianClouded(Loss):
         m: margin of the true class, in units of the cosine.
         s: scale of the cosines in this loss.
         s_n: size of the rarest class's cloud, in units of the cosine.
-        logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
+        logit_scale: factor by which the head multiplies its cosines.
+        head_scale: factor between cosines and logits (1 for raw cosines); null uses that of the head.
     """
 
     def __init__(

@@ -46,9 +46,10 @@ class LDAM(Loss):
         long_tail: class counts; a class without images stays in the softmax as in cross-entropy.
         max_m: margin of the rarest class, in units of the cosine.
         s: scale of the cosines in this loss.
-        logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
-        beta: of the weights by effective number, in [0, 1): 0 gives all classes the same weight, LDAM-DRW uses 0.9999.
+        logit_scale: factor by which the head multiplies its cosines.
+        head_scale: factor between cosines and logits (1 for raw cosines); null uses that of the head.
+        beta: parameter of effective-number weights, in [0, 1): 0 gives all classes the same weight, LDAM-DRW uses
+            0.9999.
         defer: share of the training during which all classes have weight 1; LDAM-DRW uses 0.8.
     """
 

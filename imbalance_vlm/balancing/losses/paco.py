@@ -103,7 +103,7 @@ class PaCo(Loss):
         long_tail: class counts; a class without images is left out of the softmax.
         alpha: weight of each key of the sample's class, relative to `beta` for the class itself.
         beta: weight of the class itself.
-        temperature: T of the similarities.
+        temperature: temperature T of the similarities.
         supt: temperature of the logits.
         queue: number of past samples that are keys.
     """
@@ -196,7 +196,7 @@ class GPaCo(PaCo):
         long_tail: class counts; a class without images is left out of the softmax.
         alpha: weight of each key of the sample's class, relative to `beta` for the class itself.
         beta: weight of the class itself.
-        temperature: T of the similarities.
+        temperature: temperature T of the similarities.
         supt: temperature of the logits.
         queue: number of past samples that are keys in addition to the batch.
         label_smoothing: share of the class's weight spread evenly over the classes, in [0, 1).

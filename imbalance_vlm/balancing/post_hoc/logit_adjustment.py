@@ -38,7 +38,7 @@ class LogitAdjustment(PostHoc):
 
     Args:
         long_tail: the training counts; a class without images is never predicted (its logit becomes -inf).
-        tau: strength, >= 0; 0 changes nothing. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
+        tau: strength, >= 0; 0 changes nothing. null chooses among 0, .1, .. 2 by the class-mean accuracy on the
             validation set (the smallest if several are best); it is 1 before `fit`.
     """
 

@@ -81,7 +81,7 @@ class PriorShift(PostHoc):
             1 / n; "estimate", estimated from the validation logits without their labels; or a list of C positive
             numbers, one per class, which are scaled to sum to 1.
         source: the prior that the logits contain: "train" after cross-entropy, "uniform" after a balanced loss.
-        strength: strength of the shift, >= 0; 1 is Bayes' rule. None chooses among 0, .1, .. 2 by the class-mean
+        strength: strength of the shift, >= 0; 1 is Bayes' rule. null chooses among 0, .1, .. 2 by the class-mean
             accuracy on the validation set (the smallest if several are best); it is 1 before `fit`.
         iterations: steps of the estimate; other targets ignore it.
 

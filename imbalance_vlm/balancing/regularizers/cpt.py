@@ -86,7 +86,7 @@ class CPT(Regularizer):
         tetf: weight of the simplexes within clusters.
         cc: weight of the distance of images to the text features of their class.
         rs: weight of the distance of text features to frozen ones.
-        clusters: M; null for about 16 classes per cluster.
+        clusters: number of clusters M; null for about 16 classes per cluster.
         pairs: "mean" or "sum" over the pairs of a cluster.
         cluster_seed: seed of k-means.
 

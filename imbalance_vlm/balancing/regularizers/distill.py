@@ -46,7 +46,7 @@ class Distill(Regularizer):
         features: returns the frozen tower's features of the images of the step, which `head` reads; called once per
             step.
         weight: factor of the term in the objective.
-        temperature: T; above 1, the classes that the frozen model finds unlikely count for more.
+        temperature: temperature T; above 1, the classes that the frozen model finds unlikely count for more.
 
     Raises:
         InputError: `features` returns a part of the batch only, and `gather` was not called.

@@ -106,10 +106,10 @@ class NPT(Regularizer):
     Where image features are frozen, MMI moves the text alone.
 
     Args:
-        lmc: weight of LMC.
-        mmi: weight of MMI.
+        lmc: weight of LMC, which spreads the text features.
+        mmi: weight of MMI, which aligns images with text features.
         form: form of LMC: "simplex" for up to d + 1 classes, "uniformity" for any number.
-        temperature: T of "uniformity"; at lower T, the closest classes count for more.
+        temperature: temperature T of "uniformity"; at lower T, the closest classes count for more.
         centre: whether the mean text feature is subtracted before LMC computes cosines.
         momentum: momentum of an average of the class means over the steps, which includes classes that the batch lacks;
             0 uses the batch alone.

@@ -47,12 +47,12 @@ class PrototypeContrastive(Regularizer):
     Args:
         prototypes: (C, d) unit rows, one per class, in the space of the embeddings.
         weight: factor of the term in the objective.
-        temperature: T.
+        temperature: temperature T of the cosines.
         text: whether learned text features are pulled to the prototypes too.
         balanced: whether every class of a batch counts the same, instead of every image.
         assign: how prototypes are assigned to classes, as in head "prototype".
         kind: kind of prototypes, as in `create_prototypes`.
-        prototype_seed: seed of their rotation.
+        prototype_seed: seed of the rotation of the prototypes.
 
     Raises:
         InputError: embeddings or text features that are not as wide as the prototypes.

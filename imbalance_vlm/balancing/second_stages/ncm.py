@@ -60,8 +60,8 @@ class NCM(SecondStage):
         metric: "cosine" or "euclidean".
         centre: whether to subtract the mean of all training embeddings first, since features that share a large common
             part are otherwise nearly equal.
-        scale: s; 16 has about the highest likelihood on Icons-LT. The post-hoc correction `temperature` fits it to
-            other data.
+        scale: scale s of the logits; 16 has about the highest likelihood on Icons-LT. The post-hoc correction
+            `temperature` fits it to other data.
     """
 
     centre: Tensor

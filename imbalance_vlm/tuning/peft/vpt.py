@@ -51,7 +51,7 @@ class VPT(TowerMethod):
     """Learns tokens that are inserted among those of the image.
 
     Args:
-        tokens: n, the number of tokens per block that receives any.
+        tokens: number n of tokens per block that receives any.
         deep: whether every block receives its own tokens; otherwise tokens are inserted before the first block only.
     """
 

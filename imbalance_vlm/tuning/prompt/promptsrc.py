@@ -134,7 +134,7 @@ class PromptSRC(IVLP):
         image: weight of the distance to the frozen image features.
         logits: weight of the divergence from the frozen model's predictions.
         mean: epoch, counted from 1, around which the prompts are averaged.
-        std: standard deviation of the weights around it, in epochs.
+        std: standard deviation of the weights around `mean`, in epochs.
         prompt: the prompts and their start.
         crops: views of the training images.
         memory: limits on the memory of the text tower.
