@@ -648,7 +648,7 @@ TUNINGS.add(
 PEFT.add(
     "adaptformer",
     f"{_PKG}.tuning.peft.adaptformer:AdaptFormer",
-    "a bottleneck beside the MLP of every block, whose width follows the number of classes (LIFT)",
+    "a bottleneck parallel to the MLP of every block, whose width follows the number of classes (LIFT)",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
 )
 PEFT.add(

@@ -23,7 +23,7 @@ class Loss(nn.Module):
     that the logits are computed from implements `values` in place of `per_sample`.
 
     Attributes:
-        experts: number E of experts whose logits a loss accepts as (N, E, C), beside (N, C); 0 for none.
+        experts: number E of experts whose logits a loss accepts as (N, E, C), in addition to (N, C); 0 for none.
 
     Args:
         long_tail: class counts; kept as the buffer `counts`, so that they move and are saved with the module.

@@ -80,7 +80,7 @@ class LADE(Loss):
     softmax, over the batch's samples instead of the classes, and its gradient is added to that of the first.
 
     Args:
-        long_tail: class counts; a class without images takes part in neither term.
+        long_tail: class counts; a class without images is left out of both terms.
         lam: weight of the squared term, which keeps the bound stable, >= 0.
         alpha: weight of the regulariser, >= 0; 0 is balanced softmax.
     """

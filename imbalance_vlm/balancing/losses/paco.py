@@ -149,7 +149,7 @@ class PaCo(Loss):
         return smoothed_cross_entropy(shifted, targets)
 
     def contrast(self, shifted: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
-        """(N,) values of shifted logits (N, C) and unit queries (N, d), with the queue as it is."""
+        """(N,) values of shifted logits (N, C) and unit queries (N, d), with the current queue."""
         if not len(self.keys):
             return self.parametric(shifted, targets)
         keys = self.keys.to(queries.dtype)

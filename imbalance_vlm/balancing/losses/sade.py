@@ -61,7 +61,7 @@ def sade(logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
 class SADE(Loss):
     """Cross-entropy of three experts, each on logits shifted towards another test distribution; their sum.
 
-    Logits are (N, 3, C), as the head `experts` gives them in training, or (N, C), which all three then share.
+    Logits are (N, 3, C), as the head `experts` returns them in training, or (N, C), shared by all three.
 
     Cost: three times the logits and softmaxes of cross-entropy, and so at least three times its time; five to seven
     times on a CPU, which allocates tensors of this size (50 MB for 512 images of 8142 classes) anew in each step. Twice

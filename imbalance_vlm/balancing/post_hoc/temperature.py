@@ -83,7 +83,7 @@ def best_steps(logits: Tensor, labels: Tensor) -> int:
 class Temperature(PostHoc):
     """Divides the logits by a temperature, one for all classes or one per group of predicted classes.
 
-    Accuracies stay as they are; NLL and calibration error change. The corrected logits have the maximum 0.
+    Accuracies do not change; NLL and calibration error do. The corrected logits have the maximum 0.
 
     Args:
         long_tail: the training groups.

@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP of every block.
+"""AdaptFormer: a bottleneck parallel to the MLP of every block.
 
 [0] Chen, Ge, Tong, Wang, Song, Wang, Luo. AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition.
     NeurIPS 2022. (s fixed at .1)

@@ -224,7 +224,7 @@ class TunedTower:
             handle.remove()
         current = dict(self.root.named_parameters()) | dict(self.root.named_buffers())
         for name, value in self.base_values.items():
-            if not hasattr(current[name], "full_tensor"):  # a parameter that is sharded over processes stays as it is
+            if not hasattr(current[name], "full_tensor"):  # parameters sharded over processes are not restored
                 current[name].copy_(value)
             current[name].grad = None
         for place, name in self._places:

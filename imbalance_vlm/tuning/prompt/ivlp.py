@@ -25,7 +25,7 @@ from imbalance_vlm.tuning.prompt.vision_tokens import TwoTowerHead, TwoTowerTuni
 
 
 class IVLPHead(TwoTowerHead):
-    """Deep prompts in both towers, each with parameters of its own.
+    """Deep prompts in both towers, each with its own parameters.
 
     Args:
         prompted, images, context, rest, depth, logit_scale: see `TwoTowerHead`.
@@ -50,7 +50,7 @@ class IVLPHead(TwoTowerHead):
 
 
 class IVLP(TwoTowerTuning):
-    """Deep prompts in both towers, each with parameters of its own.
+    """Deep prompts in both towers, each with its own parameters.
 
     Args:
         tokens: number of learned tokens in the image tower.

@@ -47,8 +47,8 @@ class DeepPrompt(Wording):
     """Prompts that are learned at several depths of both towers.
 
     Args:
-        n_ctx: number of learned tokens in the text tower; further words of `init` stay as they are.
-        depth: number of blocks of each tower that receive tokens of their own; all blocks of a tower that has fewer.
+        n_ctx: number of learned tokens in the text tower; further words of `init` stay frozen.
+        depth: number of blocks of each tower that receive their own tokens; all blocks of a tower that has fewer.
     """
 
     n_ctx: Count = 2

@@ -73,7 +73,7 @@ class VisionTokens:
 
         Args:
             pixels: (B, 3, H, W).
-            tokens: up to L tensors (n, w) for the first blocks of the tower; () for the tower as it is.
+            tokens: up to L tensors (n, w) for the first blocks of the tower; () for the unchanged tower.
             kind: see `imbalance_vlm.encoders.base.KINDS`.
 
         Raises:
