@@ -297,10 +297,6 @@ def check_arguments(**arguments: tuple[Any, Any]) -> None:
     Raises:
         InputError: values that do not fit; the message lists all of them.
     """
-    problems = [
-        f"`{name}` {problem}"
-        for name, (annotation, value) in arguments.items()
-        if (problem := mistake(annotation, value))
-    ]
+    problems = [f"`{name}` {problem}" for name, (kind, value) in arguments.items() if (problem := mistake(kind, value))]
     if problems:
         raise InputError("; ".join(problems))

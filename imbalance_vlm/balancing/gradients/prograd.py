@@ -58,10 +58,6 @@ class ProGrad(Gradient):
         self.temperature = temperature
         self._trained: list[nn.Parameter] = []
 
-    @property
-    def is_linear(self) -> bool:
-        return False
-
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._trained = list(parameters.values())
 

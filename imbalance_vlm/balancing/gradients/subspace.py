@@ -93,10 +93,6 @@ class Subspace(Gradient):
         self.register_buffer("origin", torch.zeros(0), persistent=False)
 
     @property
-    def is_linear(self) -> bool:
-        return False
-
-    @property
     def first_epochs(self) -> int:
         return self.keep if self.files is None else 0
 
