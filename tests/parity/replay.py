@@ -126,9 +126,7 @@ def _value(head: Head, name: str) -> Tensor:
     return value[int(entry[:-1])] if entry else value
 
 
-def check(
-    run: Mapping[str, Any], losses: list[float], rates: list[float], values: Mapping[str, Tensor]
-) -> None:
+def check(run: Mapping[str, Any], losses: list[float], rates: list[float], values: Mapping[str, Tensor]) -> None:
     """Compare a training with the recorded one; `values` by the names of the released code."""
     assert rates == pytest.approx(run["rates"], rel=1e-6)
     assert losses == pytest.approx(run["losses"], rel=TOLERANCE)

@@ -30,7 +30,9 @@ def cocoop(source: Path) -> Recording:
 
     recording = Recording("cocoop", "KaiyangZhou/CoOp", source, "trainers/cocoop.py")
     settings = {"N_CTX": 4, "CTX_INIT": ""}
-    run_dassl_trainer(recording, "default", released, released.CoCoOp, {"TRAINER.COCOOP": settings, "OPTIM": {"LR": 0.002}})
+    run_dassl_trainer(
+        recording, "default", released, released.CoCoOp, {"TRAINER.COCOOP": settings, "OPTIM": {"LR": 0.002}}
+    )
     return recording
 
 

@@ -45,7 +45,12 @@ class Recording:
         self.runs: dict[str, Any] = {}
 
     def add(
-        self, case: str, settings: Mapping[str, Any], losses: list[float], rates: list[float], values: Mapping[str, Tensor]
+        self,
+        case: str,
+        settings: Mapping[str, Any],
+        losses: list[float],
+        rates: list[float],
+        values: Mapping[str, Tensor],
     ) -> None:
         """Keep a training: its settings, the loss and rate of each step, and the trained values after the last."""
         checksums = {name: problem.checksum(value) for name, value in values.items()}
@@ -140,7 +145,9 @@ def run_dassl_trainer(
     from collections import OrderedDict
 
     trainer._models, trainer._optims, trainer._scheds = OrderedDict(), OrderedDict(), OrderedDict()
-    trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(problem.NAMES)), num_classes=len(problem.NAMES))
+    trainer.dm = SimpleNamespace(
+        dataset=SimpleNamespace(classnames=list(problem.NAMES)), num_classes=len(problem.NAMES)
+    )
     module.load_clip_to_cpu = build or (lambda *_: released_clip(module.clip.build_model))
     trainer.build_model()
     trained = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
