@@ -309,11 +309,12 @@ def read_contiguously(root: nn.Module) -> list[RemovableHandle]:
     the transposed view sample by sample, which takes several times as long. Here the norm before it writes its output
     in that order. Values are the same; without gradients, and on other devices, nothing changes.
     """
-    return [
-        block.ln_1.register_forward_hook(_sequence_first)
+    norms_before = (
+        block.get_submodule("ln_1")
         for block in _children_at(root, "transformer.resblocks")
         if isinstance(getattr(block, "attn", None), nn.MultiheadAttention) and hasattr(block, "ln_1")
-    ]
+    )
+    return [norm.register_forward_hook(_sequence_first) for norm in norms_before]
 
 
 def _sequence_first(norm: nn.Module, args: Any, output: Tensor) -> Tensor:
