@@ -77,9 +77,18 @@ def prepare_clip(source: Path, *folders: Path) -> None:
     for kind in (Tensor, nn.Module):
         kind.cuda = lambda self, *device: self  # type: ignore[method-assign,assignment]
     shutil.copy(problem.VOCABULARY, source / "clip" / "bpe_simple_vocab_16e6.txt.gz")
+    replace_in(source / "clip" / "model.py", {".half()": ""})
     from clip import clip
 
-    clip.tokenize.__defaults__ = (problem.CONTEXT_LENGTH, *clip.tokenize.__defaults__[1:])
+    clip.tokenize.__defaults__ = (problem.CONTEXT_LENGTH, True)  # long sentences are cut, as ours are
+
+
+def replace_in(file: Path, replacements: Mapping[str, str]) -> None:
+    """Replace strings in a file of the checkout, such as widths of CLIP ViT-B/16 and half precision."""
+    text = file.read_text()
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    file.write_text(text)
 
 
 def released_clip(build: Callable[..., nn.Module], *more: Any) -> nn.Module:
@@ -100,7 +109,7 @@ def dassl_config(changes: Mapping[str, Mapping[str, Any]]) -> Any:
     settings: dict[str, Mapping[str, Any]] = {"OPTIM": optim, "INPUT": {"SIZE": (32, 32)}}
     for section, values in [*settings.items(), *changes.items()]:
         node = config
-        for key in section.split("."):
+        for key in filter(None, section.split(".")):
             node = node[key]
         for key, value in values.items():
             node[key] = value
@@ -121,7 +130,8 @@ def run_dassl_trainer(
     *,
     start: Callable[[Any], None] | None = None,
     loss: Callable[[Mapping[str, float]], float] = lambda summary: summary["loss"],
-    build: Callable[[Any], nn.Module] | None = None,
+    build: Callable[..., nn.Module] | None = None,
+    after_epoch: Callable[[Any], None] | None = None,
 ) -> Any:
     """Train 20 steps with a released Dassl trainer's own `build_model` and `forward_backward`.
 
@@ -134,6 +144,7 @@ def run_dassl_trainer(
         start: sets the start of the trained values; by default each is `problem.start` of its shape.
         loss: the loss in the released summary of a step.
         build: makes the CLIP model from the configuration; by default `module.clip.build_model` of the weights.
+        after_epoch: called with the trainer after each epoch.
 
     Returns:
         The trainer.
@@ -165,7 +176,14 @@ def run_dassl_trainer(
         rates.append(trainer.optim.param_groups[0]["lr"])
         summary = trainer.forward_backward({"img": pixels, "label": targets})
         losses.append(float(loss(summary)))
-    settings = {f"{section}.{key}": value for section, values in changes.items() for key, value in values.items()}
+        if after_epoch is not None and trainer.batch_idx == trainer.num_batches - 1:
+            after_epoch(trainer)
+    settings = {
+        f"{section}.{key}": value
+        for section, values in changes.items()
+        for key, value in values.items()
+        if not str(value).startswith("/")
+    }
     recording.add(case, settings, losses, rates, trained)
     return trainer
 
