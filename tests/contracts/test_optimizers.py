@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +16,10 @@ from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
 from tests.contracts import (
     Contract,
-    each,
+    Suite,
     global_random_numbers_untouched,
     noting,
     offers,
-    on_bad,
     over,
     section_of,
     variants,
@@ -298,17 +296,4 @@ BAD: dict[type[Sound], Contract] = {
     Overflows: works_in_half_precision,
 }
 
-
-@on_bad(BAD)
-def test_a_bad_optimizer_is_caught(contract: Contract, component: Any) -> None:
-    with pytest.raises(AssertionError):
-        contract(component)
-
-
-@each(CONTRACTS)
-def test_a_sound_optimizer_is_not(contract: Contract) -> None:
-    contract(Sound)
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,))
