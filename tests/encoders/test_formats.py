@@ -146,7 +146,9 @@ def test_a_plain_state_dict(tmp_path: Path, suffix: str) -> None:
     state = plain().state_dict()
     file = tmp_path / f"weights.{suffix}"
     save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
-    assert_loaded(create_encoder("ViT-fmt", pretrained=str(file)), state)
+    encoder = create_encoder("ViT-fmt", pretrained=str(file))
+    assert_loaded(encoder, state)
+    assert encoder.pretrained == str(file)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -151,14 +150,6 @@ BAD: dict[type[Good], Contract] = {
     Draws: evaluator_contracts.draws_no_random_numbers,
 }
 SUITE = Suite(CONTRACTS, BAD, (Good,), of=lambda build: lambda: (build(), {}))
-
-
-@pytest.mark.parametrize("name", ["accuracy", "calibration"])
-def test_without_images_everything_is_nan(name: str) -> None:
-    evaluator, _ = make_of(name)()
-    scores = dict(evaluator.compute())
-    assert len(scores) == 9 if name == "accuracy" else 8
-    assert all(math.isnan(value) for value in scores.values())
 
 
 def test_columns_follow_from_the_sections_of_a_recipe() -> None:

@@ -56,8 +56,8 @@ def index(root: Path) -> None:
         rows.append(
             ("val" if split == "train" and file in ("0.png", "1.png") else split, name, f"{split}/{name}/{file}")
         )
-    for name, kept in (("index.tsv", rows), ("no_val.tsv", [row for row in rows if row[0] != "val"])):
-        (root / name).write_text("".join("\t".join(row) + "\n" for row in kept))
+    for name, listed in (("index.tsv", rows), ("no_val.tsv", [row for row in rows if row[0] != "val"])):
+        (root / name).write_text("".join("\t".join(row) + "\n" for row in listed))
 
 
 class Places:
@@ -204,12 +204,12 @@ def outcomes(places: Places) -> Outcomes:
     }
 
     def do(jobs: Jobs, name: str) -> Outcomes:
-        given, received = (places.folder / f"{name}_{what}.json" for what in ("jobs", "outcomes"))
-        given.write_text(json.dumps(jobs))
-        arguments = [sys.executable, str(HERE / "driver.py"), str(given), str(received)]
-        done = subprocess.run(arguments, cwd=places.folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        result: Outcomes = json.loads(received.read_text())
+        job_file, outcome_file = (places.folder / f"{name}_{what}.json" for what in ("jobs", "outcomes"))
+        job_file.write_text(json.dumps(jobs))
+        arguments = [sys.executable, str(HERE / "driver.py"), str(job_file), str(outcome_file)]
+        process = subprocess.run(arguments, cwd=places.folder, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
+        result: Outcomes = json.loads(outcome_file.read_text())
         return result
 
     first = do(checks(places) | refused_runs(places) | runs(places), "first")

@@ -202,10 +202,11 @@ def test_the_encoder_is_given_back_when_loading_fails(recipe: Recipe) -> None:
 
 # -- bad input -------------------------------------------------------------------------------------------------------
 def test_bad_images_and_folders_are_refused_before_the_encoder_is_loaded(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tiny_clip: str, tmp_path: Path
 ) -> None:
-    result = run(recipe)
-    monkeypatch.setattr(Resources, "encoder", lambda *_: pytest.fail("loaded the encoder"))
+    encoder = shutil.copytree(tiny_clip.removeprefix("local-dir:"), tmp_path / "encoder")
+    result = run(recipe | {"encoder": {"name": f"local-dir:{encoder}"}})
+    shutil.rmtree(encoder)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="finished run"):
@@ -216,17 +217,3 @@ def test_bad_images_and_folders_are_refused_before_the_encoder_is_loaded(
         predict_images(result.path, [tmp_path / "empty"])
     with pytest.raises(InputError, match="1 image cannot be read"):
         predict_images(result.path, [tmp_path / "bad.png"])
-
-
-def test_an_incomplete_recipe_is_refused(recipe: Recipe, images: Path) -> None:
-    result = run(recipe)
-    (result.path / "recipe.resolved.yaml").write_text("name: tiny\nseed: 0\n")
-    with pytest.raises(InputError, match="must be a complete recipe, and lacks 'data', 'encoder'.*--force"):
-        predict_images(result.path, [images / "test"])
-
-
-def test_missing_weights_are_an_error(recipe: Recipe, images: Path) -> None:
-    result = run(recipe)
-    (result.path / "head.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no weights at .*head\.safetensors"):
-        predict_images(result.path, [images / "test"])

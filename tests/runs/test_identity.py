@@ -133,14 +133,14 @@ def test_a_setting_that_is_added_later_changes_no_hash(recipe: Recipe) -> None:
 def test_new_weights_and_changed_images_change_the_run(recipe: Recipe, tmp_path: Path) -> None:
     weights = Path(shutil.copytree(str(recipe["encoder"]["name"]).removeprefix("local-dir:"), tmp_path / "encoder"))
     root = Path(shutil.copytree(recipe["data"]["root"], tmp_path / "data"))
-    own = complete(recipe, {"encoder.name": f"local-dir:{weights}", "data.root": str(root)})
-    first = hashes(own)
+    resolved = complete(recipe, {"encoder.name": f"local-dir:{weights}", "data.root": str(root)})
+    first = hashes(resolved)
     file = weights / "open_clip_model.safetensors"
     save_file({name: value + 0.01 for name, value in load_file(file).items()}, file)
-    second = hashes(own)
+    second = hashes(resolved)
     image = next((root / "test").rglob("*.png"))
     image.write_bytes(image.read_bytes() + b"more")
-    third = hashes(own)
+    third = hashes(resolved)
     assert len({first[0], second[0], third[0]}) == 3
     assert first[1] == second[1] == third[1]
 
@@ -201,9 +201,9 @@ def test_folder_of_a_run_does_not_depend_on_how_it_is_started(recipe: Recipe) ->
 
 
 def test_folder_is_named_after_recipe_seed_and_hash(recipe: Recipe) -> None:
-    one = complete(recipe, {"name": "a/b: c?", "seed": 3})
-    folder = run_folder(Path("runs"), one, Resources())
-    assert folder == Path("runs") / "a" / "b- c-" / f"seed3-{recipe_hash(one, Resources())[:16]}"
+    resolved = complete(recipe, {"name": "a/b: c?", "seed": 3})
+    folder = run_folder(Path("runs"), resolved, Resources())
+    assert folder == Path("runs") / "a" / "b- c-" / f"seed3-{recipe_hash(resolved, Resources())[:16]}"
 
 
 # -- defaults --------------------------------------------------------------------------------------------------------
@@ -212,8 +212,8 @@ def settings_by_place() -> dict[str, Setting]:
     settings = {}
     for kind, registry in catalogue.REGISTRIES.items():
         for entry in registry:
-            own = entry.settings() if entry.methods is None else settings_of(entry.load()) if entry.build else {}
-            settings |= {f"{kind} {entry.name}: {name}": setting for name, setting in own.items()}
+            of_entry = entry.settings() if entry.methods is None else settings_of(entry.load()) if entry.build else {}
+            settings |= {f"{kind} {entry.name}: {name}": setting for name, setting in of_entry.items()}
     for path, node in sections("", RECIPE):
         target = node.settings if isinstance(node, Section) else node.shared
         settings |= {f"{path}: {name}": setting for name, setting in shared_settings(target).items()}

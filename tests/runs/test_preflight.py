@@ -99,24 +99,19 @@ def test_weights_of_another_encoder_fail_before_the_first_run(
     assert not Path("runs").exists()
 
 
-def test_novel_names_that_are_too_long_fail_before_the_first_run(recipe: Recipe, computed: list[str]) -> None:
-    """They are tested only after the training."""
-    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
-    for split in ("train", "test"):
-        (root / split / "white_cup").rename(root / split / "white_cup_of_many_words_that_do_not_fit")
-    changes = {"data.root": str(root), "data.classes": "base", "evaluation.base_to_novel": True}
-    with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
-        run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
-    assert computed == []
-
-
-def test_names_of_another_dataset_that_are_too_long_fail_before_the_first_run(
-    recipe: Recipe, computed: list[str]
+@pytest.mark.parametrize("tested", ["novel", "transfer"])
+def test_names_of_other_classes_that_are_too_long_fail_before_the_first_run(
+    tested: str, recipe: Recipe, computed: list[str]
 ) -> None:
-    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
+    """They are tested only after the training."""
+    root = shutil.copytree(recipe["data"]["root"], "renamed")
     for split in ("train", "test"):
-        (root / split / "white_cup").rename(root / split / "white_cup_of_many_words_that_do_not_fit")
-    changes = {"evaluation.transfer": {"datasets": [{"name": "folder", "root": str(root)}]}}
+        folder = Path(root) / split / "white_cup"
+        folder.rename(folder.with_name("white_cup_of_many_words_that_do_not_fit"))
+    changes = {
+        "novel": {"data.root": root, "data.classes": "base", "evaluation.base_to_novel": True},
+        "transfer": {"evaluation.transfer": {"datasets": [{"name": "folder", "root": root}]}},
+    }[tested]
     with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
         run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
     assert computed == []
