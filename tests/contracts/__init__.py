@@ -110,8 +110,8 @@ def other_values(setting: Setting) -> list[Any]:
     """The names that the setting accepts beside its default; if it has no list of names, one other value."""
     names = [name for name in _literals(setting.annotation) if setting.required or name != setting.default]
     numbers = [value for value in (0.65, 0.4, 3, 2, True, False, [1], [0.5], "x") if fits(setting.annotation, value)]
-    others = [value for value in numbers if setting.required or not _same(value, setting.default)]
-    return names or others[:1]
+    changed = [value for value in numbers if setting.required or not _same(value, setting.default)]
+    return names or changed[:1]
 
 
 def _same(value: Any, default: Any) -> bool:

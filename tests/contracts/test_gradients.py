@@ -121,8 +121,8 @@ def linear_transforms_add_up(make: Make) -> None:
     transform = started(make(), trained)
     if transform.is_linear:
         halves = [flat(gradients(transform, trained, rows)) for rows in torch.arange(IMAGES).chunk(2)]
-        whole = flat(gradients(transform, trained))
-        assert close((halves[0] + halves[1]) / 2, whole, 1e-9), "the gradient of a split batch is another one"
+        of_batch = flat(gradients(transform, trained))
+        assert close((halves[0] + halves[1]) / 2, of_batch, 1e-9), "the gradient of a split batch is another one"
 
 
 def continues_after_a_resume(make: Make) -> None:

@@ -204,8 +204,8 @@ class Sound(torch.optim.SGD):
 
     def parts(self, group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
         matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
-        others = [parameter for parameter in group["params"] if parameter.ndim <= 1]
-        return [{**group, "params": matrices, "weight_decay": weight_decay}, {**group, "params": others}]
+        vectors = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+        return [{**group, "params": matrices, "weight_decay": weight_decay}, {**group, "params": vectors}]
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]

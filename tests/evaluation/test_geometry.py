@@ -51,8 +51,8 @@ def equinorm_in_a_loop(rows: list[Floats]) -> float:
     return math.sqrt(sum((norm - mean) ** 2 for norm in norms) / len(norms)) / mean
 
 
-def angles_in_a_loop(rows: list[Floats], others: list[Floats]) -> tuple[float, float]:
-    first, second = centre_in_a_loop(rows), centre_in_a_loop(others)
+def angles_in_a_loop(rows: list[Floats], columns: list[Floats]) -> tuple[float, float]:
+    first, second = centre_in_a_loop(rows), centre_in_a_loop(columns)
     cosines = [
         float(a @ b) / float(np.linalg.norm(a)) / float(np.linalg.norm(b))
         for i, a in enumerate(first)
@@ -108,8 +108,8 @@ def oracle(
         "modality_gap": math.sqrt(float(gap @ gap)),
     }
     pairs = {"image": (means, means), "text": (list(text), list(text)), "text_image": (seen_text, means)}
-    for name, (rows, others) in pairs.items():
-        expected[f"equiangularity_{name}"], expected[f"max_angle_{name}"] = angles_in_a_loop(rows, others)
+    for name, (rows, columns) in pairs.items():
+        expected[f"equiangularity_{name}"], expected[f"max_angle_{name}"] = angles_in_a_loop(rows, columns)
     return expected
 
 

@@ -113,8 +113,8 @@ def test_guide_has_no_gradient_and_may_move_before_the_backward_pass() -> None:
     loss = F.cross_entropy(head.classify(embeddings), targets())
     head.observe(embeddings.detach(), targets())
     loss.backward()
-    for one, other in zip(head.parameters(), unmoved.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    for parameter, expected in zip(head.parameters(), unmoved.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
 
 
 def test_guides_that_cannot_work_are_refused() -> None:
