@@ -44,9 +44,9 @@ def test_gaussian_weights_are_normalised_densities() -> None:
 
 def test_promptsrc_adds_its_three_terms() -> None:
     """25 mean |t - t'| + 10 mean |f - f'| + KL(q', q) / C, in loops, beside the loss."""
-    on = context_of()
-    tuning, head = make("promptsrc", on)
-    objective = objective_of(tuning, head, on)
+    context = context_of()
+    tuning, head = make("promptsrc", context)
+    objective = objective_of(tuning, head, context)
     train_steps(objective, tuning, 2)
     pixels, targets = batch()
     value = float(objective(pixels, targets).detach())
@@ -60,7 +60,7 @@ def test_promptsrc_adds_its_three_terms() -> None:
     f = unit(slow_pass(net.visual, pixels, head.vision()))
     f_frozen = unit(net.visual(pixels))
     t = unit(head.prompted(*head.prompt()))
-    t_frozen = unit(on.encoder.text_features(NAMES, on.templates))
+    t_frozen = unit(context.encoder.text_features(NAMES, context.templates))
 
     def probabilities(images: Any, texts: Any) -> Any:
         z = scale * images @ texts.T
@@ -76,9 +76,9 @@ def test_promptsrc_adds_its_three_terms() -> None:
 
 
 def test_weights_of_zero_leave_the_plain_loss() -> None:
-    on = context_of()
-    plain, head = make("promptsrc", on, text=0.0, image=0.0, logits=0.0)
-    value = objective_of(plain, head, on).train()(*batch())
+    context = context_of()
+    plain, head = make("promptsrc", context, text=0.0, image=0.0, logits=0.0)
+    value = objective_of(plain, head, context).train()(*batch())
     plain_loss = F.cross_entropy(head(batch()[0]), batch()[1])
     assert float(value.detach()) == pytest.approx(float(plain_loss.detach()), rel=1e-5)
 
@@ -86,9 +86,9 @@ def test_weights_of_zero_leave_the_plain_loss() -> None:
 def pixel_run(folder: Path, stop_before: int | None = None) -> tuple[list[Tensor], PromptSRCHead]:
     """Four epochs of promptsrc in the training loop: the trained values after each, and the head at the end."""
     folder.mkdir(exist_ok=True)
-    on = context_of(epochs=4)
-    tuning, head = make("promptsrc", on, mean=2.0, std=1.0)
-    objective = objective_of(tuning, head, on)
+    context = context_of(epochs=4)
+    tuning, head = make("promptsrc", context, mean=2.0, std=1.0)
+    objective = objective_of(tuning, head, context)
     pixels, labels = batch(8)
     source = FeatureSource([pixels.numpy()], labels.numpy(), torch.device("cpu"))
     optimizer = sgd(tuning.parameters(head), lr=0.05)
