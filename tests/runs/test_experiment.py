@@ -11,26 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-import imbalance_vlm
 from imbalance_vlm import InputError, files
 from imbalance_vlm.encoders.sources import FeatureSource
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.resources import Resources
+from tests.runs.running import Recipe, run, weights
 
-Recipe = dict[str, Any]
 CPU = torch.device("cpu")
-
-
-def run(recipe: Recipe, *overrides: str, **options: Any) -> RunResult:
-    result = imbalance_vlm.run(recipe, overrides, **options)
-    assert isinstance(result, RunResult)
-    return result
-
-
-def weights(result: RunResult) -> bytes:
-    return (result.path / "head.safetensors").read_bytes()
 
 
 def test_linear_probe_learns_and_fills_its_folder(recipe: Recipe) -> None:

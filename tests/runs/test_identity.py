@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -26,12 +25,11 @@ from imbalance_vlm.components.ranges import ComputeOnly
 from imbalance_vlm.components.settings import Setting, settings_of
 from imbalance_vlm.recipe.schema import RECIPE, Component, Components, Leaf, Section, shared_settings
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs import identity
 from imbalance_vlm.runs.identity import NUMERICS_VERSION, config_hash, core, recipe_hash, run_folder
 from imbalance_vlm.runs.resources import Resources
+from tests.runs.running import Recipe, run
 
-Recipe = dict[str, Any]
 DEFAULTS = Path(__file__).with_name("defaults.json")
 
 
@@ -191,11 +189,9 @@ def test_processes_agree_whatever_order_they_hash_strings_in(recipe: Recipe) -> 
 def test_folder_of_a_run_does_not_depend_on_how_it_is_started(recipe: Recipe) -> None:
     """`runs` is the folder above, and `device` and `force` are no part of a recipe; for `jobs` see test_study.py."""
     first, second = (
-        imbalance_vlm.run(recipe, {"training.epochs": 1}, runs=runs, device=device, force=force)
+        run(recipe, "training.epochs=1", runs=runs, device=device, force=force)
         for runs, device, force in (("a", "auto", False), ("b/c", "cpu", True))
     )
-    assert isinstance(first, RunResult)
-    assert isinstance(second, RunResult)
     assert first.path.relative_to("a") == second.path.relative_to("b/c")
     assert first.record["config"] == second.record["config"]
 
