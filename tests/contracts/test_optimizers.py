@@ -174,8 +174,8 @@ CONTRACTS = (
 
 
 def maker(entry: Entry, settings: Mapping[str, Any]) -> Make:
-    def make(parameters: Any, **others: Any) -> torch.optim.Optimizer:
-        accepted = {name: value for name, value in others.items() if name in entry.settings()}
+    def make(parameters: Any, **changes: Any) -> torch.optim.Optimizer:
+        accepted = {name: value for name, value in changes.items() if name in entry.settings()}
         optimizer: torch.optim.Optimizer = entry.make(
             section_of(entry, **{**settings, **accepted}), offers(parameters=parameters)
         )

@@ -81,9 +81,9 @@ CONTRACTS = (
 
 
 def maker(entry: Entry, settings: Mapping[str, Any]) -> Make:
-    def make(epochs: int, steps_per_epoch: int, **others: Any) -> Schedule:
+    def make(epochs: int, steps_per_epoch: int, **changes: Any) -> Schedule:
         run = offers(epochs=epochs, steps_per_epoch=steps_per_epoch)
-        schedule: Schedule = entry.make(section_of(entry, **{**settings, **others}), run)
+        schedule: Schedule = entry.make(section_of(entry, **{**settings, **changes}), run)
         return schedule
 
     return make

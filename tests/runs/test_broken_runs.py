@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -28,19 +26,6 @@ def test_a_truncated_result_is_named(workspace: Workspace) -> None:
     workspace.assert_refused(workspace.run(), "result.json is not a result file", "--force")
 
 
-def test_a_result_of_another_kind_is_named(workspace: Workspace) -> None:
-    (workspace.finished_run() / "result.json").write_text("[1, 2]")
-    workspace.assert_refused(["table", "runs"], "result.json must be a result of schema 1", "--force")
-
-
-def test_a_result_without_scores_is_named(workspace: Workspace) -> None:
-    file = workspace.finished_run() / "result.json"
-    record = json.loads(file.read_text())
-    del record["scores"]
-    file.write_text(json.dumps(record))
-    workspace.assert_refused(["table", "runs"], "result.json", "'scores'", "--force")
-
-
 def test_a_folder_in_place_of_a_result_is_named(workspace: Workspace) -> None:
     file = workspace.finished_run() / "result.json"
     file.unlink()
@@ -52,10 +37,6 @@ def test_a_table_into_a_folder_that_is_a_file_is_refused(workspace: Workspace) -
     workspace.finished_run()
     (workspace.folder / "file").write_text("")
     workspace.assert_refused(["table", "runs", "--out", "file/table.csv"], "cannot be written")
-
-
-def test_a_table_of_no_results_is_refused(workspace: Workspace) -> None:
-    workspace.assert_refused(["table", str(workspace.data)], "no result.json below")
 
 
 # -- predicting ------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def make_tuning(name: str, **settings: Any) -> PeftTuning:
 
 
 def tensors_outside_the_state(net: nn.Module) -> list[Tensor]:
-    """What an interrupted method would leave behind: tensors in the place of parameters."""
+    """What an interrupted method would leave: tensors in the place of parameters."""
     return [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
