@@ -21,7 +21,6 @@ from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.schedules import constant
 from imbalance_vlm.training.settings import TrainingSettings
-from tests.killing import interrupted_before_epoch
 
 LABELS = np.array([0] * 12 + [1] * 5 + [2] * 2)
 FEATURES = np.random.default_rng(0).normal(size=(len(LABELS), 4)).astype(np.float32)
@@ -71,21 +70,6 @@ def test_on_epoch_of_a_resumed_run_starts_with_its_epoch(tmp_path: Path) -> None
     recorder = RecordingLoss()
     trained(tmp_path / "run", recorder)
     assert recorder.notes[0] == (2, 4)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [("weighted", {"defer": 0.5}), ("seesaw", {}), ("gaussian_clouded", {"head_scale": 1.0}), ("lade", {})],
-)
-def test_resumed_run_ends_like_an_uninterrupted_one(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    def loss() -> Loss:
-        torch.manual_seed(0)
-        return create_loss(name, np.bincount(LABELS), **settings)
-
-    wanted = trained(tmp_path / "uninterrupted", loss(), "progressive")
-    with interrupted_before_epoch(3):
-        trained(tmp_path / "killed", loss(), "progressive")
-    assert torch.equal(trained(tmp_path / "killed", loss(), "progressive"), wanted)
 
 
 def test_deferred_weights_change_the_second_half_only(tmp_path: Path) -> None:

@@ -115,8 +115,6 @@ def test_a_setting_without_a_name_is_for_the_default_component() -> None:
         ("data.on_error", "ignore", "must be 'raise' or 'skip', got 'ignore'"),
         ("data.templates", [1], "must be a string or a list of [a string], got [1]"),
         ("evaluation.groups", {"meny": 10}, "unknown key. Did you mean 'many'?"),
-        ("evaluation.geometry", "test", "must be true, false or a mapping of its settings, got 'test'"),
-        ("evaluation.novel", True, "It is now `evaluation.base_to_novel`"),
         ("training", 5, "must be a mapping of keys, got 5"),
     ],
 )

@@ -38,6 +38,7 @@ CHANGES: dict[str, Recipe] = {
     },
     "crt": {"balancing.second_stage": {"name": "crt", "epochs": 2}},
     "coop": {"tuning": {"name": "prompt", "method": "coop", "views": 0}, "head": "text"},
+    "cocoop": {"tuning": {"name": "prompt", "method": "cocoop", "views": 0}, "head": "text"},
     "promptsrc": {"tuning": {"name": "prompt", "method": "promptsrc"}, "head": "text"},
     "vpt": {"tuning": {"name": "prompt", "method": "vpt", "tokens": 2}, "head": "text"},
     "maple, bf16": {"tuning": {"name": "prompt", "method": "maple"}, "head": "text", "encoder.precision": "bf16"},
@@ -87,7 +88,7 @@ def test_kept_tokens_differ_by_their_rounding_only(recipe: Recipe, images: Path,
     torch.testing.assert_close(loaded_logits(result.path, images), torch.cat(test_pass), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["linear probe", "zero-shot", "crt", "vpt", "lora"])
+@pytest.mark.parametrize("name", ["linear probe", "zero-shot", "crt", "cocoop", "vpt", "lora", "random mask"])
 def test_predictions_are_those_of_the_run(name: str, recipe: Recipe, images: Path) -> None:
     result = run(recipe, changes=CHANGES[name])
     with (result.path / "predictions.csv").open() as stream:

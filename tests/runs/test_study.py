@@ -42,18 +42,6 @@ def test_force_runs_every_run_of_a_study_again(recipe: Recipe, computed: list[st
     assert computed == ["tiny/ce 0", "tiny/ce 1", "tiny/bs 0", "tiny/bs 1"] * 2
 
 
-@pytest.mark.parametrize("override", ["training.epochs=2", "seed=1", "head=cosine", "data.templates=simple"])
-def test_changed_recipe_is_another_run(recipe: Recipe, computed: list[str], override: str) -> None:
-    assert run(recipe).path != run(recipe, override).path
-    assert len(computed) == 2
-
-
-def test_changed_description_is_the_same_run(recipe: Recipe, computed: list[str]) -> None:
-    run(recipe)
-    run(recipe, "description=hello")
-    assert len(computed) == 1
-
-
 def test_changed_images_are_another_run(recipe: Recipe, tmp_path: Path) -> None:
     root = Path(shutil.copytree(recipe["data"]["root"], tmp_path / "copy"))
     before = run(recipe, f"data.root={root}")

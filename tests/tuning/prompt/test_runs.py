@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -16,13 +15,9 @@ from torch import Tensor
 
 from imbalance_vlm import run
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.data.prepare import create_dataset
 from imbalance_vlm.encoders.factory import create_encoder
-from imbalance_vlm.encoders.sources import ImageSource
-from imbalance_vlm.evaluation.evaluate import predict
 from imbalance_vlm.training.checkpoints import load_weights
 from tests.killing import interrupted_before_epoch
-from tests.tuning.prompt.contexts import no_plain_head, tuning_of
 from tests.tuning.prompt.text_models import context_of, head_of
 
 PROMPTED = {"head": "text", "training.epochs": 2, "training.batch_size": 16}
@@ -95,8 +90,8 @@ SUBSPACE = {"name": "subspace", "keep": 3, "rank": 1}
 
 @pytest.mark.parametrize(
     ("name", "gradient"),
-    [("coop", SUBSPACE), ("cocoop", None), ("prograd", None), ("vpt", None), ("maple", None)],
-    ids=["subpt", "cocoop", "prograd", "vpt", "maple"],
+    [("coop", SUBSPACE), ("cocoop", None), ("prograd", None), ("vpt", None), ("maple", None), ("promptsrc", None)],
+    ids=["subpt", "cocoop", "prograd", "vpt", "maple", "promptsrc"],
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(recipe: dict[str, Any], name: str, gradient: Any) -> None:
     change = tuned(name) | {"training.epochs": 4, "training.checkpoint_seconds": 0, "balancing.gradient": gradient}
@@ -126,20 +121,3 @@ def test_subpt_can_reuse_the_first_pass_of_a_finished_run(recipe: dict[str, Any]
     assert torch.equal(weights(first.path)["context"], weights(second.path)["context"])
     plain = weights(run(recipe, change).path)
     assert not torch.equal(weights(first.path)["context"], plain["context"])
-
-
-@pytest.mark.parametrize("name", ["coop", "cocoop"])
-def test_a_new_head_with_the_saved_weights_predicts_what_the_run_predicted(recipe: dict[str, Any], name: str) -> None:
-    """What `predict` does, with the images of the test split."""
-    result = run(recipe, tuned(name))
-    names = result.record["classes"]["names"]
-    encoder = create_encoder(recipe["encoder"]["name"])
-    context = context_of(encoder=encoder, class_names=names)
-    torch.manual_seed(99)  # not the run's
-    head = tuning_of(name, n_ctx=2, init=None).head(context, no_plain_head)
-    load_weights(result.path / "head.safetensors", head)
-    data = create_dataset(**recipe["data"])
-    source = ImageSource(data.splits["test"], encoder, "embedding", [encoder.preprocessing], torch.device("cpu"))
-    with (result.path / "predictions.csv").open() as stream:
-        predicted = [row["predicted"] for row in csv.DictReader(stream)]
-    assert [names[label] for label in predict(head, source).predicted] == predicted
