@@ -13,13 +13,7 @@ from torch.nn import functional as F
 
 import imbalance_vlm
 from imbalance_vlm import InputError
-from imbalance_vlm.balancing.prototypes import (
-    assign_prototypes,
-    create_prototypes,
-    max_cosine,
-    uniformity,
-    welch_bound,
-)
+from imbalance_vlm.balancing.prototypes import assign_prototypes, create_prototypes, max_cosine, uniformity, welch_bound
 from imbalance_vlm.heads.prototype import PrototypeKind
 
 

@@ -14,16 +14,7 @@ from torch import Tensor, nn
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
-from tests.contracts import (
-    Contract,
-    Suite,
-    global_random_numbers_untouched,
-    noting,
-    offers,
-    over,
-    section_of,
-    variants,
-)
+from tests.contracts import Contract, Suite, global_random_numbers_untouched, noting, offers, over, section_of, variants
 
 Make = Callable[..., torch.optim.Optimizer]
 

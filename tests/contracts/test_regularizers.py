@@ -135,10 +135,7 @@ def order_of_the_batch_does_not_matter(make: Make) -> None:
     outputs = step()
     order = torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(0))
     shuffled = dataclasses.replace(
-        outputs,
-        embeddings=outputs.embeddings[order],
-        targets=outputs.targets[order],
-        logits=outputs.logits[order],
+        outputs, embeddings=outputs.embeddings[order], targets=outputs.targets[order], logits=outputs.logits[order]
     )
     assert close(make().regularizer(shuffled), make().regularizer(outputs), 1e-9), "the order of the batch matters"
 

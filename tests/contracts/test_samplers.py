@@ -15,16 +15,7 @@ from torch import Tensor
 from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
-from tests.contracts import (
-    Contract,
-    Suite,
-    global_random_numbers_untouched,
-    noting,
-    offers,
-    over,
-    section_of,
-    variants,
-)
+from tests.contracts import Contract, Suite, global_random_numbers_untouched, noting, offers, over, section_of, variants
 
 Make = Callable[[Tensor, int], Sampler]
 

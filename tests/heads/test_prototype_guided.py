@@ -13,17 +13,7 @@ from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.prototypes import create_prototypes
 from imbalance_vlm.heads.prototype_guided import PrototypeGuidedHead, moved_means
 from tests.contracts import counting_fetches, refuses
-from tests.heads.prototype_oracles import (
-    CLASSES,
-    COUNTS,
-    WIDTH,
-    Array,
-    features,
-    guided_logits,
-    stirred,
-    targets,
-    unit,
-)
+from tests.heads.prototype_oracles import CLASSES, COUNTS, WIDTH, Array, features, guided_logits, stirred, targets, unit
 
 
 def means_in_a_loop(means: Array, embeddings: Array, labels: list[int], momentum: float) -> Array:

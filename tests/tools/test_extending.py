@@ -34,11 +34,7 @@ def run(folder: Path, *arguments: str) -> str:
     """The output of a Python command with the package installed."""
     path = os.pathsep.join([str(folder / "site"), str(ROOT)])
     process = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
+        [sys.executable, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout

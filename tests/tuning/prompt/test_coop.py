@@ -11,14 +11,7 @@ from torch.nn import functional as F
 
 from imbalance_vlm.encoders.prompt_layout import Position
 from tests.tuning.prompt.contexts import TOKENIZER
-from tests.tuning.prompt.text_models import (
-    NAMES,
-    cosines,
-    encoder,
-    head_of,
-    images,
-    text_by_open_clip,
-)
+from tests.tuning.prompt.text_models import NAMES, cosines, encoder, head_of, images, text_by_open_clip
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
