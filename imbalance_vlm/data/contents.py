@@ -77,17 +77,14 @@ def _contents(files: Sequence[Path], doing: str, check: bool) -> list[Content]:
 
 def _known(paths: Sequence[str], check: bool) -> dict[str, Content]:
     """The contents of the files that are still in the state in which they were read."""
-    contents: dict[str, Content] = {}
+    states = {}
+    for path in paths:
+        with suppress(OSError, ValueError):  # tried again, and reported, when it is read
+            states[path] = file_state(os.stat(path))
+    rows: dict[str, tuple[str, str | None]] = {}
     with suppress(InputError), _table() as table:  # without a cache, everything is read
-        for path in paths:
-            try:
-                state = file_state(os.stat(path))
-            except (OSError, ValueError):
-                continue
-            row = table.get(path, state)
-            if row is not None and not (check and row[1] is None):
-                contents[path] = Content(*row)
-    return contents
+        rows = table.get_all(states)
+    return {path: Content(*row) for path, row in rows.items() if not (check and row[1] is None)}
 
 
 def _remember(paths: Sequence[str], results: Sequence[tuple[Content, os.stat_result | None]]) -> None:

@@ -6,8 +6,9 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from imbalance_vlm.files import cache_folder, disk_errors
 
 CHUNK = 2048
 """Rows written at a time: the most that a killed call may lose."""
+AT_ONCE = 500
+"""Rows read at a time: SQLite may accept no more than 999 keys."""
 PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 YOUNG = 2.0
@@ -71,11 +74,21 @@ class StateTable:
 
     def get(self, key: str, state: str) -> tuple[Any, ...] | None:
         """The row of a key, or None where there is none of its present state."""
-        query = f"SELECT {', '.join(self.columns)} FROM facts WHERE key = ? AND state = ?"  # noqa: S608 - own names
-        row: tuple[Any, ...] | None = self._retried(
-            lambda: self._database.execute(query, (_digest(key), state)).fetchone()
-        )
-        return row
+        return self.get_all({key: state}).get(key)
+
+    def get_all(self, states: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+        """The rows of these keys that are of their present state, by key."""
+        rows: dict[str, tuple[Any, ...]] = {}
+        keys = list(states)
+        for start in range(0, len(keys), AT_ONCE):
+            key_of = {_digest(key): key for key in keys[start : start + AT_ONCE]}
+            marks = ", ".join("?" * len(key_of))
+            query = f"SELECT key, state, {', '.join(self.columns)} FROM facts WHERE key IN ({marks})"  # noqa: S608
+            action = partial(self._read, query, list(key_of))
+            for digest, state, *values in self._retried(action):
+                if state == states[key_of[digest]]:
+                    rows[key_of[digest]] = tuple(values)
+        return rows
 
     def add(self, key: str, state: str, values: Sequence[object]) -> None:
         """Keep a row; an older one of the same key is replaced."""
@@ -89,6 +102,9 @@ class StateTable:
         if self._new:
             rows, self._new = self._new, []
             self._retried(lambda: self._write(rows))
+
+    def _read(self, query: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        return self._database.execute(query, keys).fetchall()
 
     def _write(self, rows: Sequence[tuple[object, ...]]) -> None:
         places = ", ".join("?" * (2 + len(self.columns)))
