@@ -32,6 +32,14 @@ def test_an_inspection_is_found_by_container_name_size_and_time() -> None:
         assert cache.get("home", "1.jpg", "4 8") == Inspection(content="1")
 
 
+def test_an_image_that_could_not_be_read_is_not_kept() -> None:
+    with InspectionCache() as cache:
+        for passing in (Inspection("missing"), Inspection("unreadable", "Permission denied")):
+            cache.add("home", "1.jpg", "4 7", passing)
+    with InspectionCache() as cache:
+        assert cache.get("home", "1.jpg", "4 7") is None
+
+
 def test_names_and_messages_that_are_not_unicode_are_kept() -> None:
     with InspectionCache() as cache:
         cache.add("home", "\udcff.jpg", "4 7", Inspection("unreadable", "\udcff", "c0ffee"))
