@@ -200,7 +200,7 @@ def _missing_split(root: Path, named: Sequence[str], required: str, folder_of: M
         remedies.append(f"where {named[0]!r} is a class, put its images directly into its folder")
     return (
         f"`root` {root} must hold train/ and test/ (and optionally val/), or class folders alone; it holds "
-        f"{', '.join(f'{name}/' for name in named)}, which have class folders like splits, but no {required}/: "
+        f"{', '.join(f'{name}/' for name in named)} with class folders inside, as splits have, but no {required}/: "
         f"{'; or '.join(remedies)}"
     )
 
