@@ -21,7 +21,7 @@ from imbalance_vlm.data.readability import read_decodable
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.data.walk import OF_RUNS, Identity, count_files, kind_of, list_folder, walk
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import expanded
+from imbalance_vlm.files import expanded, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class FolderReader:
         if divided and self.split.val_fraction and "train" in splits and "val" not in splits:
             splits |= replace(self.split, test_fraction=0.0).draw(splits["train"])
         return Listing(
-            name=root.resolve().name or "folder",
+            name=printable(root.resolve().name) or "folder",
             class_names=of_folders(classes, self.class_names),
             splits=splits,
             flips=self.flips,
