@@ -77,7 +77,7 @@ class ResizedImages:
             source = f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
         else:
             source = f"{self._images_fingerprint}\0{index}"
-        key = hashlib.sha256(f"{VERSION}\0{source}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{VERSION}\0{source}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
         return self.folder / str(self.size) / key[:2] / f"{key}.npy"
 
     @cached_property

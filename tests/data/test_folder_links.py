@@ -154,6 +154,8 @@ def test_a_root_of_any_bytes_is_read(flat: Path, recipe: dict[str, object]) -> N
     assert result.record["identity"]["dataset"] == r"caf\udce9"  # type: ignore[union-attr]
     assert run(recipe, {"data.root": root, "training.epochs": 1}).path == result.path
     assert len(predict_images(result.path, [root])) == 45
+    result = run(recipe, {"data.root": root, "encoder.resized": 16, "encoder.cache": False, "training.epochs": 1})
+    assert len(predict_images(result.path, [root])) == 45
 
 
 @pytest.mark.parametrize(
