@@ -149,6 +149,16 @@ def _scan(root: Path, test_on: str) -> _Scan:
             f"`root` {root} must hold class folders with images ({IMAGE_KINDS}), or train/ and "
             f"test/ with such folders; there are none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
         )
+    present = {image.split for image in scan.images}
+    for split in ("train", "test"):
+        if split in folder_of and split not in present:
+            on_val = (
+                f", or set data.test_on=val to test on the images of {folder_of['val']}/" if "val" in present else ""
+            )
+            raise InputError(
+                f"`root` {root} must have images for '{split}', but {folder_of[split]}/ holds none in class folders; "
+                f"put them there{on_val if split == 'test' else ''}"
+            )
     scan.images.sort()
     return scan
 
