@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.registry import NAMING
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.problems import Problem, RecipeError
-from imbalance_vlm.recipe.schema import RECIPE, Component, join, shared_settings
+from imbalance_vlm.recipe.schema import RECIPE, Component, Node, child_of, replaces, shared_settings
 
 COMMAND_LINE = "command line"
 MAX_VALUES = 100_000
@@ -139,14 +138,18 @@ def _values(content: Any, counted: dict[int, int]) -> int:
     return counted[id(content)]
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], node: Node | None = RECIPE) -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping.
 
-    A bare name means a component without settings. A component with another `name` replaces the one below it
-    with its settings; only the settings that all components of its kind share are kept (the protocol of a dataset), and
-    those that the new component requires (the `root` of a dataset). Another `method` of a family replaces the settings
-    only when the family's name is given with it. A published row with its `source` replaces another row: figures of two
-    sources must not be mixed.
+    A bare name means a component without settings. Which mappings replace others instead of being merged with them is
+    part of the schema (`imbalance_vlm.recipe.schema.replaces`). A component that replaces another keeps the settings
+    that all components of its kind share (the protocol of a dataset), and those that it requires (the `root` of a
+    dataset).
+
+    Args:
+        base: a recipe, or a part of one.
+        over: the same part of another recipe, whose keys win.
+        node: the part in the schema; None for a part that the schema does not hold.
     """
     merged = deepcopy(dict(base))
     for key, value in over.items():
@@ -155,21 +158,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
             below = {"name": below}
         if isinstance(below, Mapping) and isinstance(value, str):
             value = {"name": value}
-        here = join(path, str(key))
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            differs = any(choice in value and value[choice] != below.get(choice, value[choice]) for choice in NAMING)
-            replaces = ("name" in value and differs) or "source" in value
-            merged[key] = (
-                deepcopy(_settings_to_keep(here, below, value) | dict(value)) if replaces else merge(below, value, here)
-            )
-        else:
+        child = child_of(node, key)
+        if not isinstance(below, Mapping) or not isinstance(value, Mapping):
             merged[key] = deepcopy(value)
+        elif replaces(child, below, value):
+            merged[key] = deepcopy(_settings_to_keep(child, below, value) | dict(value))
+        else:
+            merged[key] = merge(below, value, child)
     return merged
 
 
-def _settings_to_keep(key: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a component's settings stays when another component of its kind replaces it."""
-    node = RECIPE.children.get(key)
+def _settings_to_keep(node: Node | None, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a component that remain when another component of its kind replaces it."""
     if not isinstance(node, Component) or not node.shared:
         return {}
     name = str(over.get("name"))
