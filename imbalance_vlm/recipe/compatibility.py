@@ -7,6 +7,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Registry
+from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.columns import score_names
 from imbalance_vlm.recipe.schema import components_in
@@ -108,4 +109,4 @@ def _published(recipe: Recipe) -> Iterator[Conflict]:
         if key not in scores:
             yield f"paper.{key}", f"unknown score.{did_you_mean(key, scores)} Allowed: source, {', '.join(scores)}"
         elif not isinstance(value, (int, float)):
-            yield f"paper.{key}", f"must be a number, got {value!r}"
+            yield f"paper.{key}", f"must be a number, got {written(value)}"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import RECIPE, Component, Node, child_of, replaces, shared_settings
@@ -210,7 +211,7 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
     includes = tree.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
-        raise RecipeError([Problem("include", f"must be a list of paths, got {includes!r}", str(path))])
+        raise RecipeError([Problem("include", f"must be a list of paths, got {written(includes)}", str(path))])
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for item in includes:

@@ -38,8 +38,8 @@ SETTING_OF = {
     "noisy_coop": "n_ctx: a whole number >= 1 or null (default null). number of context tokens",
     "norm_scale": "last: a whole number >= 1 (default 2). how many of them.",
     "patches": "weights: a path (required). a safetensors file",
-    "grey": "features: 'embedding' or 'class_token' (default embedding).",
-    "indexed": "index: a string (default index.tsv). name of the index in it.",
+    "grey": "features: 'embedding' or 'class_token' (default 'embedding').",
+    "indexed": "index: a string (default 'index.tsv'). name of the index in it.",
     "top_k": "k: a whole number >= 1 (default 2). number of guesses.",
 }
 

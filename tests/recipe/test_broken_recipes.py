@@ -70,7 +70,7 @@ WRONG_SETTINGS: dict[str, tuple[str, ...]] = {
     "training.epoch=2": ("training.epoch: unknown key", "Did you mean 'epochs'?"),
     "training.epochs=-1": ("training.epochs: must be a whole number >= 1, got -1",),
     "training.epochs=2.5": ("training.epochs: must be a whole number >= 1, got 2.5",),
-    "training.epochs=true": ("training.epochs: must be a whole number >= 1, got True",),
+    "training.epochs=true": ("training.epochs: must be a whole number >= 1, got true",),
     "training.batch_size=0": ("training.batch_size: must be a whole number >= 1, got 0",),
     "training.optimizer.lr=.nan": ("training.optimizer.lr: must be a number", "got nan"),
     "training.optimizer.lr=.inf": ("training.optimizer.lr: must be a number", "got inf"),
