@@ -1,4 +1,4 @@
-"""What training minimises: the loss, and the regularizers beside it."""
+"""What training minimises: the loss and the regularizers."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def create_prototypes(
             about 4 C^2 d operations, 136 billion at 8142 x 512.
         temperature: T of the objective; "optimised" only. The lower it is, the more only the closest pairs count.
         block_rows: rows of the blocks in which similarities are computed; "optimised" only. The result does not
-            depend on it but for rounding; the memory beside a few (C, d) matrices is about 5 block_rows^2 numbers.
+            depend on it but for rounding; the memory besides a few (C, d) matrices is about 5 block_rows^2 numbers.
 
     Raises:
         InputError: an argument out of range, or a kind that does not exist for this C and d.

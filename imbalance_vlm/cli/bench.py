@@ -14,12 +14,12 @@ from imbalance_vlm.cli.common import command
 from imbalance_vlm.components.settings import documented_arguments
 
 BENCHMARKS = {
-    "features": "a linear probe on cached features, and re-encoding at every epoch",
-    "losses": "time and memory of every loss beside cross-entropy",
+    "features": "a linear probe on cached features, compared with encoding the images again in every epoch",
+    "losses": "time and memory of every loss, compared with cross-entropy",
     "probe": "a linear probe at the size of iNaturalist 2018, on random cached features",
-    "text": "prompt tuning's text tower: the plain way, and each exact saving",
+    "text": "a step of prompt tuning, the usual way and with each exact saving of the text tower",
     "data": "loading, compute, and both together, in images per second",
-    "train": "training an image tower, beside the plain way, in images per second",
+    "train": "training an image tower, compared with a plain training loop, in images per second",
 }
 
 
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     )
     listing = "; ".join(f"{name}: {description}" for name, description in BENCHMARKS.items())
     parser.add_argument("name", choices=BENCHMARKS, help=listing)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="those of the benchmark")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
 
 
 def bench(options: argparse.Namespace) -> None:

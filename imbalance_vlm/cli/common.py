@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Helpers of the command modules."""
 
 from __future__ import annotations
 

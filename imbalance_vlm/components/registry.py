@@ -12,7 +12,7 @@ from imbalance_vlm.components.settings import Setting, grouped, positionals_of, 
 from imbalance_vlm.errors import InputError, did_you_mean
 
 Section = Mapping[str, Any]
-"""A component as a recipe names it: `name` (and `method`, of a family), and beside them its settings."""
+"""A component as a recipe names it: `name` (and `method`, of a family) and its settings."""
 
 Capabilities = frozenset[str] | Callable[[Mapping[str, Any]], frozenset[str]]
 """A set of capabilities, or a function from the component's settings to one."""

@@ -2,7 +2,7 @@
 
 The convention of the whole package: the positional parameters of a constructor come from the run (class counts,
 widths, data), its keyword-only parameters come from the recipe. Settings that several components share are declared
-once, as the fields of a `SettingGroup`; a recipe sees them flat, beside the component's other settings.
+once, as the fields of a `SettingGroup`; a recipe sees them flat, next to the component's other settings.
 """
 
 from __future__ import annotations

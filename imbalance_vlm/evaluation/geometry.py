@@ -141,7 +141,7 @@ def geometry(
         classifier: (C, d) weight of a linear or cosine classifier of these features (unit rows for a cosine one).
         text_features: (C, d), one row per class.
         bias: (C,) of the classifier; None is 0.
-        block_rows: samples, or rows of a (K, K) matrix, per block. Memory beside the inputs is about
+        block_rows: samples, or rows of a (K, K) matrix, per block. Memory besides the inputs is about
             3 block_rows * K + 4 C d + 2 d^2 float64 numbers.
 
     Raises:

@@ -28,7 +28,7 @@ class CosineHead(Head):
         directions: (C, w) unit rows to start from; None for a random start.
         init: "text" (the text features of the class names), "class_mean" (the classes' mean training features) or
             "random".
-        scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
+        scale: factor s of the cosines, whose range [-1, 1] is too narrow for a softmax over many classes.
         learn_scale: train s too (its logarithm, so that it stays positive).
         adapter: hidden width of a residual bottleneck before the cosines; 0 for none.
     """

@@ -28,9 +28,9 @@ class DecoderHead(Head):
         num_classes: C.
         directions: (C, w) unit rows to start the last layer from; None for a random start.
         init: "random", "text" (text features mapped back through the image projection) or "class_mean".
-        depth: blocks.
+        depth: number of blocks.
         heads: attention heads; must divide the width.
-        mlp_ratio: hidden width of the MLP over w.
+        mlp_ratio: hidden width of the MLP, as a multiple of w.
         drop: dropout after attention and MLP.
     """
 

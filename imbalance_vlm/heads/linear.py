@@ -22,7 +22,7 @@ class LinearHead(Head):
         directions: (C, w) unit rows to start W from; None for a random start.
         init: what W starts from: "random" (torch's default), "text" (the text features of the class names) or
             "class_mean" (the classes' mean training features); b starts at 0.
-        bias: whether there is a b.
+        bias: whether to add a bias b.
         normalise: scale the features to unit norm times sqrt(w), so that one learning rate fits every encoder.
         adapter: hidden width of a residual bottleneck before the classifier; 0 for none.
     """

@@ -52,7 +52,7 @@ class PrototypeHead(Head):
         map: "linear" (w x w, the identity at the start) or "adapter" (a residual bottleneck).
         adapter: hidden width of that bottleneck.
         normalise: cosines times `scale`; without it, dot products with embeddings of any length.
-        scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
+        scale: factor s of the cosines, whose range [-1, 1] is too narrow for a softmax over many classes.
 
     Raises:
         InputError: prototypes of another shape.

@@ -61,9 +61,9 @@ class PrototypeGuidedHead(Head):
         kind: kind of prototypes, as in `create_prototypes`.
         prototype_seed: seed of their rotation.
         alpha: strength of the guide; 0 is a linear classifier.
-        scale: s, the scale of the cosines.
-        momentum: mu, the momentum of the moving average.
-        bias: whether there is a b.
+        scale: factor s of the cosines.
+        momentum: momentum of the moving average (mu).
+        bias: whether to add a bias b.
         adapter: hidden width of a residual bottleneck before the classifier; 0 for none. Prototypes need one, since
             frozen features cannot move to them.
 

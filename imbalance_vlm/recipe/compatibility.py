@@ -47,7 +47,7 @@ def _provided(recipe: Recipe) -> frozenset[str]:
 
 
 def _unmet(registry: Registry, section: Mapping[str, Any], provided: frozenset[str]) -> list[str]:
-    """The needs of a component that no other one meets; those of its whole kind alone where one of these is unmet."""
+    """The needs of a component that no other one meets; where a need of its whole kind is unmet, only those."""
     for needs in (registry.needs, registry.needed(section)):
         if unmet := [need for need in sorted(needs) if not provided & set(need.split("|"))]:
             return unmet
@@ -70,7 +70,7 @@ def _lacks(need: str, recipe: Recipe) -> str:
 
 
 def _training_needs(recipe: Recipe, provided: frozenset[str]) -> Iterator[Conflict]:
-    """Settings of the training that need something of the components."""
+    """Settings of the training whose needs the components do not meet."""
     training = recipe["training"]
     if training["interpolation"] < 1 and "start" not in provided:
         yield (

@@ -78,7 +78,7 @@ class Loaded:
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes that come with the package: inside a wheel, or beside the package in a checkout."""
+    """The folder of the recipes that come with the package: inside a wheel, or next to the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "_recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -112,6 +112,11 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; {} for an empty file.
+
+    Raises:
+        InputError: a file that cannot be read, or holds no mapping of at most `MAX_VALUES` values.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -219,7 +224,7 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
         if not target.is_file():
             target = recipes_folder() / f"{item.removesuffix('.yaml')}.yaml"
         if not target.is_file():
-            message = f"no file {item!r} beside the recipe, and no packaged recipe of that name"
+            message = f"no file {item!r} next to the recipe, and no packaged recipe of that name"
             raise RecipeError([Problem("include", message, str(path))])
         below = _load_file(target, (*chain, resolved))
         below.tree.pop("name", None)  # a name belongs to one file
@@ -246,6 +251,9 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
     Args:
         recipe: a file, the name of a packaged recipe, or the mapping itself.
         overrides: "key.path=value" strings, or a mapping whose keys may be dotted. Their order does not matter.
+
+    Raises:
+        InputError: no such recipe, or a file or override that is not valid YAML.
     """
     catalogue.load_plugins()  # which settings stay when another component is named depends on both
     if isinstance(overrides, str):

@@ -81,7 +81,7 @@ def _report_unknown(keys: Mapping[str, Any], allowed: list[str], path: str, repo
 
 
 def _renamed(key: str, value: Any) -> str:
-    """What to write for a value that an earlier version had under another name; nothing for any other value."""
+    """What to write for a value that has another name since an earlier version; "" for any other value."""
     replacement = RENAMED.get((key, value)) if isinstance(value, str) else None
     return f"{value!r} is now {replacement}" if replacement else ""
 
@@ -214,7 +214,7 @@ def _bind(settings: Mapping[str, Setting], values: Mapping[str, Any], path: str,
 
 
 def with_roots(loaded: Loaded) -> Loaded:
-    """The recipe in which datasets that evaluators name have the `root` of its own data, where they give none."""
+    """The recipe, with its `data.root` given to those datasets of evaluators that have no `root` of their own."""
     data, evaluation = loaded.tree.get("data"), loaded.tree.get("evaluation")
     if not isinstance(data, Mapping) or "root" not in data or not isinstance(evaluation, Mapping):
         return loaded
@@ -226,11 +226,11 @@ def with_roots(loaded: Loaded) -> Loaded:
         for key, setting in catalogue.EVALUATORS.get(name).settings().items():
             nested = setting.marked(Nested)
             if nested is not None and nested.registry == "datasets" and isinstance(section.get(key), (list, tuple)):
-                changed[name] = {**section, key: [_placed(item, data["root"]) for item in section[key]]}
+                changed[name] = {**section, key: [_with_root(item, data["root"]) for item in section[key]]}
     return replace(loaded, tree={**loaded.tree, "evaluation": changed})
 
 
-def _placed(item: Any, root: Any) -> Any:
+def _with_root(item: Any, root: Any) -> Any:
     section = {"name": item} if isinstance(item, str) else item
     name = section.get("name") if isinstance(section, Mapping) else None
     if name not in catalogue.DATASETS or "root" not in catalogue.DATASETS.get(str(name)).settings():

@@ -22,7 +22,7 @@ EPOCH = "epoch"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe asks for.
+    """The runs of a recipe or a study, and the table and plot of a study.
 
     Args:
         name: of the recipe or study.
@@ -52,7 +52,7 @@ class Plan:
         return self.study.get("plot")
 
     def label(self, recipe: Mapping[str, Any]) -> str:
-        """What a row of the study's table is called."""
+        """The name of a run's row in the table of the study."""
         return str(recipe["name"]).removeprefix(f"{self.name}/")
 
     def coordinates(self) -> dict[str, dict[str, Any]]:
@@ -160,7 +160,7 @@ def _readable(grid: Any) -> dict[str, Any] | None:
 
 
 def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
-    """The command line cannot fix what the grid varies: one of the two would be ignored."""
+    """Overrides of keys that the grid varies: one of the two would be ignored."""
     varied = {str(axis): f"grid.axes.{axis}" for axis in _mapping(grid["axes"])}
     if grid["seeds"]:
         varied["seed"] = "grid.seeds"
@@ -191,7 +191,7 @@ def _unknown_columns(planned: Plan, loaded: Loaded) -> list[Problem]:
 
 
 def _unknown_rows(planned: Plan, loaded: Loaded) -> list[Problem]:
-    """A baseline that is no row of the study, or an average over something that is no axis."""
+    """A baseline that is not a row of the study, or an average over a key that is not an axis."""
     problems = []
     labels = list(dict.fromkeys(map(planned.label, planned.recipes)))
     for key, kind, options in (("baseline", "a row", labels), ("average", "an axis", list(planned.axes))):

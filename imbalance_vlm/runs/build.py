@@ -167,7 +167,7 @@ def make_model(recipe: Recipe, head: Head, long_tail: LongTail, device: torch.de
 
 
 def embedding_width(head: Head) -> int:
-    """Width d of a head's embeddings. A head on learned text encodes all class names for it: ask only where needed."""
+    """Width d of a head's embeddings. A head on learned text encodes all class names for it: call it if needed."""
     with torch.no_grad():
         weight, _ = head.classifier()
     return weight.shape[1]
@@ -185,7 +185,7 @@ def make_objective(
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
         ),
-        "prototypes": lambda asking: starts.prototypes(asking, embedding_width(head)),
+        "prototypes": lambda component: starts.prototypes(component, embedding_width(head)),
         "text": lambda _section: tuning.text(context, head),
     }
     check_reused(recipe, context.encoder)
@@ -220,7 +220,7 @@ def check_reused(recipe: Recipe, encoder: Encoder) -> None:
     """Check that the finished runs whose files the recipe uses were trained on the recipe's encoder.
 
     Raises:
-        InputError: one was trained on another; the message holds both fingerprints.
+        InputError: a run was trained on another encoder; the message holds both fingerprints.
     """
     for _, setting, value in settings_in(recipe):
         if setting.marked(FinishedRun) and value:

@@ -44,8 +44,8 @@ class ProGrad(Gradient):
 
     Args:
         logit_scale: exp(logit_scale) of the zero-shot logits, the scale of the head.
-        strength: lambda, the share of the conflicting part that is removed.
-        temperature: T of both distributions.
+        strength: share of the conflicting part of the gradient that is removed (lambda).
+        temperature: temperature T of both distributions.
 
     Raises:
         InputError: a head that learns no text.

@@ -63,8 +63,8 @@ class Subspace(Gradient):
     A checkpoint holds nothing of it: a resumed run reads the files of its first pass again.
 
     Args:
-        keep: T, epochs of the first pass.
-        rank: r, dimension of the subspace.
+        keep: number T of epochs of the first pass.
+        rank: dimension r of the subspace.
         reuse: folder of a finished run with a first pass, whose files are used instead of a new one.
 
     Raises:

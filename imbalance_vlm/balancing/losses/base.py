@@ -23,7 +23,7 @@ class Loss(nn.Module):
     that the logits are computed from implements `values` in place of `per_sample`.
 
     Attributes:
-        experts: number E of experts whose logits a loss accepts as (N, E, C), beside (N, C); 0 for none.
+        experts: number E of experts whose logits a loss accepts as (N, E, C), in addition to (N, C); 0 for none.
 
     Args:
         long_tail: class counts; kept as the buffer `counts`, so that they move and are saved with the module.
@@ -146,7 +146,7 @@ def exact(counts: Tensor, like: Tensor) -> Tensor:
 def log_prior(counts: Tensor, like: Tensor) -> Tensor:
     """(C,) log of the class shares in the dtype of `like`; -inf for a class without images.
 
-    Computed from the whole-number counts in at least float32 at each call: a C-vector costs nothing beside (N, C)
+    Computed from the whole-number counts in at least float32 at each call: a C-vector costs little compared with (N, C)
     logits, and a module turned to bfloat16 and back has lost nothing.
     """
     numbers = exact(counts, like)

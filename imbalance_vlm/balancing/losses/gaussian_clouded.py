@@ -58,7 +58,7 @@ class GaussianClouded(Loss):
         s: scale of the cosines in this loss.
         s_n: size of the rarest class's cloud, in units of the cosine.
         logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
+        head_scale: factor of the cosines in the logits (1 for raw cosines), in place of that of the head.
     """
 
     def __init__(

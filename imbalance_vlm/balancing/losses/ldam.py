@@ -47,8 +47,8 @@ class LDAM(Loss):
         max_m: margin of the rarest class, in units of the cosine.
         s: scale of the cosines in this loss.
         logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
-        beta: weights by effective number, in [0, 1): 0 weighs all classes alike, LDAM-DRW has 0.9999.
+        head_scale: factor of the cosines in the logits (1 for raw cosines), in place of that of the head.
+        beta: of the class weights by effective number, in [0, 1); 0 weighs all classes alike, LDAM-DRW has 0.9999.
         defer: share of the training during which all classes weigh 1; LDAM-DRW has 0.8.
     """
 

@@ -186,7 +186,7 @@ class PaCo(Loss):
 
 
 class GPaCo(PaCo):
-    """PaCo without a second encoder: the other samples of the batch are keys beside the queue, with their gradient.
+    """PaCo without a second encoder: the other samples of the batch are keys too, and pass gradients.
 
     Called without embeddings it is its parametric part alone, as PaCo is.
 
@@ -199,7 +199,7 @@ class GPaCo(PaCo):
         beta: weight of the class itself.
         temperature: T of the similarities.
         supt: temperature of the logits.
-        queue: how many past samples are keys beside the batch.
+        queue: number of past samples that are keys in addition to the batch.
         label_smoothing: share of the class's weight spread evenly over the classes, in [0, 1).
     """
 

@@ -65,11 +65,11 @@ class SADE(Loss):
 
     Cost: that of three experts. The logits are three times as many as cross-entropy's, with three softmaxes, and so the
     time is at least three times as long; five to seven times on a CPU, which maps tensors of this size (50 MB for 512
-    images of 8142 classes) anew in each step. Twice the memory beside the logits.
+    images of 8142 classes) anew in each step. Besides the logits, it needs twice the memory.
 
     Args:
         long_tail: class counts; a class without images takes part in none of the experts.
-        tau: how far the third expert goes, >= 0; 0 is a uniform test distribution, 1 the training one reversed.
+        tau: strength of the third expert's shift; 0 is a uniform test distribution, 1 the training one reversed.
     """
 
     experts = EXPERTS

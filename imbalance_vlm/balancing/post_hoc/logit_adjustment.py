@@ -38,8 +38,8 @@ class LogitAdjustment(PostHoc):
 
     Args:
         long_tail: the training counts; a class without images is never predicted (its logit becomes -inf).
-        tau: strength, >= 0; 0 changes nothing. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
-            validation set, of ties the smallest; it is 1 before `fit`.
+        tau: strength; 0 changes nothing, null chooses among 0, .1, .. 2 by the class-mean accuracy on the validation
+            set. Of equally good values the smallest is taken. It is 1 before `fit`.
     """
 
     counts: Tensor

@@ -81,9 +81,9 @@ class PriorShift(PostHoc):
             1 / n; "estimate", estimated from the validation logits without their labels; or a list of C positive
             numbers, one per class, which are scaled to sum to 1.
         source: the prior that the logits contain: "train" after cross-entropy, "uniform" after a balanced loss.
-        strength: of the shift, >= 0; 1 is Bayes' rule. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
-            validation set, of ties the smallest; it is 1 before `fit`.
-        iterations: of the estimate; other targets ignore it.
+        strength: strength of the shift; 1 is Bayes' rule, null chooses among 0, .1, .. 2 by the class-mean accuracy on
+            the validation set. Of equally good values the smallest is taken. It is 1 before `fit`.
+        iterations: number of iterations of the estimate; other targets ignore it.
 
     Raises:
         InputError: a target that is neither one of the names nor C positive numbers.

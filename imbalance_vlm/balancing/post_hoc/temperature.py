@@ -89,7 +89,7 @@ class Temperature(PostHoc):
         long_tail: the training groups.
         per_group: whether many, medium and few have a temperature each; a group that is predicted for no validation
             image takes the temperature of all images.
-        T: the temperature, > 0; None fits it on the validation set; it is 1 before `fit`.
+        T: the temperature; null fits it on the validation set. It is 1 before `fit`.
 
     Raises:
         InputError: both a fixed T and one per group.

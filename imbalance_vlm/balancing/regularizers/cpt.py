@@ -86,9 +86,9 @@ class CPT(Regularizer):
         tetf: weight of the simplexes within clusters.
         cc: weight of the distance of images to their class's text.
         rs: weight of the distance of text to frozen text.
-        clusters: M; null for about 16 classes per cluster.
-        pairs: "mean" or "sum" over the pairs of a cluster.
-        cluster_seed: of k-means.
+        clusters: number M of clusters; null for about 16 classes per cluster.
+        pairs: "mean" or "sum" over the pairs of classes in a cluster.
+        cluster_seed: seed of k-means.
 
     Raises:
         InputError: a head that learns no text, no frozen text, more clusters than classes,

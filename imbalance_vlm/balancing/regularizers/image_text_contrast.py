@@ -69,8 +69,8 @@ class ImageTextContrast(Regularizer):
 
     Args:
         weight: factor of the term in the objective.
-        temperature: T; .01 is that of CLIP.
-        distill: d, the share of the frozen model in the target; 0 where there are no frozen text features.
+        temperature: temperature T; .01 is that of CLIP.
+        distill: share d of the frozen model in the target; 0 where there are no frozen text features.
 
     Raises:
         InputError: a head that learns no text, or text features of another width than the embeddings.

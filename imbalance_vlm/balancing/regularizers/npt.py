@@ -108,11 +108,11 @@ class NPT(Regularizer):
     Args:
         lmc: weight of LMC.
         mmi: weight of MMI.
-        form: of LMC: "simplex" for up to d + 1 classes, "uniformity" for any number.
-        temperature: T of "uniformity"; the lower, the more the closest classes alone count.
+        form: form of LMC: "simplex" for up to d + 1 classes, "uniformity" for any number.
+        temperature: temperature T of "uniformity"; the lower it is, the more only the closest classes count.
         centre: subtract the mean text feature before LMC takes cosines.
-        momentum: of an average of the class means over the steps, so that classes that the batch lacks take part too;
-            0 uses the batch alone.
+        momentum: momentum of a moving average of the class means, through which classes that a batch lacks take part
+            too; 0 uses the batch alone.
 
     Raises:
         InputError: a head that learns no text, text features of another width than the embeddings, or more classes

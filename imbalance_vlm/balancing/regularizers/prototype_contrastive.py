@@ -47,7 +47,7 @@ class PrototypeContrastive(Regularizer):
     Args:
         prototypes: (C, d) unit rows, that of class c in row c, in the space of the embeddings.
         weight: factor of the term in the objective.
-        temperature: T.
+        temperature: temperature T.
         text: whether to draw learned text features to the prototypes too.
         balanced: whether every class of a batch counts the same, instead of every image.
         assign: which prototype belongs to which class, as in head "prototype"; with the next two settings it says how

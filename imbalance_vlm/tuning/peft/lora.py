@@ -49,7 +49,7 @@ class LoRA(TowerMethod):
     """A change of low rank to the query and value matrices of every block.
 
     Args:
-        rank: r; null for 2^floor(log2(C / 4L)) for C classes and L blocks, which gives about as many parameters as
+        rank: rank r; null for 2^floor(log2(C / 4L)) for C classes and L blocks, which gives about as many parameters as
             AdaptFormer.
     """
 

@@ -51,7 +51,7 @@ class VPT(TowerMethod):
     """Learns tokens that are inserted among those of the image.
 
     Args:
-        tokens: n, the number of tokens per block that receives any.
+        tokens: number n of tokens in each block that receives any.
         deep: every block receives tokens of its own; false inserts them before the first block only.
     """
 

@@ -23,7 +23,7 @@ class ProGradTuning(CoOp):
     """CoOp with the gradient transform `prograd`, unless the recipe names another.
 
     Args:
-        strength: lambda, the share of the conflicting part of the gradient that is removed; 0 is CoOp.
+        strength: share of the conflicting part of the gradient that is removed (lambda); 0 is CoOp.
         temperature: temperature of both distributions.
         prompt: the prompt and its start.
         csc: a context per class, instead of one that all classes share.

@@ -48,7 +48,7 @@ class VPT(Tuning):
     """Learns tokens in the image tower; the text features of the class names are the classifier.
 
     Args:
-        tokens: number of tokens per block that receives any.
+        tokens: number of tokens in each block that receives any.
         deep: every block receives tokens of its own; false inserts them before the first block only.
         crops: views of the training images.
     """
