@@ -85,10 +85,10 @@ def make_classes(
 ) -> Classes:
     """Classes and their splits, in which no test image has a near-duplicate in training or validation.
 
-    A class's test images are those with the fewest near-duplicates among all candidates (ties by lot); every other
-    near-duplicate of a test image is then left out of everything. So no test drawing is
-    nearly a training drawing, and few drawings are lost; in return, test drawings are less ordinary than training
-    drawings. A concept that keeps too few images or families is not a class.
+    A class's test images are those with the fewest near-duplicates among all candidates (ties at random); every other
+    near-duplicate of a test image is then left out. So no test drawing nearly equals a training drawing, and few
+    drawings are lost; in return, test drawings are less typical than training drawings. A concept that is left with
+    too few images or families is not a class.
 
     Args:
         names: (concepts,) names.

@@ -48,7 +48,7 @@ class LDAM(Loss):
         s: scale of the cosines in this loss.
         logit_scale: the factor by which the head multiplies its cosines.
         head_scale: factor of the cosines in the logits (1 for raw cosines), in place of that of the head.
-        beta: of the class weights by effective number, in [0, 1); 0 weighs all classes alike, LDAM-DRW has 0.9999.
+        beta: beta of the class weights by effective number; 0 weighs all classes alike, LDAM-DRW uses 0.9999.
         defer: share of the training during which all classes weigh 1; LDAM-DRW has 0.8.
     """
 
