@@ -25,7 +25,11 @@ BENCHMARKS = {
 
 def add(commands: Any) -> None:
     parser = command(
-        commands, "bench", bench, "measure the speed of this machine", "Benchmarks. `bench NAME --help` lists options."
+        commands,
+        "bench",
+        bench,
+        "measure the speed of this machine",
+        "Measure the speed of this machine. `imbalance-vlm bench NAME --help` lists the options of a benchmark.",
     )
     listing = "; ".join(f"{name}: {description}" for name, description in BENCHMARKS.items())
     parser.add_argument("name", choices=BENCHMARKS, help=listing)
@@ -41,7 +45,7 @@ def bench(options: argparse.Namespace) -> None:
 
 def parser_of(function: Callable[..., Any], prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with one option for each parameter of a function: its type, default and documentation."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = argparse.ArgumentParser(prog=prog, description=f"{description[0].upper()}{description[1:]}.")
     hints, documentation = get_type_hints(function), documented_arguments(function)
     for name, parameter in inspect.signature(function).parameters.items():
         kind = hints[name]
@@ -54,7 +58,7 @@ def parser_of(function: Callable[..., Any], prog: str, description: str) -> argp
             type=get_args(kind)[0] if several else Path if kind is Path else kind,
             nargs="+" if several else None,
             default=parameter.default,
-            help=f"{documentation.get(name, '')}{default}".replace("%", "%%"),
+            help=f"{documentation.get(name, '').removesuffix('.')}{default}".replace("%", "%%"),
         )
     return parser
 

@@ -15,7 +15,10 @@ def add(commands: Any) -> None:
         "action", choices=["ls", "prune", "path"], help="list the entries, remove some, or print the folder"
     )
     parser.add_argument(
-        "--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove everything)"
+        "--max-gb",
+        type=float,
+        default=0.0,
+        help="prune: keep at most this many GB (default 0; no limit with --older-than-days)",
     )
     parser.add_argument("--older-than-days", type=float, help="prune: remove only what was not used for this many days")
 

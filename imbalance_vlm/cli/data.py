@@ -14,7 +14,7 @@ SOURCE = "a recipe, a folder of class folders, a table (.csv, .tsv, .parquet) or
 
 def add(commands: Any) -> None:
     summary = "check a dataset before training, or draw its largest and smallest classes"
-    parser = commands.add_parser("data", help=summary, description=summary)
+    parser = commands.add_parser("data", help=summary, description=f"{summary.capitalize()}.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_verify(actions)
     _add_show(actions)

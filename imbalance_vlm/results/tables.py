@@ -71,9 +71,9 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
     grouped = single.groupby(["config", *IDENTITY], sort=False, dropna=False)
     mean = grouped[numbers].mean()
     if grouped.size().max() > 1:
-        spread = [column.name for column in score_columns(results) if column.deviation and column.name in mean.columns]
-        deviation = grouped[spread].std(ddof=1)
-        for score in spread:
+        scores = [column.name for column in score_columns(results) if column.deviation and column.name in mean.columns]
+        deviation = grouped[scores].std(ddof=1)
+        for score in scores:
             mean.insert(int(mean.columns.get_loc(score)) + 1, f"{score}_std", deviation[score])  # type: ignore[arg-type]
     mean.insert(0, "seeds", grouped["seed"].agg(lambda seeds: ",".join(map(str, sorted(seeds)))))
     mean.insert(1, "n", grouped.size())

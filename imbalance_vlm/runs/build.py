@@ -238,6 +238,6 @@ def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) 
             name = recipe["balancing"][key]["name"]
             raise InputError(
                 f"`balancing.{key}` '{name}' chooses a setting on validation images, and dataset '{data.name}' has "
-                f"none; give the setting (`imbalance-vlm show {name}` lists them), or set images aside, for a folder "
-                "with data.val_fraction=0.1"
+                f"none; give the setting (`imbalance-vlm show {name}` lists them), or set images aside for validation, "
+                "in a folder with data.val_fraction=0.1"
             )
