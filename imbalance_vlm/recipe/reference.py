@@ -135,7 +135,7 @@ def text_of(path: str, name: str) -> str:
 
 
 def variants(entry: Entry) -> Iterator[tuple[str, Entry, list[Key]]]:
-    """Each form of a component: its method ("" where it is no family), its entry, and its settings."""
+    """Each form of a component: its method ("" where it is not a family), its entry, and its settings."""
     for member in entry.methods or (entry,):
         builds = [member.load()] if member is entry or not entry.build else [member.load(), entry.load()]
         yield ("" if member is entry else member.name), member, keys_of(*builds)

@@ -141,7 +141,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _readable(grid: Any) -> dict[str, Any] | None:
     """What can be expanded of a grid with problems, so that those of its runs are found too; None without variants.
 
-    An axis whose values are no list has one value.
+    An axis whose values are not a list has one value.
     """
     children = STUDY["grid"].children
     parts = {key: _mapping(grid).get(key) or {} for key in children}

@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 def groups_of(keys: Sequence[str]) -> list[list[int]]:
-    """Rows that share a key, in order, for each key that occurs more than once; "" is no key."""
+    """Rows that share a key, in order, for each key that occurs more than once; "" is not a key."""
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         if key:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 KINDS = {
-    "missing": "listed, but there is no such file",
+    "missing": "listed, but the file does not exist",
     "zero_byte": "a file without content",
     "truncated": "the image ends too early: the file was copied or downloaded in part",
     "unreadable": "cannot be opened or decoded",

@@ -27,7 +27,7 @@ class Published:
         smallest: training images of the smallest class.
         groups: number of classes that are many, medium and few, by > 100 and < 20 training images.
         settings: the settings that select this benchmark, for a dataset with several.
-        unchecked: facts from memory or a secondary source; a difference from these is no finding.
+        unchecked: facts from memory or a secondary source; a difference from these is not a finding.
     """
 
     dataset: str
