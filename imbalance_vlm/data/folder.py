@@ -6,7 +6,6 @@ root/<class>/...                                                         otherwi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -82,12 +81,12 @@ class FolderReader:
         return read_decodable(self._listing(scan), self.on_error)
 
     def identity(self) -> str:
-        """Hash of the names, sizes and modification times of the files."""
+        """Hash of the names and contents of the files."""
         root = expanded(self.root)
         scan = _scan(root)
         _refuse_empty_classes(root, scan)
         paths = tuple(image.path for image in scan.images)
-        return hashlib.sha256(FileImages(root, paths).fingerprint.encode()).hexdigest()
+        return FileImages(root, paths).fingerprint
 
 
 @dataclass(frozen=True, order=True)

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.files import disk_errors, locked, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
@@ -154,7 +153,7 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
         return finished
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+    with locked(folder.parent / f".{folder.name}.lock"):
         if not force and (finished := read_result(folder)):  # another process has run it meanwhile
             return finished
         if force:
