@@ -16,10 +16,11 @@ from PIL import Image
 
 from imbalance_vlm.data.class_names import labels_and_names, spoken
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
-from imbalance_vlm.data.lists import expanded, files_identity
+from imbalance_vlm.data.lists import files_identity
 from imbalance_vlm.data.pixels import read_rgb, to_rgb
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ import numpy as np
 
 from imbalance_vlm.data.class_names import labels_and_names
 from imbalance_vlm.data.dataset import Dataset, FileImages
-from imbalance_vlm.data.lists import LabelledPaths, OnError, expanded, file_splits, files_identity, read_existing
+from imbalance_vlm.data.lists import LabelledPaths, OnError, file_splits, files_identity, read_existing
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 if TYPE_CHECKING:
     import pandas as pd

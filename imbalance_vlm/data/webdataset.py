@@ -28,13 +28,13 @@ from PIL import Image
 
 from imbalance_vlm.data.class_names import labels_and_names
 from imbalance_vlm.data.contents import content_hashes
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, Dataset, Split
-from imbalance_vlm.data.lists import expanded, files_identity, leads_out
+from imbalance_vlm.data.dataset import IMAGE_KINDS, IMAGE_SUFFIXES, Dataset, Split
+from imbalance_vlm.data.lists import files_identity, leads_out
 from imbalance_vlm.data.pixels import read_rgb
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.data.state_table import file_state
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, read_checked_json, write_checked_json
+from imbalance_vlm.files import cache_folder, expanded, read_checked_json, write_checked_json
 from imbalance_vlm.progress import bar
 
 LabelFile = Literal["cls", "txt", "json"]
@@ -248,7 +248,7 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
             "set `label_file` to cls, txt or json"
         )
     if not images:
-        raise InputError(f"{shard} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), and holds none")
+        raise InputError(f"{shard} must hold images ({IMAGE_KINDS}), and holds none")
     return [_Sample(name, start, length, labels[sample]) for sample, (name, start, length) in images.items()]
 
 

@@ -14,6 +14,7 @@ from imbalance_vlm.data.dataset import has_image_name
 from imbalance_vlm.data.lists import leads_out
 from imbalance_vlm.data.reader import SPLIT_WORDS
 from imbalance_vlm.data.state_table import file_state
+from imbalance_vlm.data.walk import is_hidden
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import bar
 from imbalance_vlm.verification.findings import Finding
@@ -74,8 +75,8 @@ def is_archive(file: Path) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a member of an archive is an image by its name."""
-    path = PurePosixPath(name)
-    return has_image_name(path.name) and "__MACOSX" not in path.parts
+    *folders, file = PurePosixPath(name).parts
+    return has_image_name(file) and not any(map(is_hidden, folders))
 
 
 def read_archive(file: Path) -> Archive:
