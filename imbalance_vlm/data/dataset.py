@@ -168,6 +168,7 @@ class Dataset:
         templates: sentences with one `{}` for the class name; several are ensembled.
         flips: whether a mirrored image still shows its class ("arrow left" does not).
         skipped: paths of images left out because they are missing or unreadable.
+        passed_over: number of entries of the source (files, rows, members) that are not used, by reason.
         group_counts: (C,) counts by which classes are many, medium or few, where they differ from those of "train" (a
             thinned dataset whose groups are those of the full one).
         test_only: whether the dataset is for testing only (ImageNet-V2), without a "train" split.
@@ -183,6 +184,7 @@ class Dataset:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     flips: bool = True
     skipped: Sequence[str] = field(default=())
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     group_counts: NDArray[np.int64] | None = None
     test_only: bool = False
     allow_empty: bool = False

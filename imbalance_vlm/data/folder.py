@@ -15,9 +15,9 @@ from typing import Any
 
 from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, SPLITS, Dataset, FileImages, Split, has_image_name
-from imbalance_vlm.data.lists import OnError, expanded
+from imbalance_vlm.data.lists import expanded
 from imbalance_vlm.data.readability import read_decodable
-from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.errors import InputError
 
 

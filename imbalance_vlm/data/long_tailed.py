@@ -25,7 +25,6 @@ from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.lists import (
     FORMAT,
     LabelledPaths,
-    OnError,
     check_labels,
     expanded,
     file_splits,
@@ -37,7 +36,7 @@ from imbalance_vlm.data.lists import (
     read_list,
     text_of,
 )
-from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
 
 OLTR = "the ImageNet-LT release of Liu et al., Large-Scale Long-Tailed Recognition in an Open World (OLTR)"

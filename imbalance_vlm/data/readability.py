@@ -6,15 +6,16 @@ import json
 import os
 import stat
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from imbalance_vlm.data.dataset import Dataset, FileImages, Images
-from imbalance_vlm.data.lists import OnError
-from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import cache_folder, write_json
 from imbalance_vlm.progress import bar
@@ -23,7 +24,7 @@ MOST_SHOWN = 20
 
 
 def read_decodable(listing: Listing, on_error: OnError) -> Dataset:
-    """The dataset of a listing of files, all of which are decoded once; unreadable ones are refused or left out.
+    """The dataset of a listing, all images of which are decoded once; unreadable ones are refused or left out.
 
     Raises:
         InputError: images that cannot be read, all of them named, where `on_error` is "raise".
@@ -36,22 +37,36 @@ def read_decodable(listing: Listing, on_error: OnError) -> Dataset:
         reasons |= {split.images.name(row): reason for row, reason in bad_rows.items()}
         splits[name] = split.take(np.array([row for row in range(len(split)) if row not in bad_rows], np.int64))
     if reasons and on_error == "raise":
-        shown = "\n".join(f"  - {path}: {reason}" for path, reason in list(reasons.items())[:MOST_SHOWN])
-        more = f"\n  ... and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
-        raise InputError(
-            f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{shown}{more}\n"
-            "Replace them, or set data.on_error to skip to leave them out"
-        )
+        raise InputError(unreadable_images(reasons))
     return replace(listing, splits=splits).dataset(sorted(reasons))
 
 
+def unreadable_images(reasons: Mapping[str, str]) -> str:
+    """The error message for images that cannot be read, by name."""
+    shown = "\n".join(f"  - {name}: {reason}" for name, reason in list(reasons.items())[:MOST_SHOWN])
+    more = f"\n  ... and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
+    return (
+        f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{shown}{more}\n"
+        "Replace them, or set data.on_error to skip to leave them out"
+    )
+
+
+@runtime_checkable
+class PackedImages(Protocol):
+    """Images inside of other files."""
+
+    def open(self, index: int) -> Image.Image:
+        """The image, which need not be decoded yet."""
+        ...
+
+
 def unreadable(images: Images) -> dict[int, str]:
-    """The rows of the images that cannot be decoded completely, each with the reason.
+    """The rows of the images that cannot be decoded completely, each with the reason; none for images in memory.
 
     The result is cached under the images' fingerprint, so a dataset is read through once. JPEG files are decoded at an
     eighth of their size, which still walks through all their data and notices a truncated file.
     """
-    if not isinstance(images, FileImages):
+    if not isinstance(images, (FileImages, PackedImages)):
         return {}
     cached = cache_folder() / "readable" / f"{images.fingerprint}.json"
     if cached.is_file():
@@ -67,7 +82,7 @@ def unreadable(images: Images) -> dict[int, str]:
         bar(len(images), "check images", "img") as progress,
     ):
         warnings.simplefilter("ignore")
-        for row, reason in enumerate(pool.map(lambda path: _reason(images, path), images.paths, chunksize=64)):
+        for row, reason in enumerate(pool.map(lambda row: _reason(images, row), range(len(images)), chunksize=64)):
             if reason:
                 reasons[row] = reason
             progress.update()
@@ -75,15 +90,28 @@ def unreadable(images: Images) -> dict[int, str]:
     return reasons
 
 
-def _reason(images: FileImages, path: str) -> str:
+def _reason(images: FileImages | PackedImages, row: int) -> str:
     """Why an image cannot be decoded, or ""."""
     try:
-        file = images.root / path
-        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would block for ever
-            return "not a regular file"
-        with Image.open(file) as image:
+        with _open(images, row) as image:
             image.draft("RGB", (32, 32))
             image.load()
     except Exception as error:  # decoders raise a dozen types, all of which mean the same here
-        return " ".join(str(error).split()) or type(error).__name__
+        return decoding_problem(error)
     return ""
+
+
+def _open(images: FileImages | PackedImages, row: int) -> Image.Image:
+    if isinstance(images, PackedImages):
+        return images.open(row)
+    file = images.root / images.paths[row]
+    if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would block for ever
+        raise ValueError("not a regular file")
+    return Image.open(file)
+
+
+def decoding_problem(error: Exception) -> str:
+    """Why an image could not be decoded, in one line; without the address that Pillow gives for bytes in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify image file (not an image, damaged from its first bytes, or of an unknown format)"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of splits in files and folders, and the split each one means."""
+
+
+OnError = Literal["raise", "skip"]
+"""What an image that is missing or unreadable does: "raise" stops, "skip" leaves it out and the result counts it."""
 
 
 class Reader(Protocol):
@@ -100,6 +104,7 @@ class Listing:
             "train" then. None where the source has splits.
         empty_folders: class folders without an image, relative to the root.
         other_files: number of files that are no images by their names, by suffix.
+        passed_over: number of entries (files, rows, members) that are listed and not used, by reason.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Listing:
     undivided: DrawnSplit | None = None
     empty_folders: tuple[str, ...] = ()
     other_files: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def divided(self) -> Listing:
         """The listing with its test and validation images drawn, where the source does not name them.
@@ -145,6 +151,7 @@ class Listing:
             templates=self.templates,
             flips=self.flips,
             skipped=skipped,
+            passed_over=self.passed_over,
             group_counts=self.group_counts,
             test_only=self.test_only,
         )

@@ -62,6 +62,7 @@ def describe(
         },
         "images": {name: len(split) for name, split in data.splits.items()} | {"skipped": len(data.skipped)},
         "skipped": list(data.skipped),
+        "passed_over": dict(data.passed_over),
         "paper": recipe["paper"],
         "environment": environment(device),
     }

@@ -18,6 +18,7 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_spec
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.heads.prototype import PrototypeKind
+from imbalance_vlm.progress import note
 from imbalance_vlm.training.devices import fast_layout
 
 T = TypeVar("T")
@@ -62,7 +63,16 @@ class Resources:
 
     def dataset(self, section: Section) -> Dataset:
         """The dataset of a recipe's `data` section, as the run draws it."""
-        return self._datasets.get_or_make(_key(section), lambda: create_dataset(**section))
+
+        def read() -> Dataset:
+            dataset = create_dataset(**section)
+            counts = {"missing or unreadable images": len(dataset.skipped), **dataset.passed_over}
+            shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+            if shown:
+                note(f"dataset '{dataset.name}' is used without {shown}")
+            return dataset
+
+        return self._datasets.get_or_make(_key(section), read)
 
     def dataset_identity(self, section: Section) -> str:
         """Identifies the data of a `data` section, without opening an image."""
