@@ -280,7 +280,7 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sam
             "one to .tar"
         ) from error
     # a.jpg and a.seg.png: the second is another image of sample a, by WebDataset's rule of the first dot.
-    further = [name for name in images if name not in labels and _sample_of(name) in labels.keys() & images.keys()]
+    further = {name for name in images if name not in labels and _sample_of(name) in labels.keys() & images.keys()}
     passed_over["further images of a sample"] = len(further)
     images = {name: place for name, place in images.items() if name not in further}
     unlabelled = [sample for sample in images if sample not in labels]

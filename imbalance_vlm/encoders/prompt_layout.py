@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.encoders.text_tower import TextTower
+from imbalance_vlm.encoders.tokenizers import equal_classes
 from imbalance_vlm.errors import InputError
 
 Position = Literal["end", "middle", "front"]
@@ -106,7 +107,7 @@ class Prompts:
         """The prompts with `n_ctx` context tokens.
 
         Raises:
-            InputError: a prompt longer than the tower reads.
+            InputError: a prompt longer than the tower reads, or two classes whose prompts are the same.
         """
         if n_ctx not in self._layouts:
             self._layouts[n_ctx] = self._lay_out(n_ctx)
@@ -125,10 +126,19 @@ class Prompts:
                 raise self._too_long(n_ctx)
             ids[number, : len(row)] = torch.tensor(row)
             slots[number, first : first + len(places)] = torch.tensor(places)
+        self._refuse_equal(torch.cat([ids, slots], dim=1))
         pooled = self.tower.pooled_at(ids)
         same = ((ids == ids[0]) & (slots == slots[0])).all(0)  # (T,), for all classes
         most = int(pooled.min())  # the pooled token is never shared, even if all names are the same
         return Layout(ids, slots, pooled, _leading(same, most), _leading(same & (slots < 0).all(0), most))
+
+    def _refuse_equal(self, rows: Tensor) -> None:
+        """Refuse two classes with the same row of tokens and places."""
+        label_of: dict[bytes, int] = {}
+        for label, row in enumerate(rows.numpy()):
+            before = label_of.setdefault(row.tobytes(), label)
+            if before != label:
+                raise equal_classes(self.class_names, before, label)
 
     def _places(self, number: int, n_ctx: int) -> list[int]:
         """The context token at each place between start and end, -1 for a token of the name."""

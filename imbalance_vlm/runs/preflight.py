@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.components.settings import positionals_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
+from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.tokenizers import check_distinct
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.tta import views_of
 from imbalance_vlm.heads.base import Head
@@ -63,7 +67,7 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
 
     Raises:
         InputError: what the run itself would raise before its training; class names of novel classes or other datasets
-            that are too long, which it would raise after it.
+            that are too long or not told apart, which it would raise after it.
     """
     data = resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
     encoder = resources.encoder(recipe["encoder"], device)
@@ -71,12 +75,15 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
     with closing(tuning):
         novel = novel_half(recipe, resources)
         context = context_of(recipe, data, novel, encoder, device, resources)
-        starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)))
+        check_text = partial(check_distinct_texts, encoder, data)
+        starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)), check_text)
         head = build_parts(recipe, data, tuning, context, starts).head
         tuning.transforms(context)
         views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips)
         if tuning.trains:
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
+        if reads_text(recipe) and head.text is None:
+            check_text()
         if "names.new" in evaluators_need(recipe):
             others = [resources.dataset(with_draw_seed(one, recipe["seed"])) for one in datasets_in(recipe)[1:]]
             for dataset in others + ([novel] if novel else []):
@@ -87,6 +94,24 @@ def evaluators_need(recipe: Mapping[str, Any]) -> frozenset[str]:
     """The capabilities that the recipe's evaluators need."""
     sections = evaluator_sections(recipe["evaluation"])
     return frozenset[str]().union(*(catalogue.EVALUATORS.needed(section) for section in sections))
+
+
+def reads_text(recipe: Mapping[str, Any]) -> bool:
+    """Whether an evaluator compares the classes with their texts, which only an encoder with a text tower has."""
+    evaluators = [catalogue.EVALUATORS.get(section["name"]) for section in evaluator_sections(recipe["evaluation"])]
+    has_text = "text" in catalogue.ENCODERS.provided(recipe["encoder"])
+    return has_text and any("text" in positionals_of(entry.load()) for entry in evaluators)
+
+
+def check_distinct_texts(encoder: Encoder, data: Dataset) -> None:
+    """Check that the encoder's tokenizer tells the classes of a dataset apart, without encoding their names.
+
+    Raises:
+        InputError: see `imbalance_vlm.encoders.tokenizers.check_distinct`.
+    """
+    tokenizer = getattr(encoder, "tokenizer", None)
+    if tokenizer is not None:
+        check_distinct(tokenizer, data.class_names, data.templates)
 
 
 def check_new_names(head: Head, dataset: Dataset, context: TuningContext) -> None:

@@ -139,9 +139,9 @@ def test_links_are_refused(tmp_path: Path, kind: bytes) -> None:
         ({"a.cls": b"0"}, "must hold images"),
         ({}, "must hold images"),
         ({"a.jpg": b"x", "a.png": b"x", "a.cls": b"0"}, "must have one image, 'a' has more"),
-        ({"a.jpg": b"x", "a.cls": b"fox"}, "a.cls must hold a whole number >= 0, got 'fox'"),
-        ({"a.jpg": b"x", "a.cls": b"-1"}, "a.cls must hold a whole number >= 0, got '-1'"),
-        ({"a.jpg": b"x", "a.cls": b""}, "a.cls must hold a whole number"),
+        ({"a.jpg": b"x", "a.cls": b"-1"}, "0.tar: the .cls file of a.jpg: a label must be .* >= 0, got '-1'"),
+        ({"a.jpg": b"x", "a.cls": b""}, "the .cls file of a.jpg: 'label' is empty"),
+        ({"a.jpg": b"x", "a.cls": b"fox\ncat"}, "must be one line of text without tabs"),
         ({"a.jpg": b"x", "a.cls": b"\xff"}, "a.cls must hold a label"),
     ],
 )
@@ -151,10 +151,22 @@ def test_a_broken_sample_is_named(tmp_path: Path, members: dict[str, bytes], wor
         read_shards(root=tmp_path / "w")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"class": 1}', b'{"label": null}', b'{"label": 1.5}'])
-def test_json_without_the_label_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "a.json must hold"),
+        (b"[]", "a.json must hold"),
+        (b'{"class": 1}', "a.json must hold a label under 'label'"),
+        (b'{"label": [1]}', "a.json must hold a name or a whole number"),
+        (b'{"label": null}', "the .json file of a.jpg: 'label' is empty"),
+        (b'{"label": NaN}', "the .json file of a.jpg: 'label' is empty"),
+        (b'{"label": 1.5}', "the .json file of a.jpg: a label must be .* got '1.5'"),
+        (b'{"label": true}', "the .json file of a.jpg: a label must be .* got 'True'; write the names"),
+    ],
+)
+def test_json_without_the_label_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     write_tar(tmp_path / "w" / "0.tar", {"a.jpg": b"x", "a.json": content})
-    with pytest.raises(InputError, match="a.json must hold"):
+    with pytest.raises(InputError, match=words):
         read_shards(root=tmp_path / "w", label_file="json")
 
 
