@@ -224,7 +224,7 @@ def _missing_images(root: Path, missing: Sequence[str], total: int) -> str:
     more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
     first = missing[0]
     if "\\" in first and "/" not in first:
-        remedy = "These are Windows paths: write / for each \\, and for a drive such as C: the folder that it stands for here"
+        remedy = "Windows paths: write / for each \\, and for a drive such as C: the folder that it is on this machine"
     elif "://" in first:
         remedy = "Download the images first: a path must be that of a file on this machine"
     elif len(missing) * 2 > total:

@@ -313,7 +313,7 @@ def _of_archive(file: Path, source: str) -> Collection:
         tuple(sorted(images, key=lambda image: ORDER.index(image.split))),
         findings=(
             *archive.findings,
-            *(Finding("no_class", path=name, detail="lies in no class folder") for name in loose),
+            *(Finding("no_class", path=name, detail="lies in no class folder") for name in loose if classes),
         ),
         notes=tuple(notes),
     )
