@@ -299,6 +299,8 @@ def _of_archive(file: Path, source: str) -> Collection:
         for member, (split, folder) in zip(archive.members, places, strict=True)
     ]
     loose = [image.name for image in images if image.label < 0]
+    is_shard = not classes and file.suffix.lower() == ".tar"
+    unplaced = loose if classes else [] if is_shard else [file.name]
     notes = ["the archive was read in place, without unpacking it"]
     if archive.other_files:
         notes.append(f"files in it that are no images by their names: {archive.other_files:,}")
@@ -313,7 +315,7 @@ def _of_archive(file: Path, source: str) -> Collection:
         tuple(sorted(images, key=lambda image: ORDER.index(image.split))),
         findings=(
             *archive.findings,
-            *(Finding("no_class", path=name, detail="lies in no class folder") for name in loose if classes),
+            *(Finding("no_class", path=name, detail="lies in no class folder") for name in unplaced),
         ),
         notes=tuple(notes),
     )
