@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,37 @@ from typing import Any
 
 from imbalance_vlm.errors import InputError
 
+RUN_NAME = re.compile(r"seed\d+-[0-9a-f]{16}|\.seed\d+-[0-9a-f]{16}\.lock")
+"""The names of a run's folder and of the lock beside it, by which folders of runs are told from folders of images."""
+STUDY_FILES = frozenset({"study.json", "table.csv", "table.md"})
+"""What a study writes into its folder, perhaps with a plot."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A user's path with `~` replaced by the home folder.
+
+    Raises:
+        InputError: an unknown user's home folder, or a path that no file can have.
+    """
+    try:
+        result = Path(path).expanduser()
+        os.lstat(result)
+    except RuntimeError as error:
+        raise InputError(f"the path {str(path)!r} names the home folder of a user who does not exist") from error
+    except ValueError as error:
+        raise InputError(f"the path {str(path)!r} must not hold a null character") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            shown = f"{str(path)[:60]}...{str(path)[-20:]}"
+            raise InputError(f"the path {shown!r} is too long for the file system: {len(str(path))} letters") from error
+    return result
+
 
 def cache_folder() -> Path:
     """$IMBALANCE_VLM_CACHE, or imbalance_vlm under the user's cache folder."""
     if folder := os.environ.get("IMBALANCE_VLM_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "imbalance_vlm"
+        return expanded(folder)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imbalance_vlm"
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -35,9 +61,18 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
             raise InputError(f"no space left on the disk while writing {path}; {remedy}") from error
         # A file where a folder should be, or a folder where a file should be.
         in_the_way = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))
-        if in_the_way or isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        refused = isinstance(error, PermissionError) or error.errno == errno.EROFS
+        if in_the_way or refused or _is_about(error, path):
             raise InputError(f"{path} cannot be written: {error.strerror}; {remedy}") from error
         raise
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether an error concerns a path, a folder above or a file beside it; not a file that is read meanwhile."""
+    if not isinstance(error.filename, str):
+        return False
+    file = Path(error.filename)
+    return file in (path, *path.parents) or path in file.parents or file.parent == path.parent
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -57,8 +92,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""How text is written: in UTF-8, where the bytes of a file name that is not UTF-8 become \\udcXX, as in JSON."""
+
+
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, **ENCODING))
 
 
 def write_json(path: Path, content: Any) -> None:

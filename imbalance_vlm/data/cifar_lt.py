@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from imbalance_vlm.components.ranges import Natural
 from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.data.lists import expanded
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.data.tails import Factor, subsample_by_counts, tail_counts
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 
 @dataclass(frozen=True)

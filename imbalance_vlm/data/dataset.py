@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,19 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.long_tail import LongTail
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
+_NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""Formats that Pillow recognises but cannot decode by itself, or that hold no pixels."""
+
+
+def _image_suffixes() -> frozenset[str]:
+    Image.init()
+    formats = set(Image.OPEN) - _NO_IMAGES
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats)
+
+
+IMAGE_SUFFIXES = _image_suffixes()
+"""The suffixes of all formats that Pillow can decode."""
+IMAGE_KINDS = ".jpg, .png, .tif, .webp or another suffix that Pillow reads"
 
 
 def has_image_name(name: str) -> bool:
@@ -28,7 +41,7 @@ def has_image_name(name: str) -> bool:
     >>> has_image_name("1.JPG"), has_image_name("._1.jpg"), has_image_name("notes.txt")
     (True, False, False)
     """
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 class Images(Protocol):
@@ -106,9 +119,9 @@ class FileImages:
             try:
                 status = (self.root / path).stat()
             except OSError as error:  # a dangling link, or no permission: reported when the image is read
-                digest.update(f"{path}\0{error.errno}\n".encode())
+                digest.update(f"{path}\0{error.errno}\n".encode("utf-8", "surrogatepass"))
                 continue
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -169,6 +182,8 @@ class Dataset:
         flips: whether a mirrored image still shows its class ("arrow left" does not).
         skipped: paths of images left out because they are missing or unreadable.
         passed_over: number of entries of the source (files, rows, members) that are not used, by reason.
+        left_out: number of images that the protocol does not use.
+        notes: sentences about the source that a user should read.
         group_counts: (C,) counts by which classes are many, medium or few, where they differ from those of "train" (a
             thinned dataset whose groups are those of the full one).
         test_only: whether the dataset is for testing only (ImageNet-V2), without a "train" split.
@@ -185,6 +200,8 @@ class Dataset:
     flips: bool = True
     skipped: Sequence[str] = field(default=())
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
     group_counts: NDArray[np.int64] | None = None
     test_only: bool = False
     allow_empty: bool = False
@@ -220,6 +237,10 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def num_images(self) -> int:
+        return sum(map(len, self.splits.values()))
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:

@@ -18,10 +18,11 @@ from PIL import Image
 from imbalance_vlm.data.class_names import labels_and_names, spoken
 from imbalance_vlm.data.dataset import Dataset, Split, rgb
 from imbalance_vlm.data.labels import label_words
-from imbalance_vlm.data.lists import expanded, files_identity
+from imbalance_vlm.data.lists import files_identity
 from imbalance_vlm.data.readability import read_decodable
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 
 @dataclass(frozen=True, eq=False)

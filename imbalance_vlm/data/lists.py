@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.data.labels import label_number
-from imbalance_vlm.data.readability import unreadable, unreadable_images
+from imbalance_vlm.data.readability import refusal, unreadable
 from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 FORMAT = "one `relative/path label` per line"
 _FEW = 16
@@ -118,11 +119,6 @@ def list_folders(root: Path, lists: Path | None, *subfolders: str) -> list[Path]
     return [expanded(lists)] if lists else [root, root / "lists", *(root / name for name in subfolders)]
 
 
-def expanded(path: Path) -> Path:
-    """The path with `~` replaced by the home folder."""
-    return Path(path).expanduser()
-
-
 def check_labels(lists: Mapping[Path, LabelledPaths]) -> int:
     """The number of classes of these lists, whose labels must run from 0 to C - 1 without gaps.
 
@@ -193,7 +189,7 @@ def read_existing(listing: Listing, on_error: OnError) -> Dataset:
         splits[name] = split.take(np.array([row for row in range(len(split)) if row not in bad_rows], np.int64))
     if (missing or reasons) and (on_error == "raise" or not any(map(len, splits.values()))):
         messages = [_missing_images(root, missing, total)] if missing else []
-        raise InputError("\n".join([*messages, *([unreadable_images(reasons)] if reasons else [])]))
+        raise InputError("\n".join([*messages, *([refusal(reasons)] if reasons else [])]))
     return replace(listing, splits=splits).dataset(sorted([*missing, *reasons]))
 
 
@@ -265,11 +261,11 @@ def folders_identity(root: Path, paths: Iterable[str]) -> str:
     Adding, removing or renaming a file changes it. A benchmark's images are not edited in place; if one is, the
     fingerprint of `FileImages`, by which features are cached, changes.
     """
-    digest = hashlib.sha256(str(root.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
     for folder in sorted({path.rpartition("/")[0] for path in paths}):
         try:
             changed = (root / folder).stat().st_mtime_ns
         except OSError:
             changed = -1
-        digest.update(f"{folder}\0{changed}\n".encode())
+        digest.update(f"{folder}\0{changed}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -37,18 +37,20 @@ def read_decodable(listing: Listing, on_error: OnError) -> Dataset:
         reasons |= {split.images.name(row): reason for row, reason in bad_rows.items()}
         splits[name] = split.take(np.array([row for row in range(len(split)) if row not in bad_rows], np.int64))
     if reasons and on_error == "raise":
-        raise InputError(unreadable_images(reasons))
+        raise InputError(refusal(reasons))
     return replace(listing, splits=splits).dataset(sorted(reasons))
 
 
-def unreadable_images(reasons: Mapping[str, str]) -> str:
-    """The error message for images that cannot be read, by name."""
+def refusal(reasons: Mapping[str, str]) -> str:
+    """The error message for images that cannot be read, by name, with the remedy."""
+    return f"{describe_unreadable(reasons)}\nReplace them, or set data.on_error to skip to leave them out"
+
+
+def describe_unreadable(reasons: Mapping[str, str]) -> str:
+    """The images that cannot be read, by name with the reason, one per line."""
     shown = "\n".join(f"  - {name}: {reason}" for name, reason in list(reasons.items())[:MOST_SHOWN])
     more = f"\n  ... and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
-    return (
-        f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{shown}{more}\n"
-        "Replace them, or set data.on_error to skip to leave them out"
-    )
+    return f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{shown}{more}"
 
 
 @runtime_checkable

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from imbalance_vlm.data.class_names import labels_and_names
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.labels import cell_text
-from imbalance_vlm.data.lists import LabelledPaths, expanded, file_splits, files_identity, read_existing, real_paths
+from imbalance_vlm.data.lists import LabelledPaths, file_splits, files_identity, read_existing, real_paths
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 

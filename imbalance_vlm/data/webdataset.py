@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm.data.class_names import labels_and_names
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, Dataset, Split, rgb
-from imbalance_vlm.data.lists import expanded, files_identity, leads_out
+from imbalance_vlm.data.dataset import IMAGE_KINDS, IMAGE_SUFFIXES, Dataset, Split, rgb
+from imbalance_vlm.data.lists import files_identity, leads_out
 from imbalance_vlm.data.readability import read_decodable
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, write_json
+from imbalance_vlm.files import cache_folder, expanded, write_json
 from imbalance_vlm.progress import bar
 
 LabelFile = Literal["cls", "txt", "json"]
@@ -291,7 +291,7 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sam
             "set `label_file` to cls, txt or json"
         )
     if not images:
-        raise InputError(f"{shard} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), and holds none")
+        raise InputError(f"{shard} must hold images ({IMAGE_KINDS}), and holds none")
     passed_over["labels without an image"] = len(labels.keys() - images.keys())
     samples = [_Sample(*place, labels[name]) for name, place in images.items()]
     return samples, {reason: count for reason, count in passed_over.items() if count}

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from imbalance_vlm.data.dataset import has_image_name
 from imbalance_vlm.data.lists import leads_out
 from imbalance_vlm.data.reader import SPLIT_WORDS
+from imbalance_vlm.data.walk import is_hidden
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import bar
 from imbalance_vlm.verification.findings import Finding
@@ -73,8 +74,8 @@ def is_archive(file: Path) -> bool:
 
 
 def is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return has_image_name(path.name) and "__MACOSX" not in path.parts
+    *folders, file = PurePosixPath(name).parts
+    return has_image_name(file) and not any(map(is_hidden, folders))
 
 
 def read_archive(file: Path) -> Archive:
