@@ -83,7 +83,7 @@ class TableReader:
             splits=splits,
             flips=self.flips,
             undivided=self.split.needed(splits),
-            passed_over={"rows that list an image again": int((~first).sum())} if not first.all() else {},
+            passed_over={"rows that repeat an image": int((~first).sum())} if not first.all() else {},
         )
 
     def read(self) -> Dataset:

@@ -35,6 +35,7 @@ from imbalance_vlm.data.dataset import IMAGE_KINDS, IMAGE_SUFFIXES, Dataset, Spl
 from imbalance_vlm.data.lists import files_identity, leads_out
 from imbalance_vlm.data.readability import read_decodable
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
+from imbalance_vlm.data.walk import kind_of
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import cache_folder, expanded, write_json
 from imbalance_vlm.progress import bar
@@ -258,7 +259,7 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sam
                 sample, suffix = os.path.splitext(member.name)
                 suffix = suffix.lower()
                 if not member.isfile() or os.path.basename(member.name).startswith("."):  # such as ._x.jpg
-                    passed_over["hidden or special files"] += 1
+                    passed_over["hidden or special"] += 1
                 elif suffix in IMAGE_SUFFIXES:
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError("unexpected end of data")
@@ -273,7 +274,7 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sam
                         stream.read() if stream else b"", label_file, label_key, f"{shard}: {member.name}"
                     )
                 else:
-                    passed_over[f"files with the ending {suffix or 'none'}"] += 1
+                    passed_over[kind_of(member.name)] += 1
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(
             f"{shard} cannot be read as an uncompressed tar file: {error}; copy it again, or unpack a compressed "

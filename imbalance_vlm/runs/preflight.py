@@ -9,20 +9,14 @@ from typing import Any
 
 import torch
 
-from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.settings import positionals_of
-from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
-from imbalance_vlm.encoders.base import Encoder
-from imbalance_vlm.encoders.tokenizers import check_distinct
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.tta import views_of
-from imbalance_vlm.heads.base import Head
 from imbalance_vlm.progress import bar
-from imbalance_vlm.recipe.columns import evaluator_sections
-from imbalance_vlm.recipe.schema import datasets_in
 from imbalance_vlm.runs.build import (
     build_parts,
+    check_class_names,
+    check_distinct_texts,
     context_of,
     feature_kind,
     make_training,
@@ -32,7 +26,6 @@ from imbalance_vlm.runs.build import (
 from imbalance_vlm.runs.identity import config_hash
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import BlankStarts
-from imbalance_vlm.tuning.base import TuningContext
 
 
 def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resources: Resources) -> None:
@@ -82,42 +75,4 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
         views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips)
         if tuning.trains:
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
-        if reads_text(recipe) and head.text is None:
-            check_text()
-        if "names.new" in evaluators_need(recipe):
-            others = [resources.dataset(with_draw_seed(one, recipe["seed"])) for one in datasets_in(recipe)[1:]]
-            for dataset in others + ([novel] if novel else []):
-                check_new_names(head, dataset, context)
-
-
-def evaluators_need(recipe: Mapping[str, Any]) -> frozenset[str]:
-    """The capabilities that the recipe's evaluators need."""
-    sections = evaluator_sections(recipe["evaluation"])
-    return frozenset[str]().union(*(catalogue.EVALUATORS.needed(section) for section in sections))
-
-
-def reads_text(recipe: Mapping[str, Any]) -> bool:
-    """Whether an evaluator compares the classes with their texts, which only an encoder with a text tower has."""
-    evaluators = [catalogue.EVALUATORS.get(section["name"]) for section in evaluator_sections(recipe["evaluation"])]
-    has_text = "text" in catalogue.ENCODERS.provided(recipe["encoder"])
-    return has_text and any("text" in positionals_of(entry.load()) for entry in evaluators)
-
-
-def check_distinct_texts(encoder: Encoder, data: Dataset) -> None:
-    """Check that the encoder's tokenizer tells the classes of a dataset apart, without encoding their names.
-
-    Raises:
-        InputError: see `imbalance_vlm.encoders.tokenizers.check_distinct`.
-    """
-    tokenizer = getattr(encoder, "tokenizer", None)
-    if tokenizer is not None:
-        check_distinct(tokenizer, data.class_names, data.templates)
-
-
-def check_new_names(head: Head, dataset: Dataset, context: TuningContext) -> None:
-    """Check that a head can classify by the class names of a dataset that it is not trained on.
-
-    Raises:
-        InputError: such as a name that makes a prompt too long.
-    """
-    head.for_names(dataset.class_names, lambda names: context.text_features(names, dataset.templates))
+        check_class_names(recipe, data, novel, head, context, resources)
