@@ -100,7 +100,8 @@ class SplitFileReader:
         name: a key of `FEW_SHOT`.
         root: the folder of all few-shot datasets, or the one of this dataset.
         lists: the folder of the split file; null searches in the dataset's own.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     name: str
@@ -182,7 +183,8 @@ class AircraftReader:
     Args:
         root: the folder of all few-shot datasets (it holds fgvc_aircraft/), or fgvc_aircraft/ itself.
         lists: the folder of variants.txt and images_variant_{train,val,test}.txt; null searches in the dataset's own.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     root: Path

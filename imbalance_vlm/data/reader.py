@@ -27,7 +27,8 @@ SPLIT_WORDS = {
 
 
 OnError = Literal["raise", "skip"]
-"""What an image that is missing or unreadable does: "raise" stops, "skip" leaves it out and the result counts it."""
+"""What missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and the result
+counts them."""
 
 
 class Reader(Protocol):
