@@ -107,7 +107,7 @@ class Prompts:
         """The prompts with `n_ctx` context tokens.
 
         Raises:
-            InputError: a prompt longer than the tower reads, or two classes whose prompts are the same.
+            InputError: a prompt longer than the tower reads.
         """
         if n_ctx not in self._layouts:
             self._layouts[n_ctx] = self._lay_out(n_ctx)
@@ -126,16 +126,20 @@ class Prompts:
                 raise self._too_long(n_ctx)
             ids[number, : len(row)] = torch.tensor(row)
             slots[number, first : first + len(places)] = torch.tensor(places)
-        self._refuse_equal(torch.cat([ids, slots], dim=1))
         pooled = self.tower.pooled_at(ids)
         same = ((ids == ids[0]) & (slots == slots[0])).all(0)  # (T,), for all classes
         most = int(pooled.min())  # the pooled token is never shared, even if all names are the same
         return Layout(ids, slots, pooled, _leading(same, most), _leading(same & (slots < 0).all(0), most))
 
-    def _refuse_equal(self, rows: Tensor) -> None:
-        """Refuse two classes with the same row of tokens and places."""
+    def check(self, n_ctx: int) -> None:
+        """Check the prompts with `n_ctx` context tokens that all classes share.
+
+        Raises:
+            InputError: a prompt longer than the tower reads, or two classes with the same prompt.
+        """
+        layout = self.layout(n_ctx)
         label_of: dict[bytes, int] = {}
-        for label, row in enumerate(rows.numpy()):
+        for label, row in enumerate(torch.cat([layout.ids, layout.slots], dim=1).numpy()):
             before = label_of.setdefault(row.tobytes(), label)
             if before != label:
                 raise equal_classes(self.class_names, before, label)

@@ -46,4 +46,4 @@ def test_one_template_that_tells_the_classes_apart_is_enough(encoder: Any) -> No
 def test_prompts_of_equal_classes_are_refused(encoder: Any) -> None:
     prompted = PromptedText(encoder, ["cat", "dog", "CAT"])
     with pytest.raises(InputError, match=r"class 0 \('cat'\) and class 2 \('CAT'\) as the same text"):
-        prompted.layout(2)
+        prompted.check(2)
