@@ -199,7 +199,7 @@ def refuses_bad_input(make: Make) -> None:
         ("too few targets", logits, targets[:-1], "targets"),
         ("targets of two dimensions", logits, targets[:, None], "targets"),
         ("float targets", logits, targets.double(), "targets"),
-        ("int32 targets", logits, targets.int(), "targets"),
+        ("boolean targets", logits, targets.bool(), "targets"),
         ("an empty batch", logits[:0], targets[:0], "empty"),
     ):
         refuses(lambda z=z, y=y: loss(z, y), word, what)
