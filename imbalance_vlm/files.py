@@ -8,10 +8,13 @@ import math
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
 
@@ -49,6 +52,9 @@ def cache_folder() -> Path:
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+"""A file where a folder should be, a folder where a file should be, or a link where none may be."""
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -59,10 +65,7 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
     except OSError as error:
         if error.errno in FULL:
             raise InputError(f"no space left on the disk while writing {path}; {remedy}") from error
-        # A file where a folder should be, or a folder where a file should be.
-        in_the_way = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))
-        refused = isinstance(error, PermissionError) or error.errno == errno.EROFS
-        if in_the_way or refused or _is_about(error, path):
+        if error.errno in IN_THE_WAY | UNWRITABLE or _is_about(error, path):
             raise InputError(f"{path} cannot be written: {error.strerror}; {remedy}") from error
         raise
 
@@ -73,6 +76,28 @@ def _is_about(error: OSError, path: Path) -> bool:
         return False
     file = Path(error.filename)
     return file in (path, *path.parents) or path in file.parents or file.parent == path.parent
+
+
+@contextmanager
+def locked(path: Path, remedy: str = "remove it", timeout: float = -1) -> Iterator[None]:
+    """Hold the lock of a file; another process that wants it waits.
+
+    Args:
+        path: the lock's file.
+        remedy: for the message of the error.
+        timeout: seconds to wait; -1 for as long as it takes.
+
+    Raises:
+        InputError: the lock cannot be used: another user's, or a folder or a link of its name.
+        filelock.Timeout: another process has it.
+    """
+    lock = FileLock(str(path), timeout=timeout)
+    with disk_errors(path, remedy):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -115,11 +140,26 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} must hold JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def write_checked_json(file: Path, content: Any) -> None:
+    """Write JSON with a checksum, for `read_checked_json`."""
+    text = json.dumps(_plain(content), allow_nan=False)
+    write_text(file, f"{zlib.crc32(text.encode()):08x}\n{text}\n")
+
+
+def read_checked_json(file: Path) -> Any:
+    """What `write_checked_json` wrote; None if the file does not exist, cannot be read or is damaged."""
+    try:
+        checksum, _, text = file.read_text(encoding="utf-8").removesuffix("\n").partition("\n")
+        return json.loads(text) if checksum == f"{zlib.crc32(text.encode()):08x}" else None
+    except (OSError, ValueError):
+        return None
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:

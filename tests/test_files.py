@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from imbalance_vlm import InputError
-from imbalance_vlm.files import read_json, read_safetensors_header
+from imbalance_vlm.files import (
+    locked,
+    read_checked_json,
+    read_json,
+    read_safetensors_header,
+    write_checked_json,
+)
 
 
 def test_a_header_is_read_without_the_tensors(tmp_path: Path) -> None:
@@ -33,3 +39,34 @@ def test_json_must_be_an_object(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(InputError, match=message):
             read_json(tmp_path / "a.json")
+
+
+def test_checked_json_is_read_as_written_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "list.json"
+    assert read_checked_json(file) is None
+    write_checked_json(file, [["a", 1], None])
+    assert read_checked_json(file) == [["a", 1], None]
+    content = file.read_bytes()
+    for damaged in (b"", content[:-4], content.replace(b"1]", b"2]"), b"[" * 100_000, b"\xff" + content, b"[1]"):
+        file.write_bytes(damaged)
+        assert read_checked_json(file) is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "in a file"])
+def test_a_lock_that_cannot_be_used_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.touch()
+        path = path / "lock"
+    with pytest.raises(InputError, match="lock cannot be written: .*; remove it"), locked(path):
+        raise AssertionError("the lock was taken")
+
+
+def test_nested_json_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="must hold JSON"):
+        read_json(tmp_path / "a.json")

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from imbalance_vlm.data.contents import content_hashes
+from imbalance_vlm.data.pixels import read_rgb
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.long_tail import LongTail
 
@@ -60,14 +62,6 @@ class Images(Protocol):
         ...
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB. 16-bit images are scaled to 8 bits: Pillow would clip them, mostly to white."""
-    if image.mode.startswith("I"):  # "I;16" and its variants; "I" in older versions of Pillow
-        values = np.asarray(image)
-        image = Image.fromarray((values >> 8 if values.max() > 255 else values).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
-
-
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
     """Images held in memory.
@@ -103,10 +97,11 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images in files, decoded on access.
+    """Images in files, decoded on access; see `imbalance_vlm.data.pixels`.
 
-    The fingerprint covers each file's relative path, size and modification time: reading the metadata of a million
-    files takes seconds, reading their bytes hours.
+    The fingerprint covers each file's relative path and content: a folder that is moved or copied keeps its features,
+    and two folders of the same names never share any. The files are read once for it; see
+    `imbalance_vlm.data.contents`.
     """
 
     root: Path
@@ -115,21 +110,16 @@ class FileImages:
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for path in self.paths:
-            try:
-                status = (self.root / path).stat()
-            except OSError as error:  # a dangling link, or no permission: reported when the image is read
-                digest.update(f"{path}\0{error.errno}\n".encode("utf-8", "surrogatepass"))
-                continue
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+        hashes = content_hashes([self.root / path for path in self.paths])
+        for path, content in zip(self.paths, hashes, strict=True):
+            digest.update(f"{path}\0{content}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.root / self.paths[index]) as image:
-            return rgb(image)
+        return read_rgb(self.root / self.paths[index])
 
     def name(self, index: int) -> str:
         return self.paths[index]

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset as TorchDataset
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images
 from imbalance_vlm.data.decoders import decode, decode_on, encoded
 from imbalance_vlm.data.preprocessing import Preprocessing, View, with_tensors
-from imbalance_vlm.data.readability import decoding_problem
 from imbalance_vlm.errors import InputError, one_of
 from imbalance_vlm.launcher import local_world_size
 
@@ -90,7 +89,7 @@ class TransformedImages(TorchDataset[Tensor]):
         except InputError:  # a resized copy that cannot be written
             raise
         except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"image {self.images.name(row)!r} cannot be read: {decoding_problem(error)}") from error
+            raise InputError(f"image {self.images.name(row)!r} cannot be read: {error}") from error
         return self.views[view](image)
 
 

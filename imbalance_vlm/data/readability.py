@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image
 
+from imbalance_vlm.data.contents import image_faults
 from imbalance_vlm.data.dataset import Dataset, FileImages, Images
+from imbalance_vlm.data.pixels import PIXELS_VERSION
 from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, write_json
+from imbalance_vlm.files import cache_folder, read_checked_json, write_checked_json
 from imbalance_vlm.progress import bar
 
 MOST_SHOWN = 20
@@ -57,63 +59,48 @@ def describe_unreadable(reasons: Mapping[str, str]) -> str:
 class PackedImages(Protocol):
     """Images inside of other files."""
 
-    def open(self, index: int) -> Image.Image:
-        """The image, which need not be decoded yet."""
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+    def read(self, index: int, reduced: bool = False) -> Image.Image:
+        """One image; see `imbalance_vlm.data.pixels.read_rgb`."""
         ...
 
 
 def unreadable(images: Images) -> dict[int, str]:
-    """The rows of the images that cannot be decoded completely, each with the reason; none for images in memory.
-
-    The result is cached under the images' fingerprint, so a dataset is read through once. JPEG files are decoded at an
-    eighth of their size, which still walks through all their data and notices a truncated file.
-    """
-    if not isinstance(images, (FileImages, PackedImages)):
+    """The rows of the images that cannot be decoded completely, each with the reason; none for images in memory."""
+    if isinstance(images, FileImages):
+        faults = image_faults([images.root / path for path in images.paths])
+    elif isinstance(images, PackedImages):
+        faults = _packed_faults(images)
+    else:
         return {}
-    cached = cache_folder() / "readable" / f"{images.fingerprint}.json"
-    if cached.is_file():
-        try:
-            content = json.loads(cached.read_text(encoding="utf-8"))
-            return {int(row): str(reason) for row, reason in content.items()}
-        except (OSError, ValueError):
-            cached.unlink(missing_ok=True)
-    reasons = {}
+    return {row: fault for row, fault in enumerate(faults) if fault}
+
+
+def _packed_faults(images: PackedImages) -> list[str]:
+    """Why each image cannot be decoded, "" for those that can; where all can, this is kept under their fingerprint."""
+    sound = cache_folder() / "sound" / f"{images.fingerprint}-{PIXELS_VERSION}-pillow-{PIL.__version__}.json"
+    if read_checked_json(sound) is not None:
+        return []
     with (
         warnings.catch_warnings(),  # outside of the pool: the filters belong to the process, not to a thread
         ThreadPoolExecutor(os.cpu_count()) as pool,
         bar(len(images), "check images", "img") as progress,
     ):
         warnings.simplefilter("ignore")
-        for row, reason in enumerate(pool.map(lambda row: _reason(images, row), range(len(images)), chunksize=64)):
-            if reason:
-                reasons[row] = reason
+        faults = []
+        for fault in pool.map(partial(_fault, images), range(len(images)), chunksize=64):
+            faults.append(fault)
             progress.update()
-    write_json(cached, reasons)
-    return reasons
+    if not any(faults):
+        write_checked_json(sound, len(images))
+    return faults
 
 
-def _reason(images: FileImages | PackedImages, row: int) -> str:
-    """Why an image cannot be decoded, or ""."""
+def _fault(images: PackedImages, row: int) -> str:
     try:
-        with _open(images, row) as image:
-            image.draft("RGB", (32, 32))
-            image.load()
+        images.read(row, reduced=True)
     except Exception as error:  # decoders raise a dozen types, all of which mean the same here
-        return decoding_problem(error)
+        return " ".join(str(error).split()) or type(error).__name__
     return ""
-
-
-def _open(images: FileImages | PackedImages, row: int) -> Image.Image:
-    if isinstance(images, PackedImages):
-        return images.open(row)
-    file = images.root / images.paths[row]
-    if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would block for ever
-        raise ValueError("not a regular file")
-    return Image.open(file)
-
-
-def decoding_problem(error: Exception) -> str:
-    """Why an image could not be decoded, in one line; without the address that Pillow gives for bytes in memory."""
-    if isinstance(error, UnidentifiedImageError):
-        return "cannot identify image file (not an image, damaged from its first bytes, or of an unknown format)"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -51,7 +51,10 @@ class Reader(Protocol):
         ...
 
     def identity(self) -> str:
-        """A string that changes whenever `read` would give another dataset; cheap, without opening images."""
+        """A string that changes whenever `read` would give another dataset.
+
+        Files are read once for it, at most; see `imbalance_vlm.data.contents`.
+        """
         ...
 
 

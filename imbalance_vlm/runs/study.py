@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, expanded, write_json
+from imbalance_vlm.files import disk_errors, expanded, locked, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
@@ -158,7 +157,7 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
     resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+    with locked(folder.parent / f".{folder.name}.lock"):
         if not force and (finished := read_result(folder)):  # another process has run it meanwhile
             return finished
         if force:

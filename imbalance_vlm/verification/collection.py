@@ -16,6 +16,7 @@ from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.dataset import IMAGE_KINDS, Dataset, FileImages, Images
 from imbalance_vlm.data.prepare import list_dataset
 from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.state_table import file_state
 from imbalance_vlm.data.table import TABLE_SUFFIXES
 from imbalance_vlm.data.walk import describe_passed_over
 from imbalance_vlm.data.webdataset import TarImages
@@ -42,8 +43,7 @@ class ListedImage:
         label: its class, -1 for none.
         container: the folder or archive, by which inspections are cached.
         location: where its bytes lie; None for an image in memory or read from a stream.
-        size: number of bytes, -1 where the file system must be asked.
-        stamp: a number that changes with its content.
+        state: changes with its content; "" where the file system must be asked.
         inspection: the result where it is known without reading the image.
         memory: the images of its split and its row there, for an image without location.
     """
@@ -53,8 +53,7 @@ class ListedImage:
     label: int
     container: str = ""
     location: Location | None = None
-    size: int = -1
-    stamp: int = 0
+    state: str = ""
     inspection: Inspection | None = None
     memory: tuple[Images, int] | None = field(default=None, repr=False)
 
@@ -213,7 +212,7 @@ def _images_of(images: Images, labels: Sequence[int], split: str) -> list[Listed
             for path, label in zip(images.paths, labels, strict=True)
         ]
     if isinstance(images, TarImages):
-        stamps = [shard.stat().st_mtime_ns for shard in images.shards]
+        states = [file_state(shard.stat()) for shard in images.shards]
         containers = [str(shard.resolve()) for shard in images.shards]
         return [
             ListedImage(
@@ -222,8 +221,7 @@ def _images_of(images: Images, labels: Sequence[int], split: str) -> list[Listed
                 label,
                 containers[shard],
                 Location(containers[shard], start, length),
-                length,
-                stamps[shard] ^ start,
+                f"{states[shard]} {start}",
             )
             for name, label, (shard, start, length) in zip(images.names, labels, images.places.tolist(), strict=True)
         ]
@@ -288,8 +286,7 @@ def _of_archive(file: Path, source: str) -> Collection:
             label_of.get(folder, -1),
             container,
             member.location,
-            member.size,
-            member.stamp,
+            member.state,
             member.inspection,
         )
         for member, (split, folder) in zip(archive.members, places, strict=True)

@@ -372,8 +372,8 @@ class CutsTheGradient(Sound):
 
 
 class ChecksNothing(Sound):
-    def _check(self, logits: Tensor, targets: Tensor) -> None:
-        pass
+    def _checked(self, logits: Tensor, targets: Any) -> Tensor:
+        return targets
 
 
 class FetchesEachSample(Sound):
