@@ -121,6 +121,15 @@ ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 """How text is written: in UTF-8, where the bytes of a file name that is not UTF-8 become \\udcXX, as in JSON."""
 
 
+def printable(name: str) -> str:
+    """The name of a file or folder as text, whatever its bytes.
+
+    >>> printable("caf\\udce9")
+    'caf\\\\udce9'
+    """
+    return name.encode(**ENCODING).decode()
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, **ENCODING))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from imbalance_vlm.data.labels import Where, label_words, sorted_labels
 from imbalance_vlm.data.lists import text_of
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.files import expanded
+from imbalance_vlm.files import expanded, printable
 
 SYNONYMS = {
     "n03773504": "missile",
@@ -31,7 +31,7 @@ def spoken(identifier: str) -> str:
     >>> spoken("apartment_building-outdoor")
     'apartment building-outdoor'
     """
-    return " ".join(identifier.replace("_", " ").split())
+    return " ".join(printable(identifier).replace("_", " ").split())
 
 
 def read_names(file: Path) -> dict[str, str]:

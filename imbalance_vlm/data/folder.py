@@ -20,7 +20,7 @@ from imbalance_vlm.data.readability import read_decodable
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.data.walk import OF_RUNS, Identity, count_files, kind_of, list_folder, walk
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import expanded
+from imbalance_vlm.files import expanded, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class FolderReader:
         if divided and self.split.val_fraction and "train" in splits and "val" not in splits:
             splits |= replace(self.split, test_fraction=0.0).draw(splits["train"])
         return Listing(
-            name=root.resolve().name or "folder",
+            name=printable(root.resolve().name) or "folder",
             class_names=of_folders(classes, self.class_names),
             splits=splits,
             flips=self.flips,
@@ -146,6 +146,16 @@ def _scan(root: Path, test_on: str) -> _Scan:
             f"`root` {root} must hold class folders with images ({IMAGE_KINDS}), or train/ and "
             f"test/ with such folders; there are none. It holds: {', '.join(sorted(os.listdir(root))[:8]) or 'nothing'}"
         )
+    present = {image.split for image in scan.images}
+    for split in ("train", "test"):
+        if split in folder_of and split not in present:
+            on_val = (
+                f", or set data.test_on=val to test on the images of {folder_of['val']}/" if "val" in present else ""
+            )
+            raise InputError(
+                f"`root` {root} must have images for '{split}', but {folder_of[split]}/ holds none in class folders; "
+                f"put them there{on_val if split == 'test' else ''}"
+            )
     scan.images.sort()
     return scan
 

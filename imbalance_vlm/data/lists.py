@@ -250,7 +250,7 @@ def files_identity(files: Iterable[Path | None]) -> str:
     digest = hashlib.sha256()
     for file in filter(None, files):
         file = expanded(file)
-        digest.update(f"{file.name}\0".encode())
+        digest.update(f"{file.name}\0".encode("utf-8", "surrogatepass"))
         digest.update(file.read_bytes() if file.is_file() else b"missing")
     return digest.hexdigest()
 

@@ -284,7 +284,7 @@ def find_images(places: Sequence[str | Path], on_error: OnError = "raise") -> Fo
     """
     paths: dict[Identity, str] = {}
     passed_over: Counter[str] = Counter()
-    for place in map(expanded, places):
+    for place in dict.fromkeys(map(expanded, places)):
         if not place.exists():
             raise InputError(f"no such image or folder: {place}")
         if not place.is_dir():

@@ -255,6 +255,15 @@ def test_without_test_images_every_remedy_works(own: Path) -> None:
     assert set(read_folder(own / "train").splits) == {"train", "test"}
 
 
+def test_test_images_without_labels_can_be_left_out(own: Path) -> None:
+    (own / "test").rename(own / "val")
+    jpeg(own / "test" / "1.jpg")
+    with pytest.raises(InputError, match=r"images for 'test', but test/ holds none.*or set data\.test_on=val .* val/"):
+        read_folder(own)
+    data = read_folder(own, test_on="val")
+    assert (len(data.splits["test"]), data.passed_over) == (20, {"beside the splits": 1})
+
+
 def test_images_of_the_test_folder_are_counted_where_val_is_tested_on(own: Path) -> None:
     shutil.copytree(own / "test", own / "val")
     data = read_folder(own, test_on="val")

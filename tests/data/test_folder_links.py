@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imbalance_vlm import InputError, run
+from imbalance_vlm import InputError, predict_images, run
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import create_dataset
 from tests.conftest import COUNTS, write_images
@@ -150,9 +150,12 @@ def test_names_of_class_folders_must_be_text(flat: Path) -> None:
 def test_a_root_of_any_bytes_is_read(flat: Path, recipe: dict[str, object]) -> None:
     root = os.fsdecode(os.fsencode(flat.parent) + b"/caf\xe9")
     os.rename(flat, root)
-    result = run(recipe, {"data.root": root, "training.epochs": 1})
-    assert result.record["identity"]["dataset"] == "caf\udce9"  # type: ignore[union-attr]
+    result = run(recipe, [f"data.root={root}", "training.epochs=1"])
+    assert result.record["identity"]["dataset"] == r"caf\udce9"  # type: ignore[union-attr]
     assert run(recipe, {"data.root": root, "training.epochs": 1}).path == result.path
+    assert len(predict_images(result.path, [root])) == 45
+    result = run(recipe, {"data.root": root, "encoder.resized": 16, "encoder.cache": False, "training.epochs": 1})
+    assert len(predict_images(result.path, [root])) == 45
 
 
 @pytest.mark.parametrize(
