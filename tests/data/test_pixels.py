@@ -63,7 +63,7 @@ def written(mode: str, suffix: str, folder: Path) -> Path:
 def read_by_all(path: Path) -> list[NDArray[np.uint8]]:
     """What training, predictions, the decoders, smaller copies, `data verify` and `data show` read."""
     files = FileImages(path.parent, (path.name,))
-    found = find_images([path])
+    found = find_images([path]).images
     listed = ListedImage(path.name, "train", 0, location=Location(str(path)))
     assert inspect(Location(str(path))).problem == ""
     images = [files[0], found[0], ResizedImages(files, 999, path.parent / "copies")[0], load_image(listed)]
