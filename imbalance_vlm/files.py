@@ -70,14 +70,6 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
         raise
 
 
-def _is_about(error: OSError, path: Path) -> bool:
-    """Whether an error concerns a path, a folder above or a file beside it; not a file that is read meanwhile."""
-    if not isinstance(error.filename, str):
-        return False
-    file = Path(error.filename)
-    return file in (path, *path.parents) or path in file.parents or file.parent == path.parent
-
-
 @contextmanager
 def locked(path: Path, remedy: str = "remove it", timeout: float = -1) -> Iterator[None]:
     """Hold the lock of a file; another process that wants it waits.
@@ -98,6 +90,14 @@ def locked(path: Path, remedy: str = "remove it", timeout: float = -1) -> Iterat
         yield
     finally:
         lock.release()
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether an error concerns a path, a folder above or a file beside it; not a file that is read meanwhile."""
+    if not isinstance(error.filename, str):
+        return False
+    file = Path(error.filename)
+    return file in (path, *path.parents) or path in file.parents or file.parent == path.parent
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -6,6 +6,7 @@ root/<class>/...                                                         otherwi
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,9 @@ class FolderReader:
         scan = _scan(root, self.test_on)
         _check(root, scan)
         content = FileImages(root, tuple(image.path for image in scan.images)).fingerprint
-        return content + files_identity([self.class_names]) if self.class_names else content
+        if self.class_names:
+            content += files_identity([self.class_names])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True, order=True)
