@@ -1,11 +1,14 @@
-"""Tuning an image tower in our training loop and in a plain one: `imbalance-vlm bench train`.
+"""Tuning an image tower in our way and in that of released code: `imbalance-vlm bench train`.
 
-Both do the same work: JPEG files, ViT-B/16 with AdaptFormer in every block, a cosine head, logit adjustment, SGD with
-momentum, one shuffled pass after another.
+Both do the same work: JPEG files, ViT-B/16 with AdaptFormer in every block, a cosine head on the class token, logit
+adjustment, SGD with momentum, one shuffled pass after another.
 
-The plain loop does what published training scripts do: PIL and torchvision in workers that start again for every pass,
-float32 (on a GPU also float16 autocast with a scaled loss), blocking copies of the batches, the adapter's scale
-multiplied into its output, and `.item()` on loss and accuracy in every step, which waits for the device.
+[0] github.com/shijxcs/LIFT, trainer.py
+
+The released way is our own writing of what [0] does, so that the comparison does not need its code: the tower of
+`imbalance_vlm.benchmarks.released_way`, and a loop with PIL in workers that start again for every pass, float32 (on a
+GPU also float16 autocast with a scaled loss), blocking copies of the batches, and `.item()` on loss and accuracy in
+every step, which waits for the device. It does without [0]'s meters of single classes and its log for TensorBoard.
 """
 
 from __future__ import annotations
@@ -15,12 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -28,6 +30,7 @@ from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.samplers.instance import InstanceSampler
 from imbalance_vlm.benchmarks.measurement import check_at_least_one, device_name, peak_bytes
+from imbalance_vlm.benchmarks.released_way import ReleasedWay
 from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.loader import TransformedImages, cores_for_workers
 from imbalance_vlm.encoders.factory import create_encoder
@@ -46,6 +49,7 @@ from imbalance_vlm.tuning.tower_head import TowerHead
 
 CLASSES = 100
 LR = 0.01
+KIND = "class_token"
 
 
 def bench_train(
@@ -57,32 +61,32 @@ def bench_train(
     repeats: int = 3,
     device: str = "auto",
 ) -> str:
-    """Images per second and peak memory of both loops, run in turn.
+    """Images per second and peak memory of both ways, run in turn.
 
-    Each loop runs `repeats` times, one after the other, so that other work on the machine affects both; a time is that
+    Each runs `repeats` times, one after the other, so that other work on the machine affects both; a time is that
     of a second pass over the images, when everything is warm. Memory is the most that torch has allocated at one
     moment: on a GPU with the model, on the CPU, where the profiler records allocations, without it.
 
     Args:
         images: images per pass.
         batch: images per step.
-        model: an open_clip model; its weights are random.
+        model: an open_clip model with a vision transformer of open_clip's own; its weights are random.
         width: width of the images in pixels.
         height: height of the images in pixels.
-        repeats: measurements of each loop.
+        repeats: measurements of each way.
         device: "auto" (a GPU where there is one), "cpu", "cuda", ...
 
     Raises:
-        InputError: fewer than two steps in a pass, or a device that this machine does not have.
+        InputError: fewer than two steps in a pass, another image tower, or a device that this machine does not have.
     """
     check(images, batch, repeats)
     torch_device = resolve_device(device)
     with tempfile.TemporaryDirectory() as folder:
         split = generated_images(Path(folder), images, width, height)
         bench = Bench(model, split, batch, torch_device, Path(folder))
-        ways: dict[str, Callable[[], float]] = {"ours, fp32": bench.ours, "plain, fp32": bench.plain}
+        ways: dict[str, Callable[[], float]] = {"ours, fp32": bench.ours, "released way, fp32": bench.released}
         if torch_device.type == "cuda":
-            ways |= {"ours, bf16": lambda: bench.ours("bf16"), "plain, fp16 autocast": lambda: bench.plain(True)}
+            ways |= {"ours, bf16": lambda: bench.ours("bf16"), "released way, fp16": lambda: bench.released(True)}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(repeats):
             for way, run in ways.items():
@@ -98,15 +102,15 @@ def bench_train(
     ]
     best = {way: min(times) for way, times in seconds.items()}
     lines += [f"{way:<22} {images / best[way]:9.1f} {memory[way]:8.0f}" for way in ways]
-    for ours, plain in zip(list(ways)[::2], list(ways)[1::2], strict=True):
-        ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[plain], strict=True)]
+    for ours, released in zip(list(ways)[::2], list(ways)[1::2], strict=True):
+        ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[released], strict=True)]
         listing = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        lines.append(f"{ours} over {plain}: {statistics.median(ratios):.2f}x (median of {listing})")
+        lines.append(f"{ours} over {released}: {statistics.median(ratios):.2f}x (median of {listing})")
     return "\n".join(lines) + "\n"
 
 
 class Bench:
-    """The same training by both loops, of one model and one set of images."""
+    """The same training in both ways, of one model and one set of images."""
 
     def __init__(self, model: str, split: Split, batch: int, device: torch.device, folder: Path) -> None:
         self.encoder = create_encoder(model, pretrained="random")
@@ -121,7 +125,7 @@ class Bench:
         """Seconds of a pass of our training loop, over the images or another source."""
         self.encoder.precision = precision
         with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
-            head = TowerHead(self.encoder, tuned, CosineHead(self.encoder.width("embedding"), CLASSES), "embedding")
+            head = TowerHead(self.encoder, tuned, CosineHead(self.encoder.width(KIND), CLASSES), KIND)
             head.to(self.device)
             objective = Objective(head, create_loss("logit_adjustment", self.tail)).to(self.device)
             source = source or PixelSource(self.split, [self.encoder.preprocessing], self.device)
@@ -139,21 +143,18 @@ class Bench:
             )
         return float(trained.history[-1]["seconds"])
 
-    def plain(self, half: bool = False) -> float:
-        """Seconds of a pass of the plain loop."""
+    def released(self, half: bool = False) -> float:
+        """Seconds of a pass in the released way."""
         self.encoder.precision = "fp32"
-        forward, ParallelBottleneck.forward = ParallelBottleneck.forward, _scaled_output  # type: ignore[method-assign]
-        try:
-            with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
-                return self._plain(tuned, half)
-        finally:
-            ParallelBottleneck.forward = forward  # type: ignore[method-assign]
+        with AdaptFormer().apply(self.encoder.module, CLASSES) as tuned:
+            adapters = [module for module in tuned.added if isinstance(module, ParallelBottleneck)]
+            tower = ReleasedWay(tuned.root, adapters).to(self.device)
+            return self._released(tower, adapters, half)
 
-    def _plain(self, tuned: Any, half: bool) -> float:
-        head = CosineHead(self.encoder.width("embedding"), CLASSES).to(self.device)
-        tuned.root.to(self.device)
+    def _released(self, tower: ReleasedWay, adapters: list[ParallelBottleneck], half: bool) -> float:
+        head = CosineHead(self.encoder.width(KIND), CLASSES).to(self.device)
         log_prior = (torch.from_numpy(self.tail.counts).float() / len(self.split)).log().to(self.device)
-        optimizer = torch.optim.SGD([*tuned.parameters(), head.weight], lr=LR, momentum=0.9)
+        optimizer = torch.optim.SGD([*tower.adapters.parameters(), head.weight], lr=LR, momentum=0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)
         scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         labels = torch.from_numpy(self.split.labels)
@@ -163,11 +164,10 @@ class Bench:
         losses = []
         for _ in range(2):
             begun = time.monotonic()
-            tuned.train()
             for pixels, targets in loader:
                 pixels, targets = pixels.to(self.device), targets.to(self.device)
                 with torch.autocast(self.device.type, torch.float16, enabled=half):
-                    logits = head(self.encoder.module.encode_image(pixels))  # type: ignore[operator]
+                    logits = head(tower(pixels))
                     loss = F.cross_entropy(logits + log_prior, targets)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()
@@ -190,11 +190,6 @@ class _Labelled(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
-
-
-def _scaled_output(self: ParallelBottleneck, x: Tensor) -> Tensor:
-    """The adapter with its scale applied to the tokens of its output."""
-    return nn.functional.relu(self.down(self.norm(x))) @ self.up.weight.t() * self.scale + self.scale * self.up.bias
 
 
 def generated_images(folder: Path, count: int, width: int, height: int) -> Split:

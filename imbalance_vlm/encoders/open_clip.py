@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from imbalance_vlm.data.preprocessing import Interpolation, Preprocessing
 from imbalance_vlm.encoders.architectures import fill, has_transformers, quiet, text_config
 from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_seed, weights_fingerprint
+from imbalance_vlm.encoders.class_token import class_token_only
 from imbalance_vlm.encoders.formats import read_weights
 from imbalance_vlm.encoders.locations import CONFIG, Location, locate, require_download
 from imbalance_vlm.encoders.overrides import overrides_for
@@ -95,10 +96,11 @@ class OpenClipEncoder(nn.Module):
             InputError: a kind of features that the image tower does not have.
         """
         with autocast(self.device, self.precision):
-            if kind == "embedding":
-                return self.module.encode_image(pixels).float()  # type: ignore[operator]
-            if kind == "class_token":
-                return self._class_token(pixels).float()
+            if kind != "tokens":
+                with class_token_only(self.module.visual):
+                    if kind == "embedding":
+                        return self.module.encode_image(pixels).float()  # type: ignore[operator]
+                    return self._class_token(pixels).float()
             return self._tokens(pixels, self.final_norm).float()  # (B, T, w)
 
     def _tokens(self, pixels: Tensor, final_norm: bool = True) -> Tensor:

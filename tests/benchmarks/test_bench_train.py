@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from imbalance_vlm import InputError
+from imbalance_vlm import InputError, create_encoder
 from imbalance_vlm.benchmarks.data import bench_data
-from imbalance_vlm.benchmarks.train import _scaled_output, bench_train, generated_images
+from imbalance_vlm.benchmarks.released_way import ReleasedWay
+from imbalance_vlm.benchmarks.train import bench_train, generated_images
 from imbalance_vlm.data.dataset import FileImages
-from imbalance_vlm.tuning.peft.adaptformer import ParallelBottleneck
+from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
 
 
-def test_both_loops_are_measured(tiny_clip: str) -> None:
-    before = ParallelBottleneck.forward
+def test_both_ways_are_measured(tiny_clip: str) -> None:
     report = bench_train(8, 4, tiny_clip, 40, 30, repeats=1, device="cpu")
-    assert ParallelBottleneck.forward is before
     assert "8 JPEG files of 40 x 30, batch 4" in report
     assert re.search(r"ours, fp32 +[\d.]+ +\d+\n", report)
-    assert re.search(r"plain, fp32 +[\d.]+ +\d+\n", report)
-    assert re.search(r"ours, fp32 over plain, fp32: [\d.]+x \(median of [\d.]+\)", report)
+    assert re.search(r"released way, fp32 +[\d.]+ +\d+\n", report)
+    assert re.search(r"ours, fp32 over released way, fp32: [\d.]+x \(median of [\d.]+\)", report)
 
 
 def test_loading_compute_and_both_are_measured(tiny_clip: str) -> None:
@@ -34,12 +33,26 @@ def test_loading_compute_and_both_are_measured(tiny_clip: str) -> None:
     assert re.search(r"together is \d+ % of compute alone; the limit is (loading|compute)", report)
 
 
-def test_the_plain_adapter_gives_the_same_output() -> None:
-    module = ParallelBottleneck(8, 4)
-    torch.nn.init.normal_(module.up.weight)
-    torch.nn.init.normal_(module.scale)
-    x = torch.randn(2, 3, 8)
-    torch.testing.assert_close(_scaled_output(module, x), module(x))
+def test_the_released_way_has_the_features_and_gradients_of_the_tuned_tower(tiny_clip: str) -> None:
+    encoder = create_encoder(tiny_clip)
+    encoder.module.double().requires_grad_(False)
+    pixels = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    with AdaptFormer(width=4).apply(encoder.module, 10) as tuned:
+        for parameter in tuned.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        ours = encoder.image_features(pixels, "class_token")
+        theirs = ReleasedWay(tuned.root, tuned.added)(pixels)  # type: ignore[arg-type]
+        torch.testing.assert_close(ours, theirs.float())
+        gradients = [torch.autograd.grad(output.square().sum(), tuned.parameters()) for output in (ours, theirs)]
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+
+
+def test_the_released_way_needs_a_tower_of_open_clip() -> None:
+    with pytest.raises(
+        InputError, match="vision transformer of open_clip's own, such as ViT-B-16, got one with a Linear"
+    ):
+        ReleasedWay(torch.nn.Linear(2, 2), [])
 
 
 def test_generated_images_are_files_of_many_classes(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count
+from imbalance_vlm.encoders.linear import linear
 from imbalance_vlm.tuning.peft.base import Added, TowerMethod, TunedTower, adaptive_width
 from imbalance_vlm.tuning.peft.towers import transformer_tower
 
@@ -41,8 +42,8 @@ class Bottleneck(Added):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.down(self.norm(x)))  # (B, T, r)
-        return self.up(hidden)
+        hidden = F.relu(linear(self.norm(x), self.down.weight, self.down.bias))  # (B, T, r)
+        return linear(hidden, self.up.weight, self.up.bias)
 
 
 class ParallelBottleneck(Bottleneck):
@@ -54,8 +55,8 @@ class ParallelBottleneck(Bottleneck):
         self.branch_input: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.down(self.norm(x)))
-        return F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
+        hidden = F.relu(linear(self.norm(x), self.down.weight, self.down.bias))
+        return linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
 
     def enter(self, entry: nn.Module, args: Any) -> None:
         self.branch_input = args[0] if self.active else None

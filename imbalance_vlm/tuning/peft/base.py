@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from imbalance_vlm.encoders.linear import OneDnnLayers
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.tuning.peft.towers import Site, image_tower, read_contiguously
+from imbalance_vlm.tuning.peft.towers import Site, image_tower
 
 MARK = "_tuned_by"
 """Entry in the `__dict__` of a tower under tuning: the name of the method."""
@@ -99,7 +100,9 @@ class TunedTower:
         self.root.__dict__[MARK] = method
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._modes = [(part, part.training) for part in self.root.modules()]
-        self._handles = read_contiguously(self.root)
+        self._layers = OneDnnLayers(self.root.modules())
+        self._layers.on()
+        self._handles: list[RemovableHandle] = []
         self._places: list[tuple[nn.Module, str]] = []
         self.base_values: dict[str, Tensor] = {}  # of what is trained in place, and of the buffers of its modules
         module.requires_grad_(False)
@@ -205,12 +208,14 @@ class TunedTower:
         added = self.added
         for module in added:
             module.active = False
+        self._layers.off()
         self.root.eval()
         try:
             yield
         finally:
             for module in added:
                 module.active = True
+            self._layers.on()
             for holder, name in overridden:
                 del holder.__dict__[name]
             for part, mode in modes:
@@ -222,6 +227,7 @@ class TunedTower:
         nothing."""
         for handle in self._handles:
             handle.remove()
+        self._layers.off()
         current = dict(self.root.named_parameters()) | dict(self.root.named_buffers())
         for name, value in self.base_values.items():
             if not hasattr(current[name], "full_tensor"):  # parameters sharded over processes are not restored
@@ -234,6 +240,7 @@ class TunedTower:
         for part, mode in self._modes:
             part.training = mode
         self._handles, self._places, self._flags, self._modes, self.base_values = [], [], [], [], {}
+        self._layers = OneDnnLayers([])
         self.root.__dict__.pop(MARK, None)
 
     def __enter__(self) -> TunedTower:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from imbalance_vlm.errors import InputError
 
@@ -300,27 +298,6 @@ def beyond_blocks(root: nn.Module, method: str) -> set[str]:
         id(parameter) for block in transformer_tower(root, method).blocks for parameter in block.module.parameters()
     }
     return {name for name, parameter in root.named_parameters() if id(parameter) not in blocks}
-
-
-def read_contiguously(root: nn.Module) -> list[RemovableHandle]:
-    """Hooks by which open_clip's attention reads contiguous memory in training on a CPU.
-
-    torch's attention transposes (B, T, w) to (T, B, w). If its packed projection is frozen, F.linear then multiplies
-    the transposed view sample by sample, which takes several times as long. Here the norm before it writes its output
-    in that order. Values are the same; without gradients, and on other devices, nothing changes.
-    """
-    norms_before = (
-        block.get_submodule("ln_1")
-        for block in _children_at(root, "transformer.resblocks")
-        if isinstance(getattr(block, "attn", None), nn.MultiheadAttention) and hasattr(block, "ln_1")
-    )
-    return [norm.register_forward_hook(_sequence_first) for norm in norms_before]
-
-
-def _sequence_first(norm: nn.Module, args: Any, output: Tensor) -> Tensor:
-    if output.device.type != "cpu" or not torch.is_grad_enabled():
-        return output
-    return output.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def norms(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.encoders.linear import OneDnnLayers
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.crops import PixelCrops
-from imbalance_vlm.tuning.peft.towers import image_tower, read_contiguously, transformer_tower
+from imbalance_vlm.tuning.peft.towers import image_tower, transformer_tower
 from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText
 from imbalance_vlm.tuning.prompt.settings import DeepPrompt, TextMemory
 
@@ -57,7 +59,7 @@ class VisionTokens:
         root = image_tower(encoder.module)
         tower = transformer_tower(root, method, adds_tokens=True)
         self.encoder = encoder
-        self._root = root
+        self._layers = OneDnnLayers(root.modules())
         self.blocks = [block.module for block in tower.blocks]
         self.width = tower.width
         norm = getattr(root, "ln_pre", getattr(root, "norm_pre", None))
@@ -90,9 +92,11 @@ class VisionTokens:
 
     @contextmanager
     def _inserted(self, tokens: Sequence[Tensor]) -> Iterator[None]:
-        handles = read_contiguously(self._root) if tokens else []
+        handles: list[RemovableHandle] = []
         present = 0  # prompts that are in the sequence already
         try:
+            if tokens:
+                self._layers.on()
             for number, (block, prompt) in enumerate(zip(self.blocks, tokens, strict=False)):
                 norm = nn.Identity() if number else self._norm
                 handles.append(block.register_forward_pre_hook(partial(_insert, prompt, present, norm)))
@@ -101,6 +105,7 @@ class VisionTokens:
                 handles.append(self.blocks[-1].register_forward_hook(partial(_remove, present)))
             yield
         finally:
+            self._layers.off()
             for handle in handles:
                 handle.remove()
 
@@ -116,8 +121,8 @@ def _insert(tokens: Tensor, present: int, norm: nn.Module, block: nn.Module, arg
 
 
 def _remove(present: int, block: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The output of the last block without the prompts."""
-    return output[:, : output.shape[1] - present]
+    """The output of the last block without the prompts; it may be that of the class token alone."""
+    return output[:, : args[0].shape[1] - present]
 
 
 class TwoTowerHead(PromptHead):
