@@ -64,7 +64,8 @@ def bench_train(
     """Images per second and peak memory of both ways, run in turn.
 
     Each runs `repeats` times, one after the other, so that other work on the machine affects both; a time is that
-    of a second pass over the images, when everything is warm. Memory is the most that torch has allocated at one
+    of a second pass over the images, when everything is warm. CPU time is that of this process without its workers, in
+    both passes; other work on the machine hardly affects it. Memory is the most that torch has allocated at one
     moment: on a GPU with the model, on the CPU, where the profiler records allocations, without it.
 
     Args:
@@ -88,24 +89,29 @@ def bench_train(
         if torch_device.type == "cuda":
             ways |= {"ours, bf16": lambda: bench.ours("bf16"), "released way, fp16": lambda: bench.released(True)}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
+        cpu_seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(repeats):
             for way, run in ways.items():
                 note(f"{way}, {number + 1} of {repeats} ...")
+                begun = time.process_time()
                 seconds[way].append(run())
+                cpu_seconds[way].append((time.process_time() - begun) / (2 * images))
         note("memory of each ...")
         bench.split = split.take(np.arange(2 * batch))
         memory = {way: peak_bytes(run, torch_device) / 1e6 for way, run in ways.items()}
     lines = [
         f"{model}, AdaptFormer, logit adjustment; {images} JPEG files of {width} x {height}, batch {batch}, "
         f"{device_name(torch_device)}",
-        f"{'way':<22} {'images/s':>9} {'MB':>8}",
+        f"{'way':<22} {'images/s':>9} {'CPU s/image':>12} {'MB':>6}",
     ]
-    best = {way: min(times) for way, times in seconds.items()}
-    lines += [f"{way:<22} {images / best[way]:9.1f} {memory[way]:8.0f}" for way in ways]
+    lines += [
+        f"{way:<22} {images / min(seconds[way]):9.1f} {min(cpu_seconds[way]):12.3f} {memory[way]:6.0f}" for way in ways
+    ]
     for ours, released in zip(list(ways)[::2], list(ways)[1::2], strict=True):
-        ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[released], strict=True)]
-        listing = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        lines.append(f"{ours} over {released}: {statistics.median(ratios):.2f}x (median of {listing})")
+        for what, times in (("images/s", seconds), ("CPU time", cpu_seconds)):
+            ratios = [slow / fast for fast, slow in zip(times[ours], times[released], strict=True)]
+            listing = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            lines.append(f"{ours} over {released}, {what}: {statistics.median(ratios):.2f}x (median of {listing})")
     return "\n".join(lines) + "\n"
 
 
