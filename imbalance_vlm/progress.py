@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from imbalance_vlm.escapes import terminal, visible
+
 
 def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
     """A tqdm bar, shown only on a terminal."""
@@ -12,7 +14,7 @@ def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
 
     return tqdm(
         total=total,
-        desc=description,
+        desc=visible(description),
         unit=unit,
         initial=start,
         disable=not sys.stderr.isatty(),
@@ -23,4 +25,4 @@ def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
 
 def note(message: str) -> None:
     """Print a line about the progress; results go to standard output instead."""
-    print(message, file=sys.stderr, flush=True)
+    print(terminal(message), file=sys.stderr, flush=True)

@@ -39,10 +39,12 @@ def table(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
+    from imbalance_vlm.escapes import csv_cell
     from imbalance_vlm.files import write_text
     from imbalance_vlm.runs.classifier import predict_images
 
-    content = predict_images(options.run, options.images, options.device).to_csv(index=False, float_format="%.4f")
+    frame = predict_images(options.run, options.images, options.device).map(csv_cell)
+    content = frame.to_csv(index=False, float_format="%.4f")
     if options.out:
         write_text(options.out, content)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.escapes import mathtext
 from imbalance_vlm.files import write_atomically
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def plot(
             axis.set_xticks(sorted(set(group[x])))
             axis.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
             axis.minorticks_off()
-        axis.set_title(name)
-        axis.set_xlabel(x_label or x)
+        axis.set_title(mathtext(name))
+        axis.set_xlabel(x_label or mathtext(x))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(y_label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -82,7 +83,7 @@ def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: Sequence[str], each: str |
         ordered = curve.sort_values(x)
         deviation = f"{column}_std"
         spread = ordered[deviation] if deviation in ordered.columns else None
-        label = name if name and len(y) == 1 else f"{name}: {column}".removeprefix(": ")
+        label = mathtext(name if name and len(y) == 1 else f"{name}: {column}".removeprefix(": "))
         if not lines:
             label += f", r = {ordered[x].corr(ordered[column]):+.2f}"
         style = "-" if lines else ""

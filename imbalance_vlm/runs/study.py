@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.escapes import visible
 from imbalance_vlm.files import disk_errors, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
@@ -116,7 +117,7 @@ def _with_progress(planned: Plan, folders: Sequence[Path]) -> Iterator[tuple[Rec
     """The recipes of a study and their folders, with a progress bar."""
     with bar(len(planned.recipes), planned.name, "run") as progress:
         for recipe, folder in zip(planned.recipes, folders, strict=True):
-            progress.set_postfix_str(f"{planned.label(recipe)}, seed {recipe['seed']}")
+            progress.set_postfix_str(visible(f"{planned.label(recipe)}, seed {recipe['seed']}"))
             yield recipe, folder
             progress.update()
 
