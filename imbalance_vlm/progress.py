@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from imbalance_vlm.escapes import terminal, visible
@@ -25,4 +26,5 @@ def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
 
 def note(message: str) -> None:
     """Print a line about the progress; results go to standard output instead."""
-    print(terminal(message), file=sys.stderr, flush=True)
+    with suppress(OSError):  # on a full disk or a closed pipe, a note is not worth a run
+        print(terminal(message), file=sys.stderr, flush=True)

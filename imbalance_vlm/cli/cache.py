@@ -45,7 +45,9 @@ def _list(features: Any, copies: Any) -> None:
     entries = list(features.entries())
     for entry in entries:
         state = "" if entry.complete else "  (unfinished)"
-        description = " | ".join(visible(str(entry.meta.get(key, "?"))) for key in ("split", "encoder", "kind", "shape"))
+        description = " | ".join(
+            visible(str(entry.meta.get(key, "?"))) for key in ("split", "encoder", "kind", "shape")
+        )
         print(f"{entry.bytes / 1e6:9.1f} MB  {description}{state}")
     print(f"{sum(entry.bytes for entry in entries) / 1e6:9.1f} MB in {len(entries)} entries of {features.root}")
     for entry in copies.entries():

@@ -1,4 +1,4 @@
-"""The settings of a component: the keyword-only parameters of its constructor, and the check of their values.
+"""The settings of a component: the keyword-only parameters of its constructor.
 
 The convention of the whole package: the positional parameters of a constructor come from the run (class counts,
 widths, data), its keyword-only parameters come from the recipe. Settings that several components share are declared
@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from imbalance_vlm.components.ranges import Range
-from imbalance_vlm.errors import InputError, did_you_mean, one_of
+from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.values import mistake
 
 Build = Callable[..., Any]
 
@@ -183,90 +180,6 @@ def documented_settings(build: Build) -> dict[str, str]:
             for place in filter(None, (owner, constructor)):
                 descriptions = documented_arguments(place) | descriptions
     return descriptions
-
-
-# -- values ----------------------------------------------------------------------------------------------------------
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    Path: "a path",
-    type(None): "null",
-    Any: "any value",
-}
-
-
-def describe(annotation: Any) -> str:
-    """What the annotation accepts, in the words of a recipe's author."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
-        return f"{describe(arguments[0])} {bounds}".strip()
-    if origin is Literal:
-        return one_of(str(option) for option in arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in arguments)
-    if origin in (list, tuple, Sequence):
-        return f"a list of [{describe(arguments[0])}]" if arguments else "a list"
-    if origin in (dict, Mapping):
-        return f"a mapping of {describe(arguments[0])} to {describe(arguments[1])}" if arguments else "a mapping"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def mistake(annotation: Any, value: Any) -> str | None:
-    """What is wrong with `value`, or None when it fits `annotation`."""
-    if fits(annotation, value):
-        return None
-    shown = "null" if value is None else repr(value)
-    if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
-        shown += ", which is a string: leave out the quotes"
-    hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""
-    return f"must be {describe(annotation)}, got {shown}{'.' if hint else ''}{hint}"
-
-
-def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
-
-
-def fits(annotation: Any, value: Any) -> bool:
-    """Whether `value` is what `annotation` says, ranges included."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return True
-    if origin is Annotated:
-        bounds = (extra for extra in arguments[1:] if isinstance(extra, Range))
-        return fits(arguments[0], value) and all(bound.holds(value) for bound in bounds)
-    if origin is Literal:
-        return any(type(value) is type(option) and value == option for option in arguments)
-    if origin in (Union, types.UnionType):
-        return any(fits(option, value) for option in arguments)
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(fits(arguments[0], item) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(
-            fits(arguments[0], key) and fits(arguments[1], item) for key, item in value.items()
-        )
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is Path:
-        return isinstance(value, (str, Path)) and bool(str(value))
-    if annotation is type(None) or annotation is None:
-        return value is None
-    return isinstance(value, annotation)
-
-
-def _literals(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(option) for option in get_args(annotation)]
-    return [option for part in get_args(annotation) for option in _literals(part)]
 
 
 def checked_settings(what: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:

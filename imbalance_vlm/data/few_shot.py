@@ -13,14 +13,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from imbalance_vlm.components.ranges import Natural
 from imbalance_vlm.data.class_names import imagenet_names, of_wnids, spoken
 from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, SPLITS, Dataset, FileImages, Split, has_image_name
 from imbalance_vlm.data.lists import (
@@ -38,6 +39,8 @@ from imbalance_vlm.data.lists import (
 )
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import parse_json
+from imbalance_vlm.values import fits, shown
 
 SPLIT_FILE = "train, val and test in JSON, each a list of [relative path, label, class name]"
 COOP = "the code of CoOp (Zhou et al., Learning to Prompt for Vision-Language Models): its page on datasets links it"
@@ -145,17 +148,14 @@ def read_split_file(file: Path) -> tuple[dict[str, LabelledPaths], tuple[str, ..
     Raises:
         InputError: another form, a path that leads out of the folder, a label with two names, labels with gaps.
     """
-    try:
-        content = json.loads(text_of(file))
-        rows = {split: content[split] for split in SPLITS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} must hold {SPLIT_FILE}: {error!r}") from error
+    rows = parse_json(text_of(file), file, dict.fromkeys(SPLITS, list[Any]), f"it must hold {SPLIT_FILE}")
     listed: dict[str, LabelledPaths] = {}
     names: dict[int, str] = {}
-    for split, lines in rows.items():
+    for split in SPLITS:
+        lines = rows[split]
         for number, line in enumerate(lines):
-            if not (isinstance(line, list) and list(map(type, line)) == [str, int, str] and line[1] >= 0):
-                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {line!r}")
+            if not fits(tuple[str, Natural, str], line):
+                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {shown(line)}")
             path, label, name = line
             if leads_out(path):
                 raise InputError(f"{file}, entry {number} of {split!r}: the path must stay below `root`, got {path!r}")

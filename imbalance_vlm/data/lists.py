@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm import files
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
@@ -73,7 +74,7 @@ def read_list(file: Path) -> LabelledPaths:
 def text_of(file: Path) -> str:
     """The content of a text file in UTF-8, with or without a byte order mark."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return files.require_file(file, "a list or table").read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{file} must be a text file in UTF-8: {error}") from error
 
@@ -115,8 +116,8 @@ def list_folders(root: Path, lists: Path | None, *subfolders: str) -> list[Path]
 
 
 def expanded(path: Path) -> Path:
-    """The path with `~` replaced by the home folder."""
-    return Path(path).expanduser()
+    """The path with `~` replaced by the home folder; see `imbalance_vlm.files.expanded`."""
+    return files.expanded(path)
 
 
 def check_labels(lists: Mapping[Path, LabelledPaths]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import warnings
@@ -16,7 +15,7 @@ from imbalance_vlm.data.dataset import Dataset, FileImages, Images
 from imbalance_vlm.data.lists import OnError
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, write_json
+from imbalance_vlm.files import cache_folder, read_cached, write_json
 from imbalance_vlm.progress import bar
 
 MOST_SHOWN = 20
@@ -54,12 +53,9 @@ def unreadable(images: Images) -> dict[int, str]:
     if not isinstance(images, FileImages):
         return {}
     cached = cache_folder() / "readable" / f"{images.fingerprint}.json"
-    if cached.is_file():
-        try:
-            content = json.loads(cached.read_text(encoding="utf-8"))
-            return {int(row): str(reason) for row, reason in content.items()}
-        except (OSError, ValueError):
-            cached.unlink(missing_ok=True)
+    known = read_cached(cached, dict[str, str])
+    if known is not None and all(row.isdecimal() for row in known):
+        return {int(row): reason for row, reason in known.items()}
     reasons = {}
     with (
         warnings.catch_warnings(),  # outside of the pool: the filters belong to the process, not to a thread

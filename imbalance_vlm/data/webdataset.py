@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, Dataset, Split, rgb
 from imbalance_vlm.data.lists import expanded, files_identity, leads_out
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, write_json
+from imbalance_vlm.files import cache_folder, parse_json, read_cached, write_json
 from imbalance_vlm.progress import bar
 
 LabelFile = Literal["cls", "txt", "json"]
@@ -206,11 +205,9 @@ def _index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
     """The samples of a shard, cached under the shard's path, size and modification time."""
     key = hashlib.sha256(f"1\0{shard.resolve()}\0{_stamp(shard)}\0{label_file}\0{label_key}".encode()).hexdigest()
     cached = cache_folder() / "webdataset" / f"{key}.json"
-    if cached.is_file():
-        try:
-            return [_Sample(*row) for row in json.loads(cached.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError):
-            cached.unlink(missing_ok=True)
+    rows = read_cached(cached, list[tuple[str, int, int, str]])
+    if rows is not None:
+        return [_Sample(*row) for row in rows]
     samples = _read_index(shard, label_file, label_key)
     write_json(cached, [[s.name, s.start, s.length, s.label] for s in samples])
     return samples
@@ -244,7 +241,9 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
                     labels[sample] = _label(
                         stream.read() if stream else b"", label_file, label_key, f"{shard}: {member.name}"
                     )
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:  # also of sizes in headers
         raise InputError(
             f"{shard} cannot be read as an uncompressed tar file: {error}; copy it again, or unpack a compressed "
             "one to .tar"
@@ -264,9 +263,8 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
 def _label(content: bytes, label_file: str, label_key: str, where: str) -> str:
     """The label in a label file, as text."""
     try:
-        text = content.decode("utf-8").strip()
-        value = json.loads(text)[label_key] if label_file == "json" else text
-    except (ValueError, KeyError, TypeError) as error:
+        value = parse_json(content, where)[label_key] if label_file == "json" else content.decode("utf-8").strip()
+    except (ValueError, KeyError) as error:
         raise InputError(
             f"{where} must hold a label"
             f"{f' under {label_key!r}; name the key with `label_key`' if label_file == 'json' else ''}, got "

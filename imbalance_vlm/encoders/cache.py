@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, disk_errors, write_json
+from imbalance_vlm.files import cache_folder, disk_errors, read_cached, write_json
 from imbalance_vlm.progress import bar
 
 CHUNK = 1024
@@ -152,10 +152,7 @@ class FeatureCache:
         """All entries, the most recently used first."""
         entries = []
         for folder in self.root.glob("*/"):
-            try:
-                meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                meta = {}
+            meta = read_cached(folder / "meta.json", dict[str, Any]) or {}
             size = sum(file.stat().st_size for file in folder.glob("features.*"))
             complete = (folder / "features.bin").is_file()
             entries.append(CacheEntry(folder, meta, size, folder.stat().st_mtime, complete))

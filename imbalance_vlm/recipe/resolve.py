@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Nested
-from imbalance_vlm.components.settings import Setting, fits, mistake
+from imbalance_vlm.components.settings import Setting
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.compatibility import conflicts
 from imbalance_vlm.recipe.load import Loaded
@@ -26,6 +26,7 @@ from imbalance_vlm.recipe.schema import (
     shared_by,
     shared_settings,
 )
+from imbalance_vlm.values import fits, mistake
 
 MOVED = {
     "tuning.average": "training.interpolation",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.ranges import Natural, Nested
+from imbalance_vlm.components.ranges import Natural, Nested, Seed
 from imbalance_vlm.components.registry import Entry, Registry
 from imbalance_vlm.components.settings import Setting, settings_of
 
@@ -74,7 +74,7 @@ RECIPE = Section(
         "name": Leaf(str),
         "description": Leaf(str, ""),
         "paper": Leaf(dict[str, float | str] | None, None),  # the published row: {source: ..., overall: ..., many: ...}
-        "seed": Leaf(Natural, 0),
+        "seed": Leaf(Seed, 0),
         "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:apply_protocol"),
         "encoder": Component(catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source"),
         "tuning": Component(catalogue.TUNINGS),
@@ -112,7 +112,7 @@ STUDY: dict[str, Section] = {
         {
             "variants": Leaf(dict[str, dict[str, Any] | None] | None, None),
             "axes": Leaf(dict[str, list[Any]] | None, None),
-            "seeds": Leaf(list[Natural] | None, None),
+            "seeds": Leaf(list[Seed] | None, None),
         }
     ),
     "table": Section(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,9 +35,14 @@ def score_columns(results: Sequence[Result]) -> tuple[Column, ...]:
     columns: dict[str, Column] = {}
     for result in results:
         recorded = result.record.get("columns")
-        for column in registered_columns() if recorded is None else (Column(**fields) for fields in recorded):
+        for column in registered_columns() if recorded is None else map(_column, recorded):
             columns.setdefault(column.name, column)
     return tuple(columns.values())
+
+
+def _column(recorded: Mapping[str, Any]) -> Column:
+    """A column as a result describes it; later versions may say more."""
+    return Column(**{field.name: recorded[field.name] for field in fields(Column) if field.name in recorded})
 
 
 def columns_of(results: Sequence[Result]) -> Columns:

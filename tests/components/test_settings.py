@@ -14,15 +14,13 @@ from imbalance_vlm.components.settings import (
     SettingGroup,
     check_arguments,
     checked_settings,
-    describe,
     documented_settings,
-    fits,
     grouped,
-    mistake,
     positionals_of,
     settings_of,
 )
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.values import describe, fits, mistake
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,4 +67,4 @@ def test_damaged_weights_of_a_timm_backbone_are_named(workspace: Workspace) -> N
 
 def test_a_folder_in_place_of_timm_weights_is_refused(workspace: Workspace) -> None:
     command = workspace.run(encoder={"name": "timm:resnet10t", "pretrained": str(workspace.data)})
-    workspace.assert_refused(command, "`pretrained` must be true, 'random' or a local checkpoint")
+    workspace.assert_refused(command, "`pretrained` must be must be a file")

@@ -55,7 +55,7 @@ def test_a_result_of_another_kind_is_refused(changes: dict[str, Any], words: str
 def test_a_damaged_result_and_places_without_results_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "run")
     (folder / "result.json").write_text("{")
-    with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*is not a result file"):
+    with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*must hold JSON.*run again with --force"):
         read_result(folder)
     with pytest.raises(InputError, match="no such run or folder"):
         find_results([tmp_path / "nowhere"])
