@@ -39,14 +39,8 @@ def require_file(file: Path, argument: str) -> Path:
         InputError: it is something else, or there is nothing.
     """
     if not file.is_file():
-        what = (
-            "a folder; name a file in it"
-            if file.is_dir()
-            else "a pipe, a socket or a device"
-            if file.exists()
-            else "no such file"
-        )
-        raise InputError(f"{argument} must be a file, got {str(file)!r}: {what}")
+        kind = "a folder; name a file in it" if file.is_dir() else "a pipe, a socket or a device"
+        raise InputError(f"{argument} must be a file, got {str(file)!r}: {kind if file.exists() else 'no such file'}")
     return file
 
 

@@ -79,10 +79,8 @@ def mistake(annotation: Any, value: Any) -> str | None:
     got = shown(value)
     if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
         got += ", which is a string: leave out the quotes"
-    elif isinstance(value, (int, float)) and LARGEST < abs(value) < math.inf:
-        got += f", which is beyond {LARGEST:.1e}, the largest number in single precision"
-    elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
-        got += ", which does not fit in 64 bits"
+    elif isinstance(value, (int, float)) and LARGEST_WHOLE < abs(value) < math.inf:
+        got += ", which is too large a number"
     elif _is_path(annotation) and isinstance(value, str) and value:
         got += f", {path_problem(value)}"
     hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""

@@ -26,7 +26,7 @@ from imbalance_vlm.recipe.schema import (
     shared_by,
     shared_settings,
 )
-from imbalance_vlm.values import fits, mistake
+from imbalance_vlm.values import fits, mistake, path_problem, shown
 
 MOVED = {
     "tuning.average": "training.interpolation",
@@ -62,7 +62,9 @@ def resolve(loaded: Loaded) -> dict[str, Any]:
     recipe = check_section(RECIPE, with_roots(loaded).tree, "", report)
     name = recipe["name"]
     if isinstance(name, str) and {"", ".", ".."} & set(name.split("/")):  # it is a path below the runs folder
-        report("name", f"must be words joined by single slashes, such as icons_lt/mine, got {name!r}")
+        report("name", f"must be words joined by single slashes, such as icons_lt/mine, got {shown(name)}")
+    elif isinstance(name, str) and (problem := path_problem(f"./{name}")):
+        report("name", f"must be a path below the runs folder, got {shown(name)}, {problem}")
     if not problems:  # unknown components have no needs to compare
         for key, message in conflicts(recipe):
             report(key, message)
@@ -82,7 +84,7 @@ def _report_unknown(keys: Mapping[str, Any], allowed: list[str], path: str, repo
 def _renamed(key: str, value: Any) -> str:
     """What to write for a value that an earlier version had under another name; nothing for any other value."""
     replacement = RENAMED.get((key, value)) if isinstance(value, str) else None
-    return f"{value!r} is now {replacement}" if replacement else ""
+    return f"{shown(value)} is now {replacement}" if replacement else ""
 
 
 def check_section(node: Section, value: Any, path: str, report: Report) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def check_section(node: Section, value: Any, path: str, report: Report) -> dict[
     if value is None:
         value = {}
     if not isinstance(value, Mapping):
-        report(path, f"must be a mapping of keys, got {value!r}")
+        report(path, f"must be a mapping of keys, got {shown(value)}")
         value = {}
     settings = shared_settings(node.settings)
     entries = node.entries.names() if node.entries is not None else []
@@ -137,7 +139,7 @@ def _entries(node: Section, value: Mapping[str, Any], path: str, report: Report)
         settings = node.entries.get(name).settings() if node.entries is not None else {}
         if item is not True and not isinstance(item, Mapping):
             hints = [f" Did you mean `{{{key}: {item}}}`?" for key in settings if _takes(settings[key], item)]
-            report(here, f"must be true, false or a mapping of its settings, got {item!r}.{''.join(hints)}")
+            report(here, f"must be true, false or a mapping of its settings, got {shown(item)}.{''.join(hints)}")
             continue
         values = {} if item is True else item
         _report_unknown(values, list(settings), here, report)
@@ -154,7 +156,7 @@ def _components(node: Components, value: Any, path: str, report: Report) -> list
     if isinstance(value, (str, Mapping)):  # a single component needs no list
         value = [value]
     if not isinstance(value, (list, tuple)):
-        report(path, f"must be a list of {node.registry.kind}s, got {value!r}")
+        report(path, f"must be a list of {node.registry.kind}s, got {shown(value)}")
         return []
     single = Component(node.registry, shared=node.shared)
     sections = [_component(single, item, f"{path}.{row}", report) or {} for row, item in enumerate(value)]
@@ -172,7 +174,7 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
     if isinstance(value, Mapping) and isinstance(node.default, str):
         value = {"name": node.default, **value}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        report(path, f"must name one {node.registry.kind}, or be a mapping with `name`, got {value!r}")
+        report(path, f"must name one {node.registry.kind}, or be a mapping with `name`, got {shown(value)}")
         return {}
     try:
         entry = node.registry.get(value["name"])

@@ -89,7 +89,7 @@ WRONG_SETTINGS: dict[str, tuple[str, ...]] = {
     "data.test_fraction=0": ("must have images for 'test', got images for train", "test_fraction"),
     "data.templates=[a photo]": ("sentences with one {} for the class name, got 'a photo'",),
     "data.tail_factor=0.5": ("data.tail_factor: must be a number >= 1, got 0.5",),
-    "seed=-1": ("seed: must be a whole number >= 0, got -1",),
+    "seed=-1": ("seed: must be a whole number >= 0 and <= 4294967295, got -1",),
     "evaluation.groups={many: 5, few: 50}": ("many", "few", "5", "50"),
     "evaluation.groups={lots: 5}": ("evaluation.groups.lots: unknown key", "many", "few"),
     "epochs": ("an override must look like key.path=value, got 'epochs'",),

@@ -87,7 +87,7 @@ def test_a_variant_that_names_another_component_drops_its_settings() -> None:
 
 
 def test_runs_that_differ_have_names_that_differ() -> None:
-    losses = [{"name": "focal", "gamma": 1.0}, {"name": "focal", "gamma": 2.0}, "focal"]
+    losses = [{"name": "focal", "gamma": 1.0}, {"name": "focal", "gamma": 3.0}, "focal"]
     names = [r["name"] for r in expand({"axes": {"balancing.loss": losses}})]
     assert len(set(names)) == 3, names
 
