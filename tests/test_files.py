@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ import torch
 from safetensors.torch import save_file
 
 from imbalance_vlm import InputError
-from imbalance_vlm.files import read_json, read_safetensors_header
+from imbalance_vlm.files import (
+    cache_folder,
+    expanded,
+    parse_json,
+    read_cached,
+    read_json,
+    read_safetensors_header,
+    require_file,
+    write_text,
+)
 
 
 def test_a_header_is_read_without_the_tensors(tmp_path: Path) -> None:
@@ -33,3 +44,76 @@ def test_json_must_be_an_object(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(InputError, match=message):
             read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 5000 + "1" + "}" * 5000, "nested too deeply"),
+        ("9" * 5000, "must hold JSON"),
+        ('{"size": NaN}', "NaN is no number in JSON"),
+        ('{"size": -Infinity}', "-Infinity is no number in JSON"),
+        ('{"a": 1, "a": 2}', "key 'a' is written twice"),
+        (b"\xff\x00\x00", "must hold JSON"),
+        ("3", "must be a mapping with size, names, got 3"),
+        ('{"names": ["a"]}', "must hold size, names, and has no 'size'"),
+        ('{"size": "2"}', "has a wrong 'size': it must be a whole number"),
+        ('{"size": ' + "9" * 400 + "}", "has a wrong 'size': it must be a whole number"),
+        ('{"size": 1, "names": ["a", 1]}', "has a wrong 'names'"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_damaged_and_misshapen_json_is_refused_with_its_source_and_the_remedy(text: str | bytes, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        parse_json(text, "a/file.json", {"size": int, "names": list[str] | None}, "write it again")
+    assert str(error.value).startswith("a/file.json ")
+    assert str(error.value).endswith("; write it again")
+    assert len(str(error.value)) < 500
+
+
+def test_a_list_of_mappings_names_the_wrong_entry() -> None:
+    shape = [{"id": int}]
+    assert parse_json('[{"id": 1, "more": 2}]', "f", shape) == [{"id": 1, "more": 2}]
+    with pytest.raises(InputError, match="has a wrong entry 1: it must hold id, and has no 'id'"):
+        parse_json('[{"id": 1}, {}]', "f", shape)
+    with pytest.raises(InputError, match="f must be a list, got {}"):
+        parse_json("{}", "f", shape)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"[" * 100_000, b"\xff", b'{"a": 1}'])
+def test_a_damaged_file_of_a_cache_is_made_again(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cached.json").write_bytes(content)
+    assert read_cached(tmp_path / "cached.json", dict[str, str]) is None
+    assert "it is made again" in capsys.readouterr().err
+    assert read_cached(tmp_path / "nowhere.json", dict[str, str]) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_path_that_no_file_can_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/a") == Path("/home/me/a")
+    for path in ("~no_such_user/a", "a\0b", "x" * 256, "a/" * 3000):
+        with pytest.raises(InputError, match="`root` must be a path"):
+            expanded(path, "`root`")
+    monkeypatch.setenv("IMBALANCE_VLM_CACHE", "~no_such_user/cache")
+    with pytest.raises(InputError, match=r"\$IMBALANCE_VLM_CACHE must be a path"):
+        cache_folder()
+
+
+def test_pipes_devices_and_folders_are_not_read_as_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=kind):
+            require_file(path, "`pretrained`")
+    with pytest.raises(InputError, match="no such file"):
+        require_file(tmp_path / "nowhere", "`pretrained`")
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a device, a pipe or a socket"):
+        write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()

@@ -45,12 +45,6 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Write out the merge keys (<<), of which ten short lines can mean a billion values."""
-        super().flatten_mapping(node)
-        if len(node.value) > MAX_VALUES:
-            raise yaml.constructor.ConstructorError(None, None, "merge keys make too many values", node.start_mark)
-
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
@@ -138,8 +132,10 @@ def _parsed(text: str | bytes, key: str, source: str) -> Any:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError as error:
         raise RecipeError([Problem(key, "not valid YAML: nested too deeply", source)]) from error
-    except Exception as error:  # a value that its tag or form does not fit raises one of a dozen types
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # a value that does not fit its tag raises one of a dozen types
+        reason = (
+            " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else f"a value cannot be read ({error})"
+        )
         raise RecipeError([Problem(key, f"not valid YAML: {shown(text) if key else reason}", source)]) from error
     return _sized(content, key, source)
 

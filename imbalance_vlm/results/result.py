@@ -25,9 +25,9 @@ _SHAPE = {
     "cost": _NUMBERS,
     "chosen": _NUMBERS | None,
     "paper": dict[str, float | str | None] | None,
-    "columns": list[dict[str, str | int | bool]] | None,
 }
 """The parts of a result that tables and predictions read."""
+_COLUMN = {"name": str, "digits": int | None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +80,11 @@ def read_result(folder: Path) -> RunResult | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    if read_json(path, remedy=_REMEDY).get("schema") != SCHEMA_VERSION:
+    record = read_json(path, remedy=_REMEDY)
+    if record.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{path} must be a result of schema {SCHEMA_VERSION}; {_REMEDY}")
-    return RunResult(folder, read_json(path, _SHAPE, _REMEDY))
+    shape = _SHAPE if record.get("columns") is None else _SHAPE | {"columns": [_COLUMN]}  # older results have none
+    return RunResult(folder, read_json(path, shape, _REMEDY))
 
 
 def find_results(places: list[Path]) -> list[RunResult]:

@@ -42,7 +42,9 @@ def score_columns(results: Sequence[Result]) -> tuple[Column, ...]:
 
 def _column(recorded: Mapping[str, Any]) -> Column:
     """A column as a result describes it; later versions may say more."""
-    return Column(**{field.name: recorded[field.name] for field in fields(Column) if field.name in recorded})
+    return Column(
+        **{field.name: recorded[field.name] for field in fields(Column) if recorded.get(field.name) is not None}
+    )
 
 
 def columns_of(results: Sequence[Result]) -> Columns:

@@ -136,6 +136,42 @@ def test_repeated_seeds_are_refused() -> None:
     assert "seeds" in "\n".join(problems({"seeds": [0, 0, 1]}))
 
 
+@pytest.mark.parametrize(
+    ("axis", "values"),
+    [
+        ("training.optimizer.lr", [0.1, 0.2, 0.1]),
+        ("training.optimizer.lr", [1, 1.0]),
+        ("balancing.loss", ["focal", {"name": "focal"}]),
+        ("balancing.loss", [{"name": "focal", "gamma": 1}, {"gamma": 1.0, "name": "focal"}]),
+        ("balancing.loss", ["focal", {"name": "focal", "gamma": 2.0}]),  # its default
+        ("training.optimizer", ["sgd", {"lr": 0.1}]),  # the same optimizer
+    ],
+)
+def test_an_axis_that_holds_a_value_twice_is_refused(axis: str, values: list[Any]) -> None:
+    """A run counted twice would shrink the standard deviation, and give a row twice."""
+    assert "once" in "\n".join(problems({"axes": {axis: values}}))
+
+
+def test_values_that_differ_in_type_alone_may_differ() -> None:
+    assert (
+        len(
+            expand(
+                {
+                    "axes": {
+                        "evaluation.geometry": [True, {"split": "train"}],
+                        "balancing.post_hoc": [None, "logit_adjustment"],
+                    }
+                }
+            )
+        )
+        == 4
+    )
+
+
+def test_two_runs_of_one_name_are_refused() -> None:
+    assert "must name each run once" in "\n".join(problems({"axes": {"description": ["a/b", "a-b"]}}))
+
+
 VARIED: dict[str, Any] = {
     "name": "s",
     "data": {"name": "folder", "root": "x"},

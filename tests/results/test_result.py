@@ -43,9 +43,26 @@ def test_results_are_found_below_folders_and_by_their_file(tmp_path: Path) -> No
     assert [result.path for result in find_results([second / "result.json"])] == [second]
 
 
+def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a" / "run")
+    (tmp_path / "link").symlink_to(folder)
+    places = [folder, tmp_path / "a", folder / "result.json", tmp_path / "link", tmp_path / "a" / ".." / "a"]
+    assert [result.path for result in find_results(places)] == [folder]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"schema": 0}, "must be a result of schema 1"), ({"scores": "left out"}, "has no 'scores'")],
+    [
+        ({"schema": 0}, "must be a result of schema 1"),
+        ({"scores": "left out"}, "has no 'scores'"),
+        ({"scores": {"overall": "high"}}, "has a wrong 'scores'"),
+        ({"seed": 10**400}, "has a wrong 'seed'"),
+        ({"identity": []}, "has a wrong 'identity'"),
+        ({"identity": {}}, "has no 'recipe'"),
+        ({"columns": [{"digits": 1}]}, "has a wrong 'columns'"),
+        ({"columns": 3}, "has a wrong 'columns'"),
+        ({"cost": None}, "has a wrong 'cost'"),
+    ],
 )
 def test_a_result_of_another_kind_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
