@@ -76,7 +76,7 @@ def markdown(text: str) -> str:
     a\|b &lt;b>\_x\_&lt;/b> snake_case
     """
     escaped = _MARKDOWN.sub(lambda match: "\\" + match[0], visible(text))
-    return re.sub(r"&(?=#?\w+;)", "&amp;", escaped).replace("<", "&lt;")
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", escaped))
 
 
 _LATEX = str.maketrans(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -41,16 +41,18 @@ def plot(
         each: a column, each of whose values has lines of its own.
         log_x: a logarithmic horizontal axis.
         lines: join the points; without lines, the legend shows the correlation of x and y (Pearson's r).
-        title, x_label, y_label: texts; the horizontal axis is labelled with the name of its column by default.
+        title, x_label, y_label: texts, with formulas between dollar signs; the horizontal axis is labelled with the
+            name of its column by default.
 
     Raises:
-        InputError: matplotlib is not installed, or a column that the table does not have.
+        InputError: matplotlib is not installed, a column that the table does not have, or a broken formula.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise InputError("plots need matplotlib: pip install 'imbalance_vlm[plot]'") from error
+    check_formulas(title=title, x_label=x_label, y_label=y_label)
     for column in [x, *y, *(name for name in (by, each) if name)]:
         if column not in frame.columns:
             raise InputError(f"unknown plot column {column!r}; available: {', '.join(map(str, frame.columns))}")
@@ -63,7 +65,7 @@ def plot(
         _draw(axis, group, x, y, each, lines)
         if log_x:
             axis.set_xscale("log")
-            axis.set_xticks(sorted(set(group[x])))
+            axis.set_xticks(sorted(set(group[x].dropna())))
             axis.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
             axis.minorticks_off()
         axis.set_title(mathtext(name))
@@ -74,6 +76,31 @@ def plot(
     if title:
         figure.suptitle(title, wrap=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
+
+
+def check_formulas(**texts: str) -> None:
+    """Refuse texts of a plot with formulas that matplotlib cannot draw, before there is anything to draw.
+
+    Args:
+        texts: by name.
+
+    Raises:
+        InputError: a broken formula.
+    """
+    from matplotlib.cbook import is_math_text
+    from matplotlib.mathtext import MathTextParser
+
+    parser: MathTextParser[Any] = MathTextParser("path")
+    for name, text in texts.items():
+        try:
+            if is_math_text(text):
+                parser.parse(text)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"`{name}` of a plot must have complete formulas between its dollar signs, got {text!r} ({reason}); "
+                r"write \$ for a dollar sign"
+            ) from error
 
 
 def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: Sequence[str], each: str | None, lines: bool) -> None:

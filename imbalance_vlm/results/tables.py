@@ -61,6 +61,8 @@ def _row(result: Result) -> dict[str, Any]:
     record = result.record
     identity = {key: record["identity"].get(key) for key in IDENTITY}
     cost = {column.name: record["cost"].get(column.name) for column in COST}
+    if not cost["trainable_parameters"] and not cost["train_seconds"]:
+        cost |= dict.fromkeys(("train_seconds", "images_per_second"), float("nan"))  # nothing was trained
     chosen = {"chosen": dict(record.get("chosen") or {})}
     return {"config": record["config"], **identity, "seed": record["seed"], **result.scores, **chosen, **cost}
 

@@ -26,7 +26,7 @@ from imbalance_vlm.recipe.study import EPOCH, Plan, plan
 from imbalance_vlm.results.averages import with_averages
 from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.curves import curves
-from imbalance_vlm.results.plots import plot
+from imbalance_vlm.results.plots import check_formulas, plot
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
 from imbalance_vlm.results.tables import columns_of, save_table, score_columns, select, table
 from imbalance_vlm.runs.experiment import run_recipe
@@ -110,6 +110,8 @@ def _draws_plot(planned: Plan) -> bool:
     if planned.plot and not find_spec("matplotlib"):
         note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
         return False
+    if planned.plot:
+        check_formulas(**{key: planned.plot[key] for key in ("title", "x_label", "y_label")})
     return bool(planned.plot)
 
 
