@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,4 +68,24 @@ def test_damaged_weights_of_a_timm_backbone_are_named(workspace: Workspace) -> N
 
 def test_a_folder_in_place_of_timm_weights_is_refused(workspace: Workspace) -> None:
     command = workspace.run(encoder={"name": "timm:resnet10t", "pretrained": str(workspace.data)})
-    workspace.assert_refused(command, "`pretrained` must be must be a file")
+    workspace.assert_refused(command, "must be a file")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ({"name": "ViT-B-32", "pretrained": "/"}, "a model's folder must hold weights"),
+        ({"name": "ViT-B-32", "pretrained": "pipe"}, "a pipe, a socket or a device"),
+        ({"name": "ViT-B-32", "pretrained": "/dev/zero"}, "a pipe, a socket or a device"),
+        ({"name": "timm:resnet10t", "pretrained": "pipe"}, "a pipe, a socket or a device"),
+        ({"name": "ViT-B-32", "pretrained": "~no_such_user/a"}, "there is no user ~no_such_user"),
+        ({"name": "timm:resnet10t", "pretrained": "a\0b"}, "NUL"),
+        ({"name": "ViT-B-32", "pretrained": "x" * 300}, "too long"),
+        ({"name": "local-dir:~no_such_user/a"}, "there is no user ~no_such_user"),
+        ({"name": "hf-hub:../../etc"}, "must be 'hf-hub:ORG/NAME'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_weights_is_refused_at_once(encoder: dict[str, str], words: str, workspace: Workspace) -> None:
+    os.mkfifo(workspace.folder / "pipe")
+    workspace.assert_refused(workspace.run(encoder=encoder), words)
