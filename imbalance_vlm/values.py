@@ -54,7 +54,7 @@ _WORDS: dict[Any, str] = {
 
 
 def describe(annotation: Any) -> str:
-    """What the annotation accepts, in the words of a recipe's author."""
+    """What the annotation accepts, in words for the author of a recipe."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
@@ -73,7 +73,7 @@ def describe(annotation: Any) -> str:
 
 
 def mistake(annotation: Any, value: Any) -> str | None:
-    """What is wrong with `value`, or None when it fits `annotation`."""
+    """What is wrong with `value`, or None if it fits `annotation`."""
     if fits(annotation, value):
         return None
     got = shown(value)
@@ -131,7 +131,7 @@ def _number(text: str) -> int | float | None:
 
 
 def fits(annotation: Any, value: Any) -> bool:
-    """Whether `value` is what `annotation` says, ranges included."""
+    """Whether `value` fits `annotation`, including its ranges."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return True

@@ -166,7 +166,7 @@ OUT_OF_RANGE: dict[str, tuple[Recipe, str]] = {
     ),
     "capability": (
         merged(PROBE, encoder={"name": "patches", "weights": "w"}, head="decoder"),
-        "head: head 'decoder' needs an encoder that gives all image tokens; got encoder 'patches'",
+        "head: head 'decoder' needs an encoder that returns all image tokens; got encoder 'patches'",
     ),
     "embedding": (
         merged(PROBE, balancing__regularizers="variance"),

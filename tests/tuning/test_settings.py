@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import Any
 
 import pytest
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import ComputeOnly
-from imbalance_vlm.components.settings import SettingGroup, settings_of
+from imbalance_vlm.components.settings import documented_settings, settings_of
 from imbalance_vlm.tuning.prompt.settings import Prompt
 
 SECTIONS = [
@@ -58,13 +56,8 @@ def test_only_the_memory_of_the_text_tower_has_no_effect_on_results(section: dic
 def test_every_setting_is_documented_in_its_method_or_group(section: dict[str, str]) -> None:
     entry = catalogue.TUNINGS.get(section["name"])
     for build in {entry.member(section).load(), *([entry.load()] if entry.build else [])}:
-        documentation = inspect.getdoc(build) or ""
-        signature = inspect.signature(build, eval_str=True)
-        for parameter in signature.parameters.values():
-            if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, SettingGroup):
-                documentation += inspect.getdoc(parameter.annotation) or ""
-        for name in settings_of(build):
-            assert re.search(rf"^ +{name}: \w", documentation, re.MULTILINE), name
+        documented = documented_settings(build)
+        assert [name for name in settings_of(build) if not documented.get(name)] == []
 
 
 def test_random_and_null_mean_a_start_without_words() -> None:

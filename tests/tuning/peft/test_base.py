@@ -161,7 +161,7 @@ def test_removing_restores_the_modes_also_of_an_interrupted_training(name: str) 
 def test_a_tower_under_tuning_is_refused() -> None:
     net = tower("timm")
     LoRA().apply(net, CLASSES)
-    with pytest.raises(InputError, match=r"under tuning by 'lora' already; call remove\(\)"):
+    with pytest.raises(InputError, match=r"already under tuning by 'lora'; call remove\(\)"):
         SSF().apply(net, CLASSES)
 
 
