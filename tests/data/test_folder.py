@@ -206,3 +206,13 @@ def test_validation_images_are_drawn_from_the_train_folder(images: Path) -> None
     assert not names["train"] & names["val"]
     assert len(names["train"] | names["val"]) == len(whole.splits["train"])
     assert len(cut.splits["test"]) == len(whole.splits["test"])
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", '{"x": "y"}', '{"0": 1}', "no json"], ids=lambda t: t[:9])
+def test_a_damaged_list_of_unreadable_images_is_made_again(content: str, own: Path, tmp_path: Path) -> None:
+    data = read_folder(own)
+    lists = list((tmp_path / "cache" / "readable").iterdir())
+    assert lists
+    for file in lists:
+        file.write_text(content)
+    assert read_folder(own).counts.tolist() == data.counts.tolist()

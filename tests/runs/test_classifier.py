@@ -230,3 +230,16 @@ def test_missing_weights_are_an_error(recipe: Recipe, images: Path) -> None:
     (result.path / "head.safetensors").unlink()
     with pytest.raises(InputError, match=r"no weights at .*head\.safetensors"):
         predict_images(result.path, [images / "test"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"names": 5}', '{"names": ["a"], "train_counts": "12"}', "[]"],
+    ids=lambda text: text[:20],
+)
+def test_damaged_classes_are_refused_with_the_remedy(content: str, recipe: dict[str, Any], images: Path) -> None:
+    result = imbalance_vlm.run(recipe)
+    assert isinstance(result, RunResult)
+    (result.path / "classes.json").write_text(content)
+    with pytest.raises(InputError, match=r"classes\.json .*; run the recipe again with --force"):
+        predict_images(result.path, [images / "test"])
