@@ -6,18 +6,27 @@ import errno
 import json
 import math
 import os
+import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import note
 from imbalance_vlm.values import fits, mistake, path_problem, shown
 
+RUN_NAME = re.compile(r"seed\d+-[0-9a-f]{16}|\.seed\d+-[0-9a-f]{16}\.lock")
+"""The names of a run's folder and of the lock beside it, by which folders of runs are told from folders of images."""
+STUDY_FILES = frozenset({"study.json", "table.csv", "table.md"})
+"""What a study writes into its folder, perhaps with a plot."""
 
-def expanded(path: str | Path, argument: str = "a path") -> Path:
+
+def expanded(path: str | Path, argument: str = "the path") -> Path:
     """The path with `~` replaced by the home folder.
 
     Args:
@@ -28,7 +37,7 @@ def expanded(path: str | Path, argument: str = "a path") -> Path:
         InputError: a path that no file or folder can have.
     """
     if problem := path_problem(str(path)):
-        raise InputError(f"{argument} must be a path, got {shown(str(path))}, {problem}")
+        raise InputError(f"{argument} must name a file or folder that can exist, got {shown(str(path))}, {problem}")
     return Path(path).expanduser()
 
 
@@ -52,6 +61,9 @@ def cache_folder() -> Path:
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+"""A file where a folder should be, a folder where a file should be, or a link where none may be."""
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -62,11 +74,39 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
     except OSError as error:
         if error.errno in FULL:
             raise InputError(f"no space left on the disk while writing {path}; {remedy}") from error
-        # A file where a folder should be, or a folder where a file should be.
-        in_the_way = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))
-        if in_the_way or isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        if error.errno in IN_THE_WAY | UNWRITABLE or _is_about(error, path):
             raise InputError(f"{path} cannot be written: {error.strerror}; {remedy}") from error
         raise
+
+
+@contextmanager
+def locked(path: Path, remedy: str = "remove it", timeout: float = -1) -> Iterator[None]:
+    """Hold the lock of a file; another process that wants it waits.
+
+    Args:
+        path: the lock's file.
+        remedy: for the message of the error.
+        timeout: seconds to wait; -1 for as long as it takes.
+
+    Raises:
+        InputError: the lock cannot be used: another user's, or a folder or a link of its name.
+        filelock.Timeout: another process has it.
+    """
+    lock = FileLock(str(path), timeout=timeout)
+    with disk_errors(path, remedy):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether an error concerns a path, a folder above or a file beside it; not a file that is read meanwhile."""
+    if not isinstance(error.filename, str):
+        return False
+    file = Path(error.filename)
+    return file in (path, *path.parents) or path in file.parents or file.parent == path.parent
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -88,8 +128,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""How text is written: in UTF-8, where the bytes of a file name that is not UTF-8 become \\udcXX, as in JSON."""
+
+
+def printable(name: str) -> str:
+    """The name of a file or folder as text, whatever its bytes.
+
+    >>> printable("caf\\udce9")
+    'caf\\\\udce9'
+    """
+    return name.encode(**ENCODING).decode()
+
+
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, **ENCODING))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -176,13 +229,24 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def read_cached(file: Path, shape: Any) -> Any:
-    """The content of a JSON file in a cache; None where there is none, or none that can be used."""
+def write_checked_json(file: Path, content: Any) -> None:
+    """Write JSON with a checksum, for `read_checked_json`."""
+    text = json.dumps(plain(content), allow_nan=False)
+    write_text(file, f"{zlib.crc32(text.encode()):08x}\n{text}\n")
+
+
+def read_checked_json(file: Path) -> Any:
+    """What `write_checked_json` wrote; None if the file does not exist, cannot be read or is damaged."""
     try:
-        return read_json(file, shape) if file.is_file() else None
-    except (InputError, OSError) as error:
-        note(f"{error}; it is made again")
-        return None
+        checksum, _, text = file.read_text(encoding="utf-8").removesuffix("\n").partition("\n")
+        if checksum == f"{zlib.crc32(text.encode()):08x}":
+            return json.loads(text)
+        note(f"{file} is damaged; it is made again")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        note(f"{file} cannot be read ({error}); it is made again")
+    return None
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:

@@ -13,12 +13,15 @@ from safetensors.torch import save_file
 from imbalance_vlm import InputError
 from imbalance_vlm.files import (
     cache_folder,
+    disk_errors,
     expanded,
+    locked,
     parse_json,
-    read_cached,
+    read_checked_json,
     read_json,
     read_safetensors_header,
     require_file,
+    write_checked_json,
     write_text,
 )
 
@@ -81,25 +84,14 @@ def test_a_list_of_mappings_names_the_wrong_entry() -> None:
         parse_json("{}", "f", shape)
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"[" * 100_000, b"\xff", b'{"a": 1}'])
-def test_a_damaged_file_of_a_cache_is_made_again(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "cached.json").write_bytes(content)
-    assert read_cached(tmp_path / "cached.json", dict[str, str]) is None
-    assert "it is made again" in capsys.readouterr().err
-    assert read_cached(tmp_path / "nowhere.json", dict[str, str]) is None
-    assert capsys.readouterr().err == ""
-
-
 def test_a_path_that_no_file_can_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert expanded("~/a") == Path("/home/me/a")
     for path in ("~no_such_user/a", "a\0b", "x" * 256, "a/" * 3000):
-        with pytest.raises(InputError, match="`root` must be a path"):
+        with pytest.raises(InputError, match="`root` must name a file or folder that can exist"):
             expanded(path, "`root`")
     monkeypatch.setenv("IMBALANCE_VLM_CACHE", "~no_such_user/cache")
-    with pytest.raises(InputError, match=r"\$IMBALANCE_VLM_CACHE must be a path"):
+    with pytest.raises(InputError, match=r"\$IMBALANCE_VLM_CACHE must name a file or folder"):
         cache_folder()
 
 
@@ -117,3 +109,46 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a device, a pipe or a socket"):
         write_text(tmp_path / "pipe", "text")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_checked_json_is_read_as_written_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "list.json"
+    assert read_checked_json(file) is None
+    write_checked_json(file, [["a", 1], None])
+    assert read_checked_json(file) == [["a", 1], None]
+    content = file.read_bytes()
+    for damaged in (b"", content[:-4], content.replace(b"1]", b"2]"), b"[" * 100_000, b"\xff" + content, b"[1]"):
+        file.write_bytes(damaged)
+        assert read_checked_json(file) is None
+        assert "it is made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "in a file"])
+def test_a_lock_that_cannot_be_used_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.touch()
+        path = path / "lock"
+    with pytest.raises(InputError, match="lock cannot be written: .*; remove it"), locked(path):
+        raise AssertionError("the lock was taken")
+
+
+def test_text_with_the_bytes_of_a_name_is_valid(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.csv", "caf\udce9.png,café\n")
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "caf\\udce9.png,café\n"
+
+
+def test_a_folder_that_cannot_be_made_is_refused() -> None:
+    folder = Path("/proc/x/run")  # neither a permission nor a file in the way: there is no such folder
+    message = "/proc/x/run cannot be written: No such file or directory; free some space"
+    with pytest.raises(InputError, match=message), disk_errors(folder):
+        folder.mkdir(parents=True)
+
+
+def test_errors_of_files_that_are_read_are_not_errors_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path / "cache" / "entry"):
+        (tmp_path / "images" / "1.png").read_bytes()

@@ -26,7 +26,6 @@ from imbalance_vlm.data.lists import (
     LabelledPaths,
     OnError,
     check_labels,
-    expanded,
     file_splits,
     files_identity,
     find,
@@ -38,7 +37,7 @@ from imbalance_vlm.data.lists import (
 )
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import parse_json
+from imbalance_vlm.files import expanded, parse_json
 
 OLTR = "the ImageNet-LT release of Liu et al., Large-Scale Long-Tailed Recognition in an Open World (OLTR)"
 OLTR_PLACES = OLTR.replace("ImageNet", "Places")

@@ -76,7 +76,7 @@ def test_pass(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def loaded_logits(folder: Path, images: Path) -> Tensor:
     with TrainedClassifier.load(folder, CPU) as classifier:
-        source = classifier.source(find_images([images / "test"]))
+        source = classifier.source(find_images([images / "test"]).images)
         return torch.cat([logits for logits, _ in logits_of(classifier.model, source, 1024)])
 
 

@@ -18,6 +18,7 @@ from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.resources import Resources
+from tests.conftest import write_images
 
 Recipe = dict[str, Any]
 CPU = torch.device("cpu")
@@ -158,3 +159,19 @@ def test_choice_on_validation_images_needs_them(recipe: Recipe) -> None:
     with pytest.raises(InputError, match=r"balancing\.post_hoc.*chooses a setting on validation images.*val_fraction"):
         run(recipe, "balancing.post_hoc=logit_adjustment")
     assert not list(Path("runs").rglob("seed*"))
+
+
+@pytest.mark.parametrize(("images_per_class", "remedy"), [(2, "add images"), (3, "=0.5"), (20, "=0.1")])
+def test_the_remedy_for_missing_validation_images_works(
+    images_per_class: int, remedy: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "flat", {"red_apple": images_per_class, "blue_car": images_per_class})
+    changes = [f"data.root={tmp_path / 'flat'}", "data.test_fraction=0.4", "balancing.post_hoc=logit_adjustment"]
+    with pytest.raises(
+        InputError, match=r"or (add images: .*|set images aside with (data\.val_fraction=\S+))$"
+    ) as error:
+        run(recipe, *changes)
+    assert remedy in str(error.value)
+    if "=" in remedy:
+        setting = str(error.value).rpartition("with ")[2]
+        assert run(recipe, *changes, setting, "training.epochs=1").record["images"]["val"] >= 2

@@ -239,12 +239,12 @@ def test_two_processes_run_a_recipe_once(recipe: Recipe, computed: list[str], mo
     first = run(recipe)
     result = (first.path / "result.json").read_bytes()
     (first.path / "result.json").unlink()
-    lock = study_module.FileLock
+    lock = study_module.locked
 
-    def finished_meanwhile(path: str) -> Any:
+    def finished_meanwhile(path: Path) -> Any:
         (first.path / "result.json").write_bytes(result)
         return lock(path)
 
-    monkeypatch.setattr(study_module, "FileLock", finished_meanwhile)
+    monkeypatch.setattr(study_module, "locked", finished_meanwhile)
     assert run(recipe).scores == pytest.approx(first.scores, nan_ok=True)
     assert computed == ["tiny 0"]
