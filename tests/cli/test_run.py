@@ -40,7 +40,7 @@ def test_run_of_a_study_prints_its_rows_and_names_its_plot(recipe_file: str, cap
 def test_only_the_first_of_several_processes_prints(
     recipe_file: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("imbalance_vlm.launcher.rank", lambda: 1)
+    monkeypatch.setenv("RANK", "1")
     assert main(["run", recipe_file]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""

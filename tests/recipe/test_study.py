@@ -153,32 +153,15 @@ def test_an_axis_that_holds_a_value_twice_is_refused(axis: str, values: list[Any
 
 
 def test_values_that_differ_in_type_alone_may_differ() -> None:
-    assert (
-        len(
-            expand(
-                {
-                    "axes": {
-                        "evaluation.geometry": [True, {"split": "train"}],
-                        "balancing.post_hoc": [None, "logit_adjustment"],
-                    }
-                }
-            )
-        )
-        == 4
-    )
+    axes = {"evaluation.geometry": [True, {"split": "train"}], "balancing.post_hoc": [None, "logit_adjustment"]}
+    assert len(expand({"axes": axes})) == 4
 
 
 def test_two_runs_of_one_name_are_refused() -> None:
     assert "must name each run once" in "\n".join(problems({"axes": {"description": ["a/b", "a-b"]}}))
 
 
-VARIED: dict[str, Any] = {
-    "name": "s",
-    "data": {"name": "folder", "root": "x"},
-    "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
-    "tuning": "linear_probe",
-    "grid": {"axes": {"training.epochs": [1, 2]}, "seeds": [0, 1]},
-}
+VARIED = BASE | {"grid": {"axes": {"training.epochs": [1, 2]}, "seeds": [0, 1]}}
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema": 0}, "must be a result of schema 1"),
-        ({"scores": "left out"}, "has no 'scores'"),
+        ({"schema": 0}, "must be a result of schema 1.*--force"),
+        ({"scores": "left out"}, "has no 'scores'.*--force"),
         ({"scores": {"overall": "high"}}, "has a wrong 'scores'"),
         ({"seed": 10**400}, "has a wrong 'seed'"),
         ({"identity": []}, "has a wrong 'identity'"),
@@ -73,6 +73,9 @@ def test_a_damaged_result_and_places_without_results_are_refused(tmp_path: Path)
     folder = written(tmp_path / "run")
     (folder / "result.json").write_text("{")
     with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*must hold JSON.*run again with --force"):
+        read_result(folder)
+    (folder / "result.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"must be a mapping .*--force"):
         read_result(folder)
     with pytest.raises(InputError, match="no such run or folder"):
         find_results([tmp_path / "nowhere"])
