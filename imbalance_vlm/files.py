@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import note
-from imbalance_vlm.values import fits, mistake, path_problem, shown
+from imbalance_vlm.values import fits, mistake, path_problem, written
 
 RUN_NAME = re.compile(r"seed\d+-[0-9a-f]{16}|\.seed\d+-[0-9a-f]{16}\.lock")
 """The names of a run's folder and of the lock beside it, by which folders of runs are told from folders of images."""
@@ -37,7 +37,7 @@ def expanded(path: str | Path, argument: str = "the path") -> Path:
         InputError: a path that no file or folder can have.
     """
     if problem := path_problem(str(path)):
-        raise InputError(f"{argument} must name a file or folder that can exist, got {shown(str(path))}, {problem}")
+        raise InputError(f"{argument} must name a file or folder that can exist, got {written(str(path))}, {problem}")
     return Path(path).expanduser()
 
 
@@ -110,7 +110,11 @@ def _is_about(error: OSError, path: Path) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder, then move the file into place in one step."""
+    """Call `write` with a temporary path in the same folder, then move the file into place in one step.
+
+    Raises:
+        InputError: the disk is full, or the path cannot be written, or is that of a device or a pipe.
+    """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputError(f"{path} must be the path of a file, and is a device, a pipe or a socket")
     with disk_errors(path):
@@ -142,6 +146,7 @@ def printable(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically; see `ENCODING`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, **ENCODING))
 
 
@@ -204,11 +209,11 @@ def _misshapen(shape: Any, content: Any) -> str | None:
         problems = ((number, _misshapen(shape[0], item)) for number, item in enumerate(content))
         return next((f"has a wrong entry {number}: it {problem}" for number, problem in problems if problem), None)
     if isinstance(shape, list):
-        return f"must be a list, got {shown(content)}"
+        return f"must be a list, got {written(content)}"
     if not isinstance(shape, Mapping):
         return mistake(shape, content)
     if not isinstance(content, dict):
-        return f"must be a mapping with {', '.join(shape)}, got {shown(content)}"
+        return f"must be a mapping with {', '.join(shape)}, got {written(content)}"
     for key, part in shape.items():
         if key not in content and (isinstance(part, Mapping) or not fits(part, None)):
             return f"must hold {', '.join(shape)}, and has no {key!r}"

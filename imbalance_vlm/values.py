@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from imbalance_vlm.errors import did_you_mean, one_of
+from imbalance_vlm.errors import did_you_mean
 
 LARGEST = (2 - 2**-23) * 2.0**127
 """The largest number in single precision, in which models are trained; so far may a setting go."""
@@ -42,41 +42,60 @@ class Range:
         return " and ".join(f"{sign} {word}" for sign, word in words.items() if bounds[sign] is not None)
 
 
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    Path: "a path",
-    type(None): "null",
-    Any: "any value",
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    type(None): ("null", "null"),
+    Any: ("any value", "any values"),
 }
+"""The types of settings in words, singular and plural."""
 
 
-def describe(annotation: Any) -> str:
-    """What the annotation accepts, in words for the author of a recipe."""
+def describe(annotation: Any, plural: bool = False) -> str:
+    """What the annotation accepts, in words for the author of a recipe.
+
+    >>> describe(list[int] | None), describe(Literal["a", "b"] | None), describe(dict[str, float | None])
+    ('a list of whole numbers, or null', "'a', 'b' or null", 'a mapping of names to numbers or null')
+    """
+    *options, last = _options(annotation, plural)
+    if not options:
+        return last
+    comma = "," if any(word in option for option in options for word in (" or ", " and ", " of ")) else ""
+    return f"{', '.join(options)}{comma} or {last}"
+
+
+def _options(annotation: Any, plural: bool) -> list[str]:
+    """The alternatives that the annotation accepts, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
-        return f"{describe(arguments[0])} {bounds}".strip()
+        return [f"{describe(arguments[0], plural)} {bounds}"] if bounds else _options(arguments[0], plural)
     if origin is Literal:
-        return one_of(str(option) for option in arguments)
+        return [f"'{option}'" for option in arguments]
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in arguments)
+        return [words for option in arguments for words in _options(option, plural)]
+    if annotation is bool:
+        return ["true", "false"]
     if origin is tuple and ... not in arguments:
-        return f"[{', '.join(map(describe, arguments))}]"
+        return [f"[{', '.join(map(describe, arguments))}]"]
     if origin in (list, tuple, Sequence):
-        return f"a list of [{describe(arguments[0])}]" if arguments else "a list"
+        items = "" if arguments[0] is Any else f" of {describe(arguments[0], plural=True)}"
+        return [("lists" if plural else "a list") + items]
     if origin in (dict, Mapping):
-        return f"a mapping of {describe(arguments[0])} to {describe(arguments[1])}" if arguments else "a mapping"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+        keys = "names" if arguments[0] is str else describe(arguments[0], plural=True)
+        items = "" if arguments[1] is Any else f" of {keys} to {describe(arguments[1], plural=True)}"
+        return [("mappings" if plural else "a mapping") + items]
+    name = getattr(annotation, "__name__", str(annotation))
+    return [_WORDS.get(annotation, (name, name))[plural]]
 
 
 def mistake(annotation: Any, value: Any) -> str | None:
     """What is wrong with `value`, or None if it fits `annotation`."""
     if fits(annotation, value):
         return None
-    got = shown(value)
+    got = written(value)
     if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
         got += ", which is a string: leave out the quotes"
     elif isinstance(value, (int, float)) and LARGEST_WHOLE < abs(value) < math.inf:
@@ -87,17 +106,29 @@ def mistake(annotation: Any, value: Any) -> str | None:
     return f"must be {describe(annotation)}, got {got}{'.' if hint else ''}{hint}"
 
 
-def shown(value: Any) -> str:
-    """A value in a message, shortened.
+def written(value: Any) -> str:
+    """A value as a recipe writes it, with quotes around strings, shortened to what a message can hold.
 
-    >>> shown(None), shown("a" * 300)[-10:]
-    ('null', 'aaaaaaa...')
+    >>> written({"a": None, "b": [True, "x"]}), written("a" * 300)[-10:]
+    ("{a: null, b: [true, 'x']}", 'aaaaaaa...')
     """
     try:
-        text = "null" if value is None else repr(value)
+        text = _written(value)
     except (ValueError, RecursionError):  # thousands of digits, or a value that contains itself
         return "a value that is too large to show"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_written(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_written, value))}]"
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def path_problem(path: str) -> str:

@@ -43,7 +43,7 @@ def test_a_file_without_a_header_is_refused(content: bytes, tmp_path: Path) -> N
 
 def test_json_must_be_an_object(tmp_path: Path) -> None:
     assert read_json(tmp_path / "nowhere.json") == {}
-    for content, message in (("{", "must hold JSON"), ("[1]", "must be a mapping of a string to any value, got")):
+    for content, message in (("{", "must hold JSON"), ("[1]", "must be a mapping, got")):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(InputError, match=message):
             read_json(tmp_path / "a.json")

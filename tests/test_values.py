@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from imbalance_vlm.components.ranges import Count, Natural, NonNegative, Positive, Seed, Share
-from imbalance_vlm.values import describe, fits, mistake, shown
+from imbalance_vlm.values import describe, fits, mistake, written
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_values_are_shown_short_whatever_they_are() -> None:
     for _ in range(5000):
         deep = [deep]
     for value in (1 << 20_000, "x" * 10**6, itself, deep, 10**400):
-        assert len(shown(value)) < 250
+        assert len(written(value)) < 250

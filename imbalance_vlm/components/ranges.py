@@ -27,6 +27,7 @@ NonNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, below=1)]  # a fraction that is less than the whole
 Part = Annotated[float, Range(above=0, at_most=1)]  # a fraction that is not zero
+Percentage = Annotated[float, Range(at_least=0, at_most=100)]
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]  # what all generators of random numbers take

@@ -39,7 +39,7 @@ from imbalance_vlm.data.lists import (
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import expanded, parse_json
-from imbalance_vlm.values import fits, shown
+from imbalance_vlm.values import fits, written
 
 SPLIT_FILE = "train, val and test in JSON, each a list of [relative path, label, class name]"
 COOP = "the code of CoOp (Zhou et al., Learning to Prompt for Vision-Language Models): its page on datasets links it"
@@ -154,7 +154,7 @@ def read_split_file(file: Path) -> tuple[dict[str, LabelledPaths], tuple[str, ..
         lines = rows[split]
         for number, line in enumerate(lines):
             if not fits(tuple[str, Natural, str], line):
-                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {shown(line)}")
+                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {written(line)}")
             path, label, name = line
             if leads_out(path):
                 raise InputError(f"{file}, entry {number} of {split!r}: the path must stay below `root`, got {path!r}")

@@ -87,6 +87,10 @@ class Preprocessing:
             raise InputError(f"preprocessing: `{name}` must have {length} entries, got {values}")
         object.__setattr__(self, name, values)
 
+    def with_filter(self, interpolation: Interpolation | None) -> Preprocessing:
+        """The same with another interpolation; None keeps it."""
+        return replace(self, interpolation=interpolation) if interpolation else self
+
     def key(self) -> str:
         """Every field, in full precision."""
         return repr(self)

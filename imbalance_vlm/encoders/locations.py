@@ -12,7 +12,7 @@ from imbalance_vlm.encoders.hub import download_command, require_repository
 from imbalance_vlm.encoders.pretraining import MINI_CLIP
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.files import expanded, read_json
-from imbalance_vlm.values import shown
+from imbalance_vlm.values import written
 
 CONFIG = "open_clip_config.json"
 
@@ -77,7 +77,7 @@ def locate(model: str, pretrained: str | None) -> Location:
     if model.startswith("hf-hub:"):
         repository = model.removeprefix("hf-hub:")
         if ".." in repository or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", repository):
-            raise InputError(f"encoder {shown(model)} must be 'hf-hub:ORG/NAME', of letters, digits, - _ and .")
+            raise InputError(f"encoder {written(model)} must be 'hf-hub:ORG/NAME', of letters, digits, - _ and .")
         return Location(model)
     return _named(model, pretrained)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.data.preprocessing import Preprocessing
+from imbalance_vlm.data.preprocessing import Interpolation, Preprocessing
 from imbalance_vlm.encoders.architectures import fill, has_transformers, quiet, text_config
 from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_seed, weights_fingerprint
 from imbalance_vlm.encoders.formats import read_weights
@@ -143,7 +143,14 @@ class OpenClipEncoder(nn.Module):
             )
         return self._tokens(pixels)[:, 0]
 
-    def text_features(self, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 512) -> Tensor:
+    def text_features(
+        self,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        batch_size: int = 512,
+        *,
+        normalize_each: bool = True,
+    ) -> Tensor:
         """Unit text features of class names, each the renormalised mean over the templates' unit features.
 
         Source: prompt ensembling in embedding space, Radford et al., ICML 2021, section 3.1.4.
@@ -152,6 +159,7 @@ class OpenClipEncoder(nn.Module):
             class_names: one per class; an underscore is read as a space, as in prompts.
             templates: sentences with one `{}` for the name.
             batch_size: sentences that are encoded at once.
+            normalize_each: whether features are normalised before their mean as well.
 
         Returns:
             (C, d).
@@ -164,7 +172,8 @@ class OpenClipEncoder(nn.Module):
                 ids = self.tokenizer(sentences[start : start + batch_size]).to(self.device)
                 with torch.no_grad(), autocast(self.device, self.precision):
                     parts.append(self.module.encode_text(ids).float())  # type: ignore[operator]
-            total = total + F.normalize(torch.cat(parts), dim=-1)
+            features = torch.cat(parts)
+            total = total + (F.normalize(features, dim=-1) if normalize_each else features)
         return F.normalize(total, dim=-1)
 
     def text_in(self, kind: str, text_features: Tensor) -> Tensor:
@@ -193,6 +202,7 @@ class OpenClipSpec:
         pretrained: a tag of that architecture, a local weights file or a folder with one (in open_clip's, OpenAI's or
             Hugging Face's format), or "random" for untrained weights.
         precision: "fp32", or "bf16" for autocast.
+        interpolation: PIL's filter that scales images, in place of the model's own; null for the latter.
         features: which image features heads on pooled features read; see `imbalance_vlm.encoders.base.KINDS`.
         final_norm: whether the tokens that a decoder reads are taken after the image tower's final norm.
     """
@@ -201,6 +211,7 @@ class OpenClipSpec:
     _: KW_ONLY
     pretrained: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    interpolation: Interpolation | None = None
     features: Literal["embedding", "class_token"] = "embedding"
     final_norm: bool = True
 
@@ -242,7 +253,7 @@ class OpenClipSpec:
                     force_preprocess_cfg=overrides.preprocess,
                     weights_only=True,
                 )
-            preprocessing = from_open_clip(model.visual.preprocess_cfg)
+            preprocessing = from_open_clip(model.visual.preprocess_cfg).with_filter(self.interpolation)
         except Exception as error:  # an invalid configuration raises one of a dozen types
             reason = " ".join(str(error).split())[:300]
             raise InputError(

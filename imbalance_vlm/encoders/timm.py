@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from imbalance_vlm.data.preprocessing import Preprocessing
+from imbalance_vlm.data.preprocessing import Interpolation, Preprocessing
 from imbalance_vlm.encoders.base import autocast, file_fingerprint, fixed_seed, weights_fingerprint
 from imbalance_vlm.encoders.formats import differences
 from imbalance_vlm.encoders.hub import download_command, require_repository
@@ -111,6 +111,7 @@ class TimmSpec:
         name: "timm:NAME", NAME as timm.list_models() shows it.
         pretrained: true for timm's own weights, the path of a local checkpoint, or "random".
         precision: "fp32", or "bf16" for autocast.
+        interpolation: PIL's filter that scales images, in place of the model's own; null for the latter.
         features: the pooled features, under either name (a timm backbone has no projection).
     """
 
@@ -118,6 +119,7 @@ class TimmSpec:
     _: KW_ONLY
     pretrained: bool | str = True
     precision: Literal["fp32", "bf16"] = "fp32"
+    interpolation: Interpolation | None = None
     features: Literal["embedding", "class_token"] = "embedding"
 
     def identity(self) -> str:
@@ -149,7 +151,7 @@ class TimmSpec:
                 model = timm.create_model(model_name, pretrained=self.pretrained is True, num_classes=0)
             if checkpoint:
                 _load(model, checkpoint, model_name)
-            preprocessing = from_timm(resolve_model_data_config(model))
+            preprocessing = from_timm(resolve_model_data_config(model)).with_filter(self.interpolation)
         except InputError:
             raise
         except Exception as error:  # a damaged file raises one of a dozen types

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from imbalance_vlm.components.ranges import Percentage
 from imbalance_vlm.evaluation.base import Column, Evaluator
 from imbalance_vlm.evaluation.metrics import (
     accuracy,
@@ -28,6 +29,8 @@ class Accuracy(Evaluator):
 
     Args:
         long_tail: gives the groups.
+        harmonic_floor: smallest accuracy of a class in the harmonic mean, in percent; 0 makes the mean 0 as soon as one
+            class is never recognised, .001 is LIFT's.
     """
 
     columns = (
@@ -35,8 +38,9 @@ class Accuracy(Evaluator):
         *map(Column, ("class_mean", "macro_f1", "harmonic_mean", "geometric_mean", "worst_class")),
     )
 
-    def __init__(self, long_tail: LongTail) -> None:
+    def __init__(self, long_tail: LongTail, *, harmonic_floor: Percentage = 0.0) -> None:
         self.long_tail = long_tail
+        self.harmonic_floor = harmonic_floor
         self.recorder = PredictionRecorder()
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -51,6 +55,6 @@ class Accuracy(Evaluator):
             yield group, mean(by_class[self.long_tail.groups[group]])
         yield "class_mean", mean(by_class)
         yield "macro_f1", macro_f1(labels, predicted)
-        yield "harmonic_mean", harmonic_mean(by_class)
+        yield "harmonic_mean", harmonic_mean(np.maximum(by_class, self.harmonic_floor))
         yield "geometric_mean", geometric_mean(by_class)
         yield "worst_class", float(np.nanmin(by_class)) if len(labels) else float("nan")

@@ -6,7 +6,8 @@
     The shorter side is scaled to s + 24 for a model of size s = 224 (in proportion for other sizes); the four corners
     and the centre are cropped at size s; the logits are averaged before the softmax.
 
-Differs from [1] in: the margin follows the model's size; mirrored crops are an option, which the dataset has to allow.
+Differs from [1] in: the margin follows the model's size unless it is set ([1] has 24 for patches of 16 pixels, 21 for
+patches of 14); mirrored crops are an option, which the dataset has to allow.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ class PlacedCrop:
         base: the model's preprocessing; its inputs are square.
         place: (down, right) of the crop, each from 0 to 1.
         mirrored: left and right exchanged, before the crop.
+        margin: by how many pixels the shorter side of the scaled image exceeds the crop.
     """
 
     base: Preprocessing
     place: tuple[float, float]
     mirrored: bool
+    margin: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,7 +55,7 @@ class PlacedCrop:
     @property
     def shorter_side(self) -> int:
         """Of the scaled image, before the crop."""
-        return round(self.size[0] * 248 / 224)
+        return self.size[0] + self.margin
 
     def key(self) -> str:
         return repr(self)
@@ -100,27 +103,29 @@ class AllViews:
         return torch.stack(tensors)
 
 
-def views_of(preprocessing: Preprocessing, tta: Tta, flips: bool) -> list[View]:
+def views_of(preprocessing: Preprocessing, tta: Tta, flips: bool, margin: int | None = None) -> list[View]:
     """The views of a test image whose logits are averaged.
 
     Args:
         preprocessing: the model's own.
         tta: "none" for the model's own view alone, "five_crops", or "five_crops_flips" for mirrored crops too.
         flips: whether the dataset's classes stay the same when mirrored.
+        margin: by how many pixels the shorter side of a scaled image exceeds its crops; None for 24 at inputs of 224
+            pixels, and in proportion for others.
 
     Raises:
         InputError: mirrored images of classes that do not stay the same, or a model whose inputs are not square.
     """
     if tta == "five_crops_flips" and not flips:
         raise InputError(
-            "`evaluation.tta` must be 'none' or 'five_crops' for a dataset whose classes do not survive mirroring "
+            "`evaluation.tta` must be 'none' or 'five_crops' for a dataset whose classes change when mirrored "
             "(data.flips), got 'five_crops_flips'"
         )
-    return [preprocessing] if tta == "none" else five_crops(preprocessing, tta == "five_crops_flips")
+    return [preprocessing] if tta == "none" else five_crops(preprocessing, tta == "five_crops_flips", margin)
 
 
-def five_crops(preprocessing: Preprocessing, flips: bool = False) -> list[View]:
-    """The centre and the four corners of an image, and with `flips` their mirror images.
+def five_crops(preprocessing: Preprocessing, flips: bool = False, margin: int | None = None) -> list[View]:
+    """The centre and the four corners of an image, and with `flips` their mirror images; see `views_of`.
 
     Raises:
         InputError: a model whose inputs are not square.
@@ -130,8 +135,10 @@ def five_crops(preprocessing: Preprocessing, flips: bool = False) -> list[View]:
         raise InputError(
             f"`evaluation.tta` must be 'none' for an encoder whose inputs are not square, got {height} x {width}"
         )
+    if margin is None:
+        margin = round(height * 24 / 224)
     return [
-        PlacedCrop(preprocessing, place, mirrored)
+        PlacedCrop(preprocessing, place, mirrored, margin)
         for mirrored in ((False, True) if flips else (False,))
         for place in PLACES
     ]

@@ -46,6 +46,13 @@ def test_a_group_is_the_unweighted_mean_of_its_classes() -> None:
     assert values["harmonic_mean"] == values["geometric_mean"] == 0
 
 
+def test_the_harmonic_mean_can_have_a_floor() -> None:
+    recorded = predictions([0, 0, 1], [0, 1, 0])
+    evaluator = Accuracy(LongTail([9, 5, 5]), harmonic_floor=0.001)
+    values = scores_of(evaluator, logits_for(recorded, 3), torch.from_numpy(recorded.labels))
+    assert values["harmonic_mean"] == pytest.approx(2 / (1 / 50 + 1 / 0.001))
+
+
 def test_an_empty_group_and_classes_without_test_images_are_left_out() -> None:
     values = scores([0, 1], [0, 1], [500, 200, 150])
     assert math.isnan(values["medium"])

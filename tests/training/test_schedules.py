@@ -56,7 +56,7 @@ def test_rates_are_those_of_timm_to_the_last_bit(peak: float, warmup: float, war
         cosine = partial(CosineLRScheduler, t_initial=TOTAL, lr_min=lowest, **theirs)
         assert rates("cosine", lr_min=lowest, **ours) == timm_rates(cosine, peak)
         wanted = timm_rates(cosine, peak, constant_warmup=True)
-        assert rates("cosine_constant_warmup", lr_min=lowest, **ours) == wanted
+        assert rates("cosine_constant_warmup", lr_min=lowest, every="step", **ours) == wanted
     for milestones, factor in (([], 0.1), ([3, 8], 0.1), ([1, 2, 9], 0.3)):
         multistep = partial(  # timm drops one step early
             MultiStepLRScheduler,
@@ -90,7 +90,39 @@ def test_cosine_follows_its_formula(warmup: float, lowest: float) -> None:
 def test_cosine_with_constant_warmup_stays_low_and_then_is_the_cosine(warmup: float) -> None:
     settings = {"warmup_epochs": warmup, "warmup_lr": 1e-3, "lr_min": 0.01}
     cosine, length = rates("cosine", **settings), round(warmup * STEPS)
-    assert rates("cosine_constant_warmup", **settings) == [1e-3] * length + cosine[length:]
+    assert rates("cosine_constant_warmup", every="step", **settings) == [1e-3] * length + cosine[length:]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_rates_by_epoch_are_those_of_the_prompt_papers(warmup: int) -> None:
+    """Constant within an epoch; the cosine starts after the warm-up, and its half period is all epochs."""
+    epochs = [1e-5] * warmup + [PEAK * (1 + math.cos(math.pi * e / EPOCHS)) / 2 for e in range(EPOCHS - warmup)]
+    wanted = [rate for rate in epochs for _ in range(STEPS)]
+    assert rates("cosine_constant_warmup", warmup_epochs=warmup) == pytest.approx(wanted)
+
+
+def test_cosine_by_epoch_is_that_of_torch() -> None:
+    sgd = optimizer(PEAK)
+    scheduler, wanted = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, EPOCHS), []
+    for _ in range(EPOCHS):
+        wanted += [sgd.param_groups[0]["lr"]] * STEPS
+        sgd.step()
+        scheduler.step()
+    assert rates("cosine", every="epoch") == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("fraction", [7 / 16, 0.5, 0.75])
+def test_partial_cosine_is_the_part_of_a_cosine_that_is_left_after_the_warmup(warmup: int, fraction: float) -> None:
+    start = warmup * STEPS
+    rising = [PEAK * step / start for step in range(start)]
+    falling = [math.cos(math.pi * fraction * step / (TOTAL - start)) for step in range(TOTAL - start)]
+    wanted = rising + [PEAK * max(0.0, value) for value in falling]
+    assert rates("partial_cosine", warmup_epochs=warmup, fraction=fraction) == pytest.approx(wanted)
+
+
+def test_partial_cosine_ends_at_a_fifth_of_the_peak() -> None:
+    assert schedule("partial_cosine")(TOTAL, 1.0) == pytest.approx(0.195, abs=5e-4)
 
 
 def test_constant_warmup_lasts_one_epoch_by_default() -> None:

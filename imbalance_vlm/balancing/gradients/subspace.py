@@ -2,8 +2,9 @@
 
 [0] Ma, Liu, Deng, Xie, Dong, Xu. Understanding and Mitigating Overfitting in Prompt Tuning for Vision-Language Models.
     TCSVT 2023.
-[1] github.com/machengcheng2016/Subspace-Prompt-Learning, trainers/subpt.py; (T, r) by shots: 1: (10, 5), 2: (20, 10),
-    4: (30, 10), 8: (40, 10), 16: (50, 10); base-to-novel: 4 shots, T 30, r 10
+[1] github.com/machengcheng2016/Subspace-Prompt-Learning, CoOp/compute_eigenvector.py, CoOp/trainers/coop_sub.py and
+    model_subspace_backward_and_update in Dassl.pytorch/dassl/engine/trainer.py; (T, r) by shots: 1: (10, 5), 2: (20,
+    10), 4: (30, 10), 8: (40, 10), 16: (50, 10); base-to-novel: 4 shots, T 30, r 10
 
     1. train, and keep the flattened prompt v_t after each of the first T epochs
     2. U (r, D): the first r right singular vectors of the rows v_t - mean v

@@ -10,7 +10,8 @@ The margin is in units of the cosine, so the scale of the logits must be known: 
 head multiplies its cosines, and cos = z / head_scale. With s = head_scale this is a margin of s * m_y on the logits.
 
 Differs from [0] in: the effective-number weights of LDAM-DRW are settings (`beta`, `defer`), off by default; weights
-divide by the batch size unless reduction is "weights", which is what [1] does.
+divide by the batch size unless reduction is "weights", which is what [1] does. With `s` null the scale of the head is
+kept, as in LIFT (github.com/shijxcs/LIFT, utils/losses.py).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class LDAM(Loss):
     Args:
         long_tail: class counts; a class without images stays in the softmax as in cross-entropy.
         max_m: margin of the rarest class, in units of the cosine.
-        s: scale of the cosines in this loss.
+        s: scale of the cosines in this loss; null for that of the head.
         logit_scale: factor by which the head multiplies its cosines.
         head_scale: factor between cosines and logits (1 for raw cosines); null uses that of the head.
         beta: parameter of effective-number weights, in [0, 1): 0 gives all classes the same weight, LDAM-DRW uses
@@ -59,7 +60,7 @@ class LDAM(Loss):
         logit_scale: float | None = None,
         *,
         max_m: NonNegative = 0.5,
-        s: Positive = 30.0,
+        s: Positive | None = 30.0,
         head_scale: Positive | None = None,
         beta: Share = 0.0,
         defer: Share = 0.0,
@@ -72,4 +73,5 @@ class LDAM(Loss):
         self.head_scale = scale_of_head(head_scale, logit_scale)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return ldam(logits, targets, margins(self.counts, logits, self.max_m), self.s, self.head_scale)
+        s = self.head_scale if self.s is None else self.s
+        return ldam(logits, targets, margins(self.counts, logits, self.max_m), s, self.head_scale)

@@ -4,17 +4,17 @@
     Vision-Language Models. CVPR 2026. (no code is public)
 
     S_1..S_M = k-means of the frozen text features, once
-    TETF = 1/M sum_m mean over c != c' in S_m of (cos(t_c, t_c') + 1/(k_m - 1))^2,   k_m = |S_m|
+    TETF = 1/M sum_m sum over c != c' in S_m of (cos(t_c, t_c') + 1/(k_m - 1))^2,   k_m = |S_m|
     CC   = mean_c mean_{i in c} |f_i/|f_i| - t_c/|t_c||^2
     RS   = mean_c |t_c - t0_c|_1,   t0 the frozen text features
     R    = .25 TETF + .15 CC + .10 RS
 
 A cluster of one class adds nothing to the sum, but counts in M. With M = 1 all classes form one simplex. CC's mean is
-over the classes of the batch.
+over the classes of the batch. By `pairs` "mean" TETF has the mean over c != c' of a cluster in place of the sum, so
+that .25 has the same effect for clusters of any size.
 
-Differs from [0] in: its TETF is the squared Frobenius norm, a sum over the pairs of a cluster (`pairs` "sum"), and
-contains the diagonal, a constant; with the mean, .25 has the same effect for clusters of any size. M is not given in
-[0]; the default here is about 16 classes per cluster.
+Differs from [0] in: its TETF, the squared Frobenius norm, contains the diagonal, a constant. M is not given in [0]; the
+default here is about 16 classes per cluster.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def cluster_classes(features: Tensor, clusters: int, seed: int) -> list[Tensor]:
     return [indices.to(features.device) for indices in members if len(indices)]
 
 
-def cluster_simplexes(text: Tensor, members: Sequence[Tensor], pairs: Pairs = "mean") -> Tensor:
+def cluster_simplexes(text: Tensor, members: Sequence[Tensor], pairs: Pairs = "sum") -> Tensor:
     """TETF of text features (C, d) and the class indices of each cluster -> ()."""
     unit = F.normalize(text, dim=-1)
     total = unit.new_zeros(())
@@ -87,7 +87,7 @@ class CPT(Regularizer):
         cc: weight of the distance of images to the text features of their class.
         rs: weight of the distance of text features to frozen ones.
         clusters: number of clusters M; null for about 16 classes per cluster.
-        pairs: "mean" or "sum" over the pairs of a cluster.
+        pairs: "sum" or "mean" over the pairs of a cluster.
         cluster_seed: seed of k-means.
 
     Raises:
@@ -102,7 +102,7 @@ class CPT(Regularizer):
         cc: NonNegative = 0.15,
         rs: NonNegative = 0.10,
         clusters: Count | None = None,
-        pairs: Pairs = "mean",
+        pairs: Pairs = "sum",
         cluster_seed: Seed = 0,
     ) -> None:
         super().__init__(1.0)

@@ -5,8 +5,8 @@
     TCSVT 2023. (NFL, the novel feature learner)
     Khattak, Wasim, Naseer, Khan, Yang, Khan. Self-regulating Prompts: Foundational Model Adaptation without Forgetting.
     ICCV 2023. (PromptSRC)
-[1] github.com/htyao89/KgCoOp, trainers/kgcoop.py; github.com/machengcheng2016/Subspace-Prompt-Learning;
-    github.com/muzairkhattak/PromptSRC, trainers/promptsrc.py
+[1] github.com/htyao89/KgCoOp, trainers/kgcoop.py; github.com/machengcheng2016/Subspace-Prompt-Learning,
+    trainers/coop_nfl.py and zsclip.py; github.com/muzairkhattak/PromptSRC, trainers/promptsrc.py
 
     L = 1/M sum_i dist(g(v, name_i), w_i),   w_i: the frozen feature of name_i in one sentence, or the mean over several
 
@@ -16,12 +16,12 @@
     l2        sum_j (t_j - w_j)^2, which for unit features is 2 (1 - cos)
 
     KgCoOp                 names base,              cos,     weight 8
-    NFL                    names novel or external, cos,     weight 1
-    PromptSRC's text term  names base,              mean_l1, weight 25
+    NFL                    names novel or external, cos,     weight 1,  the mean over CLIP's 80 sentences and one more
+    PromptSRC's text term  names base,              mean_l1, weight 25, the mean over 60 of them
     CPT's stabiliser       names base,              l1,      weight .10
 
 Novel names are those of classes that are tested but not trained: their names are used, their images are not. External
-names are drawn from those of ImageNet classes that are neither trained nor tested.
+names are those of 100 ImageNet classes, the same for all datasets and seeds; some may also be trained or tested.
 """
 
 from __future__ import annotations
@@ -29,17 +29,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, RunText, StepOutputs
 from imbalance_vlm.components.ranges import Count, NonNegative
+from imbalance_vlm.data.prepare import resolve_templates
 from imbalance_vlm.errors import InputError
 
 AnchorNames = Literal["base", "novel", "external"]
-AnchorTarget = Literal["template", "ensemble"]
+AnchorTarget = Literal["template", "ensemble", "openai"]
 AnchorDistance = Literal["cos", "l1", "mean_l1", "l2"]
+
+EXTERNAL = tuple(
+    int(label)
+    for label in (
+        "717 988 619 257 327 691 760 993 929 553 123 625 741 742 642 851 653 925 634 818 490 769 501 832 994 338 "
+        "401 455 430 916 138 31 537 247 533 530 937 855 762 874 604 340 838 888 892 128 719 858 20 336 670 699 751 "
+        "588 346 913 465 356 406 476 189 674 801 147 826 146 581 0 135 285 433 420 449 418 438 206 866 175 370 463 "
+        "930 72 923 615 242 571 254 139 985 310 121 958 137 55 443 692 523 863 59 186"
+    ).split()
+)
+"""The ImageNet classes, in label order, whose names are the external ones: the first 100 of the order in [1]."""
 
 
 def text_distance(learned: Tensor, frozen: Tensor, distance: AnchorDistance) -> Tensor:
@@ -53,7 +64,15 @@ def text_distance(learned: Tensor, frozen: Tensor, distance: AnchorDistance) -> 
 
 
 def target_templates(templates: Sequence[str], target: AnchorTarget) -> Sequence[str]:
-    """The sentences of the frozen features: the dataset's first ("template"), or all ("ensemble")."""
+    """The sentences that the frozen features are averaged over.
+
+    Args:
+        templates: the dataset's own.
+        target: the dataset's first ("template"), all of them ("ensemble"), or CLIP's 80 for ImageNet followed by the
+            dataset's first ("openai").
+    """
+    if target == "openai":
+        return (*resolve_templates("openai"), *templates[:1])
     return templates if target == "ensemble" else templates[:1]
 
 
@@ -117,10 +136,10 @@ def text_anchor(
         names: whose text features are kept near the frozen ones: those of the trained classes ("base"), of the classes
             that are only tested ("novel"), or of other classes ("external").
         target: the frozen feature is that of the dataset's first sentence ("template"), or the mean over all its
-            sentences ("ensemble").
+            sentences ("ensemble") or over CLIP's 80 for ImageNet and the dataset's first ("openai").
         distance: "cos", "l1", "mean_l1" or "l2".
         weight: factor of the term in the objective.
-        external: number of external names, drawn by the run's seed.
+        external: number of external names; those that are too long for the text tower are passed over.
 
     Raises:
         InputError: a run that learns no text features, novel names where there are none, more external names than
@@ -133,7 +152,11 @@ def text_anchor(
         # The objective already has the frozen features averaged over all sentences.
         frozen = None if target == "ensemble" else text.frozen(text.class_names, templates)
         return TextAnchor(None, frozen, distance=distance, weight=weight)
-    other_names = _novel_names(text) if names == "novel" else external_names(text, external)
+    if names == "novel":
+        other_names = _novel_names(text)
+    else:
+        other_names = external_names(text, external)
+        templates = templates if target != "openai" else templates[:-1]  # as in [1], which treats them as ImageNet's
     return TextAnchor(text.learned(other_names), text.frozen(other_names, templates), distance=distance, weight=weight)
 
 
@@ -147,22 +170,20 @@ def _novel_names(text: RunText) -> Sequence[str]:
 
 
 def external_names(text: RunText, count: int) -> list[str]:
-    """Names of ImageNet classes that are neither trained nor tested and fit into the text tower, drawn by the seed.
+    """The first `count` names of `EXTERNAL`, and then of the other ImageNet classes, that fit into the text tower.
 
     Raises:
         InputError: `count` is larger than the number of such names.
     """
     from open_clip import IMAGENET_CLASSNAMES
 
-    excluded = {name.replace("_", " ").lower() for name in (*text.class_names, *text.novel_names)}
-    fitting = text.fitting(sorted({name for name in IMAGENET_CLASSNAMES if name.lower() not in excluded}))
+    fitting = text.fitting([IMAGENET_CLASSNAMES[label] for label in dict.fromkeys((*EXTERNAL, *range(1000)))])
     if len(fitting) < count:
         raise InputError(
             f"`external` of regularizer 'text_anchor' must be at most {len(fitting)}, the number of ImageNet names "
-            f"that are not in the dataset and not too long for the text tower, got {count}"
+            f"that are not too long for the text tower, got {count}"
         )
-    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(text.seed))
-    return [fitting[number] for number in order[:count].tolist()]
+    return fitting[:count]
 
 
 def _no_learned_text() -> InputError:

@@ -2,7 +2,7 @@
 
 [0] Wang, Zhang, Hou, Wu, Wang, Shinozaki. Margin Calibration for Long-Tailed Visual Recognition. ACML 2022.
 [1] github.com/Imbalance-VLM/Imbalance-VLM, by authors of [0]: MARC_Net in imblearn/algorithms/supervised/utils.py, and
-    config/imb_clip_stage2_algs/ (the weighted loss of DisAlign with rho 1.2, 10 epochs of plain sampling, lr .03 in
+    config/imb_clip_stage2_algs/ (the weighted loss of DisAlign with rho 1.2, 8192 steps of plain sampling, lr .03 in
     batches of 256)
 
     z'_c = a_c z_c + b_c |w_c|

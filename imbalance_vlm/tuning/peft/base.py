@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.tuning.peft.towers import Site, image_tower
+from imbalance_vlm.tuning.peft.towers import Site, image_tower, read_contiguously
 
 MARK = "_tuned_by"
 """Entry in the `__dict__` of a tower under tuning: the name of the method."""
@@ -99,7 +99,7 @@ class TunedTower:
         self.root.__dict__[MARK] = method
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._modes = [(part, part.training) for part in self.root.modules()]
-        self._handles: list[RemovableHandle] = []
+        self._handles = read_contiguously(self.root)
         self._places: list[tuple[nn.Module, str]] = []
         self.base_values: dict[str, Tensor] = {}  # of what is trained in place, and of the buffers of its modules
         module.requires_grad_(False)
@@ -139,7 +139,7 @@ class TunedTower:
         """
         selected = {name: parameter for name, parameter in self.root.named_parameters() if wanted(name)}
         if not selected:
-            raise InputError(f"tuning method '{self.method}' needs {what}, {type(self.root).__name__} has none")
+            raise InputError(f"tuning method '{self.method}' needs {what}, and {type(self.root).__name__} has none")
         holders = {name.rpartition(".")[0] for name in selected}
         buffers = {key: value for key, value in self.root.named_buffers() if key.rpartition(".")[0] in holders}
         for name, value in (selected | buffers).items():

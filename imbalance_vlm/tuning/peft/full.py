@@ -12,7 +12,7 @@ from torch import nn
 
 from imbalance_vlm.components.ranges import Part
 from imbalance_vlm.tuning.peft.base import TowerMethod, TunedTower
-from imbalance_vlm.tuning.peft.towers import after_stages, beyond_features, stages
+from imbalance_vlm.tuning.peft.towers import after_stages, beyond_blocks, beyond_features, stages
 
 
 class Full(TowerMethod):
@@ -21,19 +21,23 @@ class Full(TowerMethod):
     Args:
         projection: whether the projection into the space of the text features, which features "embedding" pass, is
             trained too.
+        outside_blocks: whether what comes before and after the blocks is trained too; LIFT trains the blocks only.
         lr_decay: d, the factor on the learning rate from each block to the one before it; 1 for the same rate in all.
     """
 
     name = "full"
 
-    def __init__(self, *, projection: bool = False, lr_decay: Part = 1.0) -> None:
+    def __init__(self, *, projection: bool = False, outside_blocks: bool = True, lr_decay: Part = 1.0) -> None:
         self.projection = projection
+        self.outside_blocks = outside_blocks
         self.lr_decay = lr_decay
 
     def inject(self, tuned: TunedTower, num_classes: int) -> None:
         if self.lr_decay != 1:
             stages(tuned.root)  # raises here if there are none
         outside = set() if self.projection else beyond_features(tuned.root)
+        if not self.outside_blocks:
+            outside |= beyond_blocks(tuned.root, self.name)
         tuned.select(lambda name: name not in outside, "a tower with parameters")
 
 

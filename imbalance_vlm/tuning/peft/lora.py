@@ -3,6 +3,7 @@
 [0] Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen. LoRA: Low-Rank Adaptation of Large Language Models. ICLR 2022.
 [1] github.com/microsoft/LoRA, loralib/layers.py
 [2] github.com/shijxcs/LIFT-plus, trainer.py and models/modules.py (scale 1 / r, r from the number of classes)
+[3] github.com/shijxcs/LIFT, trainer.py
 
     W_q <- W_q + 1/r U_q D_q,   W_v <- W_v + 1/r U_v D_v,   D (r, w) Kaiming-uniform, U (w, r) zero
 
@@ -50,7 +51,7 @@ class LoRA(TowerMethod):
 
     Args:
         rank: rank r of the change; null for 2^floor(log2(C / 4L)) for C classes and L blocks, which gives about as many
-            parameters as AdaptFormer.
+            parameters as AdaptFormer; [3] has 2^floor(log2(C / 2L)).
     """
 
     name = "lora"

@@ -2,6 +2,7 @@
 
 [0] Lian, Zhou, Feng, Wang. Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning. NeurIPS 2022.
 [1] github.com/dongzelian/SSF
+[2] github.com/shijxcs/LIFT, models/peft_vit.py (blocks only)
 
     y <- gamma * y + beta   after each norm and each matrix of the blocks, and after the norms around them
 
@@ -35,12 +36,20 @@ class ScaledShifted(WeightOverride):
 
 
 class SSF(TowerMethod):
-    """Learns a scale and a shift after every matrix and norm of the blocks, and after the norms around them."""
+    """Learns a scale and a shift after every matrix and norm of the blocks, and after the norms around them.
+
+    Args:
+        outside_blocks: also after the norms before and after the blocks.
+    """
 
     name = "ssf"
+
+    def __init__(self, *, outside_blocks: bool = True) -> None:
+        self.outside_blocks = outside_blocks
 
     def inject(self, tuned: TunedTower, num_classes: int) -> None:
         tower = transformer_tower(tuned.root, self.name)
         for block in tower.blocks:
             tuned.reweight(block.module, self.name, ScaledShifted, [*block.matrices(), *block.norms()])
-        tuned.reweight(tower.root, self.name, ScaledShifted, tower.outer_norms())
+        if self.outside_blocks:
+            tuned.reweight(tower.root, self.name, ScaledShifted, tower.outer_norms())

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from imbalance_vlm.errors import InputError
 
@@ -96,7 +98,7 @@ class Site:
         weights = [self._value(path) for path in self.weights]
         present = [part for part in weights if part is not None]
         if len(present) < len(weights):
-            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
+            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, but one has none")
         return present
 
     def _value(self, path: str) -> Tensor | None:
@@ -267,7 +269,7 @@ def stages(root: nn.Module) -> list[str]:
     if not numbered:
         raise InputError(
             f"`last` and `lr_decay` need a network of blocks or stages ({', '.join(STAGES)}, or layer1, layer2, ...), "
-            f"{type(root).__name__} has none of them; use tuning 'full' without lr_decay"
+            f"and {type(root).__name__} has none of them; use tuning 'full' without lr_decay"
         )
     return numbered
 
@@ -286,6 +288,39 @@ def beyond_features(root: nn.Module) -> set[str]:
         parameters = {id(parameter) for parameter in classifier.parameters()}
         outside |= {name for name, parameter in root.named_parameters() if id(parameter) in parameters}
     return outside
+
+
+def beyond_blocks(root: nn.Module, method: str) -> set[str]:
+    """Names of the parameters outside the blocks of a vision transformer.
+
+    Raises:
+        InputError: another kind of network.
+    """
+    blocks = {
+        id(parameter) for block in transformer_tower(root, method).blocks for parameter in block.module.parameters()
+    }
+    return {name for name, parameter in root.named_parameters() if id(parameter) not in blocks}
+
+
+def read_contiguously(root: nn.Module) -> list[RemovableHandle]:
+    """Hooks by which open_clip's attention reads contiguous memory in training on a CPU.
+
+    torch's attention transposes (B, T, w) to (T, B, w). If its packed projection is frozen, F.linear then multiplies
+    the transposed view sample by sample, which takes several times as long. Here the norm before it writes its output
+    in that order. Values are the same; without gradients, and on other devices, nothing changes.
+    """
+    norms_before = (
+        block.get_submodule("ln_1")
+        for block in _children_at(root, "transformer.resblocks")
+        if isinstance(getattr(block, "attn", None), nn.MultiheadAttention) and hasattr(block, "ln_1")
+    )
+    return [norm.register_forward_hook(_sequence_first) for norm in norms_before]
+
+
+def _sequence_first(norm: nn.Module, args: Any, output: Tensor) -> Tensor:
+    if output.device.type != "cpu" or not torch.is_grad_enabled():
+        return output
+    return output.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def norms(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -317,11 +352,11 @@ def _children_at(root: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _lacks(module: nn.Module, what: str) -> InputError:
-    return InputError(f"the image tower needs an attention with {what}, {type(module).__name__} has none")
+    return InputError(f"the image tower needs an attention with {what}, and {type(module).__name__} has none")
 
 
 def _refused(method: str, root: nn.Module, why: str) -> InputError:
     return InputError(
-        f"tuning method '{method}' needs a vision transformer as open_clip or timm build it, {type(root).__name__} "
+        f"tuning method '{method}' needs a vision transformer as open_clip or timm build it, and {type(root).__name__} "
         f"{why}; methods 'full' and 'partial' tune any network"
     )

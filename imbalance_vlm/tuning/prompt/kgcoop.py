@@ -5,7 +5,7 @@
 
     L = loss + 8 * 1/C sum_c (1 - cos(t_c, t_c_frozen))
 
-t_c_frozen is the frozen tower's feature of the class name in the dataset's own sentence.
+t_c_frozen is the frozen tower's feature of the class name in the dataset's own sentence; for DTD [1] has another one.
 
 Differs from [1] in: any loss instead of cross-entropy; the sentence can be another one, or the mean of several.
 """
@@ -20,6 +20,9 @@ from imbalance_vlm.tuning.crops import CachedCrops
 from imbalance_vlm.tuning.prompt.coop import CoOp
 from imbalance_vlm.tuning.prompt.settings import Prompt, TextMemory
 
+SENTENCES = {"{} texture.": "a photo of a {}, a type of texture."}
+"""Sentences of CoOp's code for which [1] has others."""
+
 
 class KgCoOp(CoOp):
     """CoOp whose text features stay near those of a hand-written sentence.
@@ -27,7 +30,7 @@ class KgCoOp(CoOp):
     Args:
         weight: weight of the distance.
         target: frozen text features: those of the dataset's first sentence ("template"), or the mean over all
-            ("ensemble").
+            ("ensemble") or over CLIP's 80 for ImageNet and the first ("openai").
         prompt: the prompt and its start.
         csc: whether each class has its own context, instead of one that all classes share.
         crops: views of the training images.
@@ -50,5 +53,7 @@ class KgCoOp(CoOp):
 
     def regularizers(self, context: TuningContext) -> list[Regularizer]:
         templates = target_templates(context.templates, self.target)
+        if self.target == "template":
+            templates = [SENTENCES.get(sentence, sentence) for sentence in templates]
         frozen = context.text_features(context.class_names, templates)
         return [TextAnchor(None, frozen, distance="cos", weight=self.weight)]

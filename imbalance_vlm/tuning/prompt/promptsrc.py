@@ -13,14 +13,16 @@
 The divergence is from the frozen model to the prompted one, as [1] computes it, for any loss in L. The two means of
 absolute differences are over all entries.
 
-Differs from [1] in: t' is the renormalised mean of unit features over the dataset's sentences, where [1] averages
-features of any length over 60 of ImageNet's sentences; the weights are computed without underflow, so that a training
-shorter than mu works (its last epoch has nearly all the weight).
+t' is the mean over 60 of CLIP's 80 sentences for ImageNet, for every dataset, of features that are not normalised.
+
+Differs from [1] in: the weights are computed without underflow, so that a training shorter than mu works (its last
+epoch has nearly all the weight).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.balancing.regularizers.distill import divergence
 from imbalance_vlm.balancing.regularizers.text_anchor import TextAnchor
 from imbalance_vlm.components.ranges import Count, NonNegative, Positive
+from imbalance_vlm.data.prepare import resolve_templates
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import TuningContext
@@ -71,6 +74,7 @@ class SelfRegulation(Regularizer):
 
     Args:
         head: provides the frozen features of the batches and the parameters; it is not a submodule.
+        frozen_text: (C, d) unit text features t'.
         epoch_weights: w_e of the epochs 1..E.
         image: weight of the term on image features.
         logits: weight of the term on logits.
@@ -78,14 +82,21 @@ class SelfRegulation(Regularizer):
 
     average: Tensor
     epochs: Tensor
+    frozen_text: Tensor
 
     def __init__(
-        self, head: PromptSRCHead, epoch_weights: Sequence[float], image: float = 10.0, logits: float = 1.0
+        self,
+        head: PromptSRCHead,
+        frozen_text: Tensor,
+        epoch_weights: Sequence[float],
+        image: float = 10.0,
+        logits: float = 1.0,
     ) -> None:
         super().__init__(1.0)
         self._head = (head,)  # in a tuple, so that torch does not register it as a submodule
         self.epoch_weights = epoch_weights
         self.image, self.logits = image, logits
+        self.register_buffer("frozen_text", frozen_text.detach().clone(), persistent=False)
         start = nn.utils.parameters_to_vector(head.parameters()).detach()
         self.register_buffer("average", torch.zeros_like(start))  # (P,), the sum so far; a checkpoint holds it
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))  # number of epochs in the sum
@@ -96,18 +107,18 @@ class SelfRegulation(Regularizer):
             head.frozen = gather_rows(head.frozen)
 
     def forward(self, outputs: StepOutputs) -> Tensor:
-        head, frozen_text = self._head[0], outputs.frozen_text
-        if head.frozen is None or frozen_text is None:
+        head = self._head[0]
+        if head.frozen is None:
             raise InputError(
                 "method 'promptsrc' compares a training batch of its own head with the frozen model, and there is "
-                "none; train the head that the tuning made, with the frozen text features"
+                "none; train the head that the tuning made"
             )
         if len(head.frozen) != len(outputs.embeddings):
             raise InputError(
                 f"method 'promptsrc' needs the frozen model's features of all {len(outputs.embeddings)} images of a "
                 f"batch, and has {len(head.frozen)}; call gather() first"
             )
-        frozen_logits = head.logit_scale * head.frozen @ frozen_text.to(head.frozen).t()  # (N, C)
+        frozen_logits = head.logit_scale * head.frozen @ self.frozen_text.to(head.frozen).t()  # (N, C)
         distance = (outputs.embeddings - head.frozen).abs().mean()
         kl = divergence(outputs.logits, frozen_logits).sum() / outputs.logits.numel()  # over N and C
         return self.image * distance + self.logits * kl
@@ -131,6 +142,8 @@ class PromptSRC(IVLP):
     Args:
         tokens: number of learned tokens in the image tower.
         text: weight of the distance to the frozen text features.
+        sentences: those that the frozen text features are averaged over: 60 of CLIP's for ImageNet ("openai_60"), as
+            in the paper, or the dataset's own ("dataset").
         image: weight of the distance to the frozen image features.
         logits: weight of the divergence from the frozen model's predictions.
         mean: epoch, counted from 1, around which the prompts are averaged.
@@ -148,6 +161,7 @@ class PromptSRC(IVLP):
         *,
         tokens: Count = 4,
         text: NonNegative = 25.0,
+        sentences: Literal["openai_60", "dataset"] = "openai_60",
         image: NonNegative = 10.0,
         logits: NonNegative = 1.0,
         mean: Positive = 15.0,
@@ -158,6 +172,7 @@ class PromptSRC(IVLP):
     ) -> None:
         super().__init__(tokens=tokens, prompt=prompt, crops=crops, memory=memory)
         self.text_weight = text
+        self.sentences = sentences
         self.image_weight = image
         self.logits_weight = logits
         self.mean = mean
@@ -174,8 +189,13 @@ class PromptSRC(IVLP):
         if self._head is None:
             raise InputError("method 'promptsrc' needs its head before its regularizers; call head() first")
         weights = gaussian_weights(context.epochs, self.mean, self.std).tolist()
-        self._regulation = SelfRegulation(self._head, weights, self.image_weight, self.logits_weight)
-        return [TextAnchor(distance="mean_l1", weight=self.text_weight), self._regulation]
+        if self.sentences == "dataset":
+            frozen = context.text_features(context.class_names, context.templates)  # (C, d)
+        else:
+            sixty = resolve_templates("openai")[:60]
+            frozen = context.encoder.text_features(context.class_names, sixty, normalize_each=False)
+        self._regulation = SelfRegulation(self._head, frozen, weights, self.image_weight, self.logits_weight)
+        return [TextAnchor(None, frozen, distance="mean_l1", weight=self.text_weight), self._regulation]
 
     def after_epoch(self, head: Head, epoch: int) -> None:
         """Add the trained values to the average; called after each epoch, counted from 1."""

@@ -31,7 +31,7 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.crops import PixelCrops
-from imbalance_vlm.tuning.peft.towers import image_tower, transformer_tower
+from imbalance_vlm.tuning.peft.towers import image_tower, read_contiguously, transformer_tower
 from imbalance_vlm.tuning.prompt.base import PromptHead, PromptTuning, SharedText
 from imbalance_vlm.tuning.prompt.settings import DeepPrompt, TextMemory
 
@@ -57,6 +57,7 @@ class VisionTokens:
         root = image_tower(encoder.module)
         tower = transformer_tower(root, method, adds_tokens=True)
         self.encoder = encoder
+        self._root = root
         self.blocks = [block.module for block in tower.blocks]
         self.width = tower.width
         norm = getattr(root, "ln_pre", getattr(root, "norm_pre", None))
@@ -89,7 +90,7 @@ class VisionTokens:
 
     @contextmanager
     def _inserted(self, tokens: Sequence[Tensor]) -> Iterator[None]:
-        handles = []
+        handles = read_contiguously(self._root) if tokens else []
         present = 0  # prompts that are in the sequence already
         try:
             for number, (block, prompt) in enumerate(zip(self.blocks, tokens, strict=False)):

@@ -29,6 +29,12 @@ def test_ldam_has_its_margin_in_the_units_of_the_head() -> None:
     torch.testing.assert_close(same, torch.nn.functional.cross_entropy(25.0 * cosines - 25.0 * margins, targets))
 
 
+def test_ldam_can_keep_the_scale_of_the_head() -> None:
+    logits, targets = torch.tensor([[3.0, 2.0], [1.0, 6.0]], dtype=torch.float64), torch.tensor([0, 1])
+    wanted = create_loss("ldam", [16, 1], s=25.0, head_scale=25.0)(logits, targets)
+    torch.testing.assert_close(create_loss("ldam", [16, 1], s=None, head_scale=25.0)(logits, targets), wanted)
+
+
 BUILDS = pytest.mark.parametrize("build", [LDAM, GaussianClouded])
 
 

@@ -25,3 +25,15 @@ def test_seesaw_passes_no_gradient_through_its_factors() -> None:
     hit = 1.0 + grad.gather(1, SKEWED[1][:, None]).squeeze(1)  # p'_y
     values = create_loss("seesaw", [5, 5, 5], reduction="none")(*SKEWED)
     torch.testing.assert_close(hit, (-values).exp())
+
+
+def test_the_floor_of_seesaw_bounds_its_compensation() -> None:
+    """-log of the loss with S_yj = max(1, p_j / max(p_y, floor))^q; M is 1 for equal counts."""
+    logits = torch.tensor([[6.0, 0.0, 1.0]], dtype=torch.float64)
+    p = logits.softmax(1)[0]
+    loss = create_loss("seesaw", [5, 5, 5], q=2.0, p=0.0, floor=0.01, reduction="none")
+    for target, true in ((1, max(float(p[1]), 0.01)), (0, float(p[0]))):
+        factors = torch.tensor([max(1.0, float(p[j]) / true) ** 2.0 for j in range(3)], dtype=torch.float64)
+        factors[target] = 1.0
+        wanted = -torch.log(p[target] / (factors * p).sum())
+        torch.testing.assert_close(loss(logits, torch.tensor([target]))[0], wanted)

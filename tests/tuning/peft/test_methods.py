@@ -14,11 +14,14 @@ from torch import nn
 
 from imbalance_vlm import InputError
 from imbalance_vlm.tuning.peft.adaptformer import AdaptFormer
-from imbalance_vlm.tuning.peft.base import adaptive_width
+from imbalance_vlm.tuning.peft.base import TowerMethod, adaptive_width
+from imbalance_vlm.tuning.peft.bitfit import BitFit
 from imbalance_vlm.tuning.peft.full import Full, lr_groups, lr_scales
+from imbalance_vlm.tuning.peft.layernorm import LayerNorm
 from imbalance_vlm.tuning.peft.lora import LoRA
 from imbalance_vlm.tuning.peft.partial import Partial
 from imbalance_vlm.tuning.peft.random_mask import RandomMask
+from imbalance_vlm.tuning.peft.ssf import SSF
 from imbalance_vlm.tuning.peft.vpt import VPT
 from tests.tuning.peft.tiny_towers import CLASSES, METHODS, both, tower, train_steps
 
@@ -69,6 +72,21 @@ def test_numbers_of_parameters_at_vit_b_16(name: str, count: int) -> None:
         net = OpenClipTower(224, 16, 768, 12, 12, 4.0, output_dim=512)
     got = methods[name].apply(net, classes).count()
     assert abs(got - count) <= (24 if name == "random_mask" else 0)  # a rounding in each of 48 matrices
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        (SSF(outside_blocks=False), 2 * 12 * (2 * 768 + 2304 + 768 + 3072 + 768)),
+        (LayerNorm(outside_blocks=False), 2 * 768 * 12 * 2),
+        (BitFit(outside_blocks=False), 12 * (2 * 768 + 2304 + 768 + 3072 + 768)),
+        (Full(outside_blocks=False), 12 * 7_087_872),
+    ],
+)
+def test_what_lies_outside_the_blocks_can_be_left_out(method: TowerMethod, count: int) -> None:
+    with torch.device("meta"):
+        net = OpenClipTower(224, 16, 768, 12, 12, 4.0, output_dim=512)
+    assert method.apply(net, 100).count() == count
 
 
 def test_partial_trains_the_last_blocks_and_the_final_norm() -> None:

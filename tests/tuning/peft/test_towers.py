@@ -49,7 +49,7 @@ def test_blocks_without_a_part_are_refused_with_its_name() -> None:
 
 
 def test_layernorm_needs_layer_norms() -> None:
-    with pytest.raises(InputError, match="'layernorm' needs a tower with layer norms, ResNet has none"):
+    with pytest.raises(InputError, match="'layernorm' needs a tower with layer norms, and ResNet has none"):
         LayerNorm().apply(conv("resnet10t"), CLASSES)
     with pytest.raises(InputError, match="blocks or stages"):
         Full(lr_decay=0.5).apply(nn.Linear(2, 2), CLASSES)
@@ -157,3 +157,17 @@ def test_towers_under_tuning_use_fused_attention(kind: str, method: Any, tiny_cl
     forwards = [name for name in calls.names if any(kernel in name for kernel in fused) and "backward" not in name]
     assert len(forwards) == 2
     assert not any("softmax" in name for name in calls.names)
+
+
+def test_attention_of_a_tuned_tower_reads_contiguous_memory_in_training() -> None:
+    net, seen = tower("open_clip"), []
+    with AdaptFormer().apply(net, 10):
+        for block in net.transformer.resblocks:
+            block.attn.register_forward_pre_hook(lambda attention, args: seen.append(args[0].transpose(0, 1)))
+        frozen = features(net)
+        assert not any(tokens.is_contiguous() for tokens in seen)
+        seen.clear()
+        torch.testing.assert_close(net(pixels()), frozen)
+        assert len(seen) == len(net.transformer.resblocks)
+        assert all(tokens.is_contiguous() for tokens in seen)
+    assert not any(block.ln_1._forward_hooks for block in net.transformer.resblocks)

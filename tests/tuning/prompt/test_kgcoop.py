@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.nn import functional as F
 
+from imbalance_vlm.components import catalogue
 from tests.tuning.prompt.text_models import (
     NAMES,
     context_of,
@@ -15,6 +17,13 @@ from tests.tuning.prompt.text_models import (
     sentences,
     text_by_open_clip,
 )
+
+
+def test_kgcoop_has_its_own_sentence_for_textures() -> None:
+    tuning = catalogue.PROMPTS.get("kgcoop").load()()
+    on = context_of(templates=("{} texture.",))
+    (anchor,) = tuning.regularizers(on)
+    torch.testing.assert_close(anchor.frozen, sentences(NAMES, ["a photo of a {}, a type of texture."]).float())
 
 
 @pytest.mark.parametrize(("target", "count"), [("template", 1), ("ensemble", 2)])
