@@ -75,7 +75,7 @@ def test_a_damaged_result_and_places_without_results_are_refused(tmp_path: Path)
     with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*must hold JSON.*run again with --force"):
         read_result(folder)
     (folder / "result.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match=r"must be a mapping .*--force"):
+    with pytest.raises(InputError, match=r"must be a mapping, got .*--force"):
         read_result(folder)
     with pytest.raises(InputError, match="no such run or folder"):
         find_results([tmp_path / "nowhere"])
