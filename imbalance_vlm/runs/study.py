@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.files import disk_errors, remove_abandoned, temporary_folder, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
@@ -32,10 +32,14 @@ from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.identity import run_folder
 from imbalance_vlm.runs.preflight import preflight
 from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.training.distributed.processes import join, process_group
 
 Recipe = Mapping[str, Any]
+
+RANK_FOLDER = "imbalance_vlm-rank"
+"""Begins the names of the temporary folders of all processes of a run but process 0."""
 
 
 def run(
@@ -145,12 +149,15 @@ def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, res
         return finished
     if group.is_main:
         return group.broadcast(_run_locked(recipe, folder, force, own_device, resources))
-    with tempfile.TemporaryDirectory() as temporary:
-        return group.broadcast(_run_locked(recipe, Path(temporary) / folder.name, force, own_device, resources))
+    temporaries = Path(tempfile.gettempdir())
+    remove_abandoned(temporaries, f"{RANK_FOLDER}.*")
+    with temporary_folder(temporaries, RANK_FOLDER) as temporary:
+        return group.broadcast(_run_locked(recipe, temporary / folder.name, force, own_device, resources))
 
 
 def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
     if not force and (finished := read_result(folder)):
+        _remove_leftovers(folder)
         return finished
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,11 +168,19 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         try:
+            remove_abandoned(folder)
             return run_recipe(recipe, folder, resolve_device(device), resources)
         except InputError:
             with suppress(OSError):  # it is not empty where it holds a checkpoint to resume from
                 folder.rmdir()
             raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what is left of a run that was killed just after it had finished."""
+    remove_abandoned(folder)
+    with suppress(OSError):  # another user's
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 # -- many runs -------------------------------------------------------------------------------------------------------
@@ -199,6 +214,7 @@ def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> Ru
 
 def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:
     """Write the table and the plot of the study into its folder."""
+    remove_abandoned(folder)
     full, columns = table(results), columns_of(results)
     if planned.table.get("baseline"):
         full = compare(full, results, planned.table["baseline"], planned.table["score"])

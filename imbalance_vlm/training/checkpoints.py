@@ -22,6 +22,8 @@ from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.distributed.sharding import full_state, load_module_state
 
 State = dict[str, Any]
+CHECKPOINT_FILE = "checkpoint.pt"
+"""The state of an unfinished training, in the folder of a run."""
 WEIGHTS_FILE = "head.safetensors"
 """The trained weights in the folder of a run."""
 

@@ -15,6 +15,7 @@ from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.loop import train
 from imbalance_vlm.training.schedules import Schedule
@@ -62,7 +63,7 @@ def first_pass(
     if process_group().broadcast(len(snapshot_files(folder)) < epochs):
         source, sampler, optimizer, schedule = make(objective)
         train(objective, source, sampler, optimizer, schedule, snapshots, save_snapshot, epochs, settings=settings)
-        (snapshots / "checkpoint.pt").unlink(missing_ok=True)
+    (snapshots / CHECKPOINT_FILE).unlink(missing_ok=True)  # also of a run that was killed after the last epoch
     objective.gradient = transform
     objective.load_state_dict(start)
     files = snapshot_files(folder)[:epochs]

@@ -16,6 +16,7 @@ from imbalance_vlm.balancing.second_stages.base import MakeSampler, Stage, Stage
 from imbalance_vlm.encoders.sources import FeatureSource, Source, evaluation_rows
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
@@ -122,7 +123,7 @@ def _train_classifier(
     settings = TrainingSettings(epochs=training.epochs, batch_size=training.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
     train(objective, source, sampler, optimizer, schedule, folder, settings=settings)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def _two_views(source: FeatureSource) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,7 @@ from imbalance_vlm.encoders.torchscript import read_torchscript
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # TorchScript is deprecated
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
         yield
 
 
