@@ -7,10 +7,8 @@ import json
 import math
 import os
 import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,64 +40,27 @@ def disk_errors(path: Path, remedy: str = "free some space or choose another fol
         raise
 
 
-TEMPORARY = ".tmp"
-"""Ends the names of temporary folders, which begin with a dot where they stand beside results."""
-
-
-@contextmanager
-def temporary_folder(parent: Path, name: str = "") -> Iterator[Path]:
-    """A new folder in `parent`, removed at the end; or by `remove_abandoned`, if this process is killed before."""
-    folder = parent / f"{name}.{secrets.token_hex(8)}{TEMPORARY}"
-    folder.mkdir()
-    lock = _lock(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def remove_abandoned(parent: Path, pattern: str = f"**/.*{TEMPORARY}") -> None:
-    """Remove the temporary folders below `parent` that no living process owns; `pattern` is that of their paths."""
-    for folder in parent.glob(pattern):
-        lock = _lock(folder)
-        if lock is None:
-            continue
-        with suppress(OSError):
-            # One that is empty may just have been made, and not be locked yet.
-            if any(folder.iterdir()) or folder.stat().st_mtime < time.time() - 60:
-                shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """A handle that locks a folder until it is closed or this process ends; None where that is not possible."""
-    try:
-        import fcntl  # Windows does not have it
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process holds it, or the file system has no locks
-        os.close(handle)
-        return None
-    return handle
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then move the file into place in one step."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(path.parent) as folder:
-            temporary = folder / f"partial{path.suffix}"
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        try:
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # as the umask has it; some libraries choose another one
             write(temporary)
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            temporary.chmod(folder.stat().st_mode & 0o666)  # as the umask has it; some libraries choose another mode
+            temporary.chmod(mode & 0o777)
             os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed left of files below a folder; call it where no other process can write."""
+    for path in folder.rglob(".*tmp*"):  # safetensors adds temporary files of its own
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import TEMPORARY, cache_folder, disk_errors, remove_abandoned, write_json
+from imbalance_vlm.files import cache_folder, disk_errors, write_json
 from imbalance_vlm.progress import bar
 
 CHUNK = 1024
@@ -221,7 +221,6 @@ class ImageCopies:
         """
         removed, freed, total = 0, 0, 0
         now = time.time()
-        remove_abandoned(self.root)
         for used, size, path in sorted(_copies(self.root), reverse=True):
             total += size
             if total <= limit and (older_than is None or now - used <= older_than):
@@ -235,13 +234,14 @@ class ImageCopies:
 
 
 def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """When each copy was last used, its bytes and its path."""
+    """When each copy was last used, its bytes and its path; of partial copies, only those that no run is writing."""
+    hour_ago = time.time() - 3600
     for path in folder.rglob("*.npy"):
         try:
             status = path.stat()
         except OSError:  # removed since
             continue
-        if path.parent.suffix != TEMPORARY:  # of a run that is writing it
+        if not path.name.startswith(".") or status.st_mtime < hour_ago:
             yield max(status.st_mtime, status.st_atime), status.st_size, path
 
 

@@ -8,17 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, remove_abandoned, temporary_folder, write_json
+from imbalance_vlm.files import disk_errors, remove_temporaries, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
@@ -37,9 +37,6 @@ from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.training.distributed.processes import join, process_group
 
 Recipe = Mapping[str, Any]
-
-RANK_FOLDER = "imbalance_vlm-rank"
-"""Begins the names of the temporary folders of all processes of a run but process 0."""
 
 
 def run(
@@ -149,15 +146,24 @@ def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, res
         return finished
     if group.is_main:
         return group.broadcast(_run_locked(recipe, folder, force, own_device, resources))
-    temporaries = Path(tempfile.gettempdir())
-    remove_abandoned(temporaries, f"{RANK_FOLDER}.*")
-    with temporary_folder(temporaries, RANK_FOLDER) as temporary:
+    with _temporary_folder() as temporary:
         return group.broadcast(_run_locked(recipe, temporary / folder.name, force, own_device, resources))
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for what a process other than process 0 writes; those of processes that were killed are removed."""
+    for lock in Path(tempfile.gettempdir()).glob("imbalance_vlm-rank.*/lock"):
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(prefix="imbalance_vlm-rank.") as folder, FileLock(Path(folder) / "lock"):
+        yield Path(folder)
 
 
 def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
     if not force and (finished := read_result(folder)):
-        _remove_leftovers(folder)
+        with suppress(OSError):  # the folder may be read-only
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed right after its result
         return finished
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,19 +174,12 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            remove_abandoned(folder)
+            remove_temporaries(folder)
             return run_recipe(recipe, folder, resolve_device(device), resources)
         except InputError:
             with suppress(OSError):  # it is not empty where it holds a checkpoint to resume from
                 folder.rmdir()
             raise
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what is left of a run that was killed just after it had finished."""
-    remove_abandoned(folder)
-    with suppress(OSError):  # another user's
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 # -- many runs -------------------------------------------------------------------------------------------------------
@@ -214,7 +213,6 @@ def _run_in_worker(recipe: Recipe, folder: Path, force: bool, device: str) -> Ru
 
 def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: bool) -> StudyResult:
     """Write the table and the plot of the study into its folder."""
-    remove_abandoned(folder)
     full, columns = table(results), columns_of(results)
     if planned.table.get("baseline"):
         full = compare(full, results, planned.table["baseline"], planned.table["score"])

@@ -23,7 +23,6 @@ from imbalance_vlm.data.dataset import FileImages, Split
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders import cache
 from imbalance_vlm.encoders.cache import FeatureCache, ImageCopies
-from imbalance_vlm.files import temporary_folder
 
 ROWS, WIDTH = 10, 3
 VALUES = np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
@@ -311,14 +310,13 @@ def test_copies_are_pruned_to_a_size_by_age_and_entirely(tmp_path: Path) -> None
 
 def test_partial_copies_are_removed_once_no_run_can_be_writing_them(tmp_path: Path) -> None:
     copies = shrink(tmp_path / "mine", 10)
-    abandoned = copies[0].parent / ".0.tmp" / "partial.npy"
-    abandoned.parent.mkdir()
-    abandoned.write_bytes(b"half")
-    with temporary_folder(copies[0].parent) as folder:
-        (folder / "partial.npy").write_bytes(b"half")
-        assert ImageCopies().prune(0)[0] == 4
-        assert (folder / "partial.npy").exists()
-        assert not abandoned.exists()
+    new, old = (copies[0].with_name(f".{copies[0].name}.{name}.npy") for name in ("new", "old"))
+    for path, age in ((new, 10), (old, 7200)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    assert ImageCopies().prune(0)[0] == 4
+    assert new.exists()
+    assert not old.exists()
 
 
 def test_a_pruned_copy_is_made_again(tmp_path: Path) -> None:
