@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.devices import resolve_device
 from imbalance_vlm.training.distributed.processes import join, process_group
+from imbalance_vlm.workers import end_with_parent
 
 Recipe = Mapping[str, Any]
 
@@ -187,7 +189,7 @@ def _run_in_processes(planned: Plan, folders: Sequence[Path], force: bool, devic
     """Run a study in `jobs` processes; the first error stops what has not begun."""
     threads = max(1, (os.cpu_count() or jobs) // jobs)
     # Processes are spawned: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
     try:
         futures = [
             pool.submit(_run_in_worker, recipe, folder, force, device)
@@ -197,8 +199,18 @@ def _run_in_processes(planned: Plan, folders: Sequence[Path], force: bool, devic
             for future in as_completed(futures):
                 future.result()
                 progress.update()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process of the study has died, perhaps for lack of memory; start it again with fewer `jobs`: finished "
+            "runs are kept, and the others resume"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(threads)
 
 
 @cache
