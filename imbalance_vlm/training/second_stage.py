@@ -27,14 +27,18 @@ WEIGHT_DECAY = 5e-4
 
 @torch.no_grad()
 def embedded(head: Head, source: Source, device: torch.device, batch_size: int = 1024) -> FeatureSource:
-    """A head's embeddings of a split, of each view, in memory."""
+    """A head's embeddings of a split, of each view, in memory.
+
+    Raises:
+        InputError: embeddings that are nan or infinite.
+    """
     head.eval()
     rows = evaluation_rows(source, batch_size)
     views = [
         torch.cat([head.embed(features).float().cpu() for features, _ in source.batches(rows, view)])
         for view in range(source.num_views)
     ]
-    return FeatureSource([view.numpy() for view in views], source.labels.cpu().numpy(), device)
+    return FeatureSource([view.numpy() for view in views], source.labels.cpu().numpy(), device, source.name)
 
 
 def correct(
