@@ -35,7 +35,7 @@ from imbalance_vlm.runs.preflight import preflight
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.devices import resolve_device
-from imbalance_vlm.training.distributed.processes import join, process_group
+from imbalance_vlm.training.distributed.processes import join, peer_errors, process_group
 from imbalance_vlm.workers import end_with_parent
 
 Recipe = Mapping[str, Any]
@@ -139,6 +139,7 @@ def _run_of_study(recipe: Recipe, folder: Path, force: bool, device: str, resour
         raise InputError(f"{recipe['name']}, seed {recipe['seed']}: {error}") from error
 
 
+@peer_errors()
 def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
     """One run over the processes that a launcher started: process 0 writes the folder, the others a temporary one."""
     own_device = str(join(device))
