@@ -57,10 +57,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what processes that were killed left of files below a folder; call it where no other process can write."""
-    for path in folder.rglob(".*tmp*"):  # safetensors adds temporary files of its own
-        path.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
+    """Remove what killed processes left of files in a folder; call it where no other process can be writing there."""
+    for pattern in (f".*.{'?' * 8}.tmp*", ".tmp??????"):  # of `write_atomically`, and of safetensors
+        for path in folder.rglob(pattern) if recursive else folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -82,7 +82,7 @@ write_atomically(Path(sys.argv[1]), lambda temporary: (temporary.write_text("hal
     (tmp_path / "second_stage").mkdir()
     for name in ("checkpoint.pt", "second_stage/metrics.jsonl"):
         subprocess.run([sys.executable, "-c", write, tmp_path / name])
-    (tmp_path / ".tmpZyX1").touch()  # of safetensors
+    (tmp_path / ".tmpZyX1ab").touch()  # of safetensors
     write_atomically(tmp_path / "checkpoint.pt", Path.touch)
     assert len(list(tmp_path.rglob("*"))) == 5
     remove_temporaries(tmp_path)

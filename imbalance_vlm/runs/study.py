@@ -154,6 +154,15 @@ def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, res
 
 
 @contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A folder, made if it does not exist, that no other process writes to at the same time."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+        yield
+
+
+@contextmanager
 def _temporary_folder() -> Iterator[Path]:
     """A folder for what a process other than process 0 writes; those of processes that were killed are removed."""
     for lock in Path(tempfile.gettempdir()).glob("imbalance_vlm-rank.*/lock"):
@@ -168,9 +177,7 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
         with suppress(OSError):  # the folder may be read-only
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed right after its result
         return finished
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+    with _locked(folder):
         if not force and (finished := read_result(folder)):  # another process has run it meanwhile
             return finished
         if force:
@@ -234,15 +241,17 @@ def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: b
     if planned.table.get("average"):
         full = with_averages(full, places, planned.table["average"], score_columns(results))
     shown = select(full, planned.table.get("columns"), planned.table.get("sort"), columns)
-    save_table(full, folder / "table.csv", columns)
-    save_table(shown, folder / "table.md", columns)
-    write_json(
-        folder / "study.json", {"name": planned.name, "runs": [str(r.path.relative_to(folder)) for r in results]}
-    )
-    if planned.plot and draws_plot:
-        frame = curves(results) if planned.plot["x"] == EPOCH else full
-        for column in next(iter(places.values())):
-            if column not in frame.columns:
-                frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
-        plot(frame, folder / "plot.png", **planned.plot)
+    with _locked(folder):
+        remove_temporaries(folder, recursive=False)
+        save_table(full, folder / "table.csv", columns)
+        save_table(shown, folder / "table.md", columns)
+        write_json(
+            folder / "study.json", {"name": planned.name, "runs": [str(r.path.relative_to(folder)) for r in results]}
+        )
+        if planned.plot and draws_plot:
+            frame = curves(results) if planned.plot["x"] == EPOCH else full
+            for column in next(iter(places.values())):
+                if column not in frame.columns:
+                    frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
+            plot(frame, folder / "plot.png", **planned.plot)
     return StudyResult(folder, results, shown)
