@@ -24,6 +24,8 @@ from imbalance_vlm.training.distributed.sharding import full_state, load_module_
 State = dict[str, Any]
 CHECKPOINT_FILE = "checkpoint.pt"
 """The state of an unfinished training, in the folder of a run."""
+HISTORY_FILE = "metrics.jsonl"
+"""What is recorded of each finished epoch, in the folder of a run."""
 WEIGHTS_FILE = "head.safetensors"
 """The trained weights in the folder of a run."""
 
