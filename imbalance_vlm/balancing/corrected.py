@@ -15,7 +15,7 @@ class CorrectedClassifier(nn.Module):
     Args:
         head: the first stage.
         second_stage: classifies the head's embeddings; None keeps the head's own classifier.
-        post_hoc: corrects the logits; None leaves them.
+        post_hoc: corrects the logits; None leaves them unchanged.
     """
 
     def __init__(self, head: Head, second_stage: SecondStage | None = None, post_hoc: PostHoc | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What training minimises: the loss, and the regularizers beside it."""
+"""What training minimises: the loss plus the weighted regularizers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from imbalance_vlm.heads.base import Head
 
 
 class Objective(nn.Module):
-    """Features (B, ...) and targets (B,) to one number.
+    """Features (B, ...) and targets (B,) to a scalar.
 
-    One module, so that a checkpoint of it holds the head and the state of the loss and the regularizers.
+    It is one module, so that a checkpoint holds the head and the state of the loss and of the regularizers.
 
     Args:
-        head: what is trained.
+        head: the head, which is trained.
         criterion: the loss.
-        regularizers: added with their weights.
+        regularizers: terms that are added with their weights.
         gradient: transforms the gradient of the loss before the optimizer reads it.
         frozen_text: (C, d) unit text features of the untouched tower, for the regularizers that compare with them.
     """
@@ -50,19 +50,19 @@ class Objective(nn.Module):
         return self.value(*self.outputs(features), targets)
 
     def outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, d) and logits (B, C), sample by sample: of several processes, each has its own samples."""
+        """Embeddings (B, d) and logits (B, C) of the samples of this process."""
         embeddings = self.head.embed(features)
         return embeddings, self.head.classify(embeddings)
 
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
-        """Called between `outputs` and `value` if processes computed parts of the batch, whose outputs are gathered."""
-        self.head.gather(together)
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+        """Called between `outputs` and `value` if several processes computed parts of the batch; see `Head.gather`."""
+        self.head.gather(gather_rows)
         for regularizer in self.regularizers:
             if isinstance(regularizer, Regularizer):
-                regularizer.gather(together)
+                regularizer.gather(gather_rows)
 
     def value(self, embeddings: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        """The number to minimise, of a whole batch of outputs."""
+        """The scalar to minimise, from the outputs of a whole batch."""
         value = self.criterion(logits, targets, embeddings).mean()
         self.step_outputs = StepOutputs(embeddings, targets, logits, self.head.text, self._buffers["frozen_text"])
         for regularizer in self.regularizers:
@@ -71,5 +71,5 @@ class Objective(nn.Module):
         return value
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients of the loss that `forward` gave last, as the transform leaves them."""
+        """Compute the gradients of the last value, transformed, and store them in the parameters."""
         self.gradient.backward(loss, self.step_outputs)

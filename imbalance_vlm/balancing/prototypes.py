@@ -12,8 +12,8 @@
     orthoplex   C of the 2 d rows +-e_i, rotated                   largest cosine 0                 C <= 2 d
     optimised   min_P mean_i log sum_{j != i} exp(p_i.p_j / T)     whatever the search finds        any C
 
-Differs from released code in: the sum leaves out j = i. That term is the constant exp(1/T), about 1.6 million at
-T = .07; kept in, it makes the softmax weights of the true neighbours vanish and with them the gradient.
+Differs from released code in: the sum leaves out j = i. It would add the constant exp(1/T), about 1.6 million at a T of
+.07, next to which the softmax weights of the true neighbours vanish, and the gradient with them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPERATIONS = 10**13
 """Floating-point operations of a search whose number of steps is not given: a minute or two on 2 cores."""
 
 RATE = 0.5
-"""Adam's first learning rate, in units of 1 / sqrt(d), the size of an entry of a unit row."""
+"""Adam's initial learning rate, in units of 1 / sqrt(d), the size of an entry of a unit row."""
 
 
 def create_prototypes(
@@ -59,14 +59,14 @@ def create_prototypes(
     Args:
         num_classes: C, at least 2.
         dim: d.
-        kind: "simplex" (C <= d + 1), "orthoplex" (C <= 2 d), "optimised" (any C), or "auto": the first of them that
+        kind: "simplex" (C <= d + 1), "orthoplex" (C <= 2 d), "optimised" (any C), or "auto": the first of these that
             exists.
-        seed: of the rotation, which is uniform over all (Haar measure), and of the start of the search.
-        steps: of the search; "optimised" only. None is 400, fewer where C is large, and never below 100: a step costs
-            about 4 C^2 d operations, 136 billion at 8142 x 512.
-        temperature: T of the objective; "optimised" only. The lower it is, the more only the closest pairs count.
-        block_rows: rows of the blocks in which similarities are computed; "optimised" only. The result does not
-            depend on it but for rounding; the memory beside a few (C, d) matrices is about 5 block_rows^2 numbers.
+        seed: seed of the rotation, which is uniform over all rotations (Haar measure), and of the start of the search.
+        steps: steps of the search; "optimised" only. None is 400, fewer where C is large, and never below 100: a step
+            costs about 4 C^2 d operations, 136 billion at 8142 x 512.
+        temperature: T of the objective; "optimised" only. At lower T, the closest pairs count for more.
+        block_rows: rows of the blocks in which similarities are computed; "optimised" only. It affects the result by
+            rounding only; the memory besides a few (C, d) matrices is about 5 block_rows^2 numbers.
 
     Raises:
         InputError: an argument out of range, or a kind that does not exist for this C and d.
@@ -86,11 +86,11 @@ def create_prototypes(
     )
     if num_classes < 2:
         raise InputError("`num_classes` must be at least 2, got 1; prototypes are defined by their distances")
-    chosen = resolve_kind(kind, num_classes, dim)
+    resolved = resolve_kind(kind, num_classes, dim)
     rng = np.random.default_rng(seed)
-    if chosen == "simplex":
+    if resolved == "simplex":
         rows = _simplex(num_classes)  # (C, C - 1)
-    elif chosen == "orthoplex":
+    elif resolved == "orthoplex":
         rows = _orthoplex(num_classes, dim)  # (C, d)
     else:
         start = torch.from_numpy(rng.standard_normal((num_classes, dim))).float()
@@ -109,10 +109,10 @@ def resolve_kind(kind: PrototypeKind, num_classes: int, dim: int) -> PrototypeKi
         if num_classes <= dim + 1:
             return "simplex"
         return "orthoplex" if num_classes <= 2 * dim else "optimised"
-    most = {"simplex": dim + 1, "orthoplex": 2 * dim}.get(kind, num_classes)
-    if num_classes > most:
+    limit = {"simplex": dim + 1, "orthoplex": 2 * dim}.get(kind, num_classes)
+    if num_classes > limit:
         raise InputError(
-            f"`kind` '{kind}' needs `num_classes` <= {most} in {dim} dimensions, got {num_classes}; "
+            f"`kind` '{kind}' needs `num_classes` <= {limit} in {dim} dimensions, got {num_classes}; "
             f"pass kind='{resolve_kind('auto', num_classes, dim)}' or 'auto', or more dimensions"
         )
     return kind
@@ -138,10 +138,10 @@ def _orthoplex(num_classes: int, dim: int) -> Tensor:
 
 
 def _frame(dim: int, columns: int, rng: np.random.Generator) -> Tensor:
-    """(d, k) orthonormal columns, uniform over all such, float64.
+    """(d, k) orthonormal columns, uniformly distributed, float64.
 
-    QR of a Gaussian matrix is not uniform by itself, as LAPACK is free to choose signs; it is once R's diagonal is
-    positive (Mezzadri, How to Generate Random Matrices from the Classical Compact Groups, 2007).
+    The QR decomposition of a Gaussian matrix is not uniform by itself, since LAPACK is free to choose signs, but it is
+    once R's diagonal is positive (Mezzadri, How to Generate Random Matrices from the Classical Compact Groups, 2007).
     """
     q, r = torch.linalg.qr(torch.from_numpy(rng.standard_normal((dim, columns))))
     return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
@@ -154,9 +154,9 @@ def uniformity(prototypes: Tensor, temperature: float, block_rows: int = BLOCK_R
 
         L = mean_i l_i          dL/dP = (A + A^T) P / (C T)
 
-    Similarities are symmetric, so only the blocks on and above the diagonal are made: once for all l_i, and once more
-    for W = A + A^T, also symmetric. In all that is four C^2 d operations, where autograd needs six and holds several
-    C x C matrices.
+    Similarities are symmetric, so only the blocks on and above the diagonal are computed: once for all l_i, and once
+    more for W = A + A^T, also symmetric. In total that is four C^2 d operations, where autograd needs six and holds
+    several C x C matrices.
     """
     prototypes = prototypes.detach()
     num_classes = len(prototypes)
@@ -207,7 +207,7 @@ def _optimised(start: Tensor, steps: int, temperature: float, block_rows: int) -
 
 
 def welch_bound(num_classes: int, dim: int) -> float:
-    """sqrt((C - d) / (d (C - 1))): no C unit vectors in d dimensions have a smaller largest |cosine|; 0 for C <= d.
+    """Lower bound of the largest |cosine| of C unit vectors: sqrt((C - d) / (d (C - 1))), or 0 for C <= d.
 
     Source: [3]. It bounds the absolute value. The largest signed cosine may lie below it, as an orthoplex shows, whose
     opposite rows have cosine -1 and all others 0.
@@ -295,5 +295,5 @@ def _check_matrix(name: str, rows: Tensor) -> None:
             f"`{name}` must be a matrix (C, d) of floating-point numbers, got {tuple(rows.shape)} {rows.dtype}"
         )
     if not bool(rows.isfinite().all()):
-        bad = int((~rows.isfinite()).any(1).nonzero()[0])
-        raise InputError(f"`{name}` must be finite, got nan or inf in row {bad}")
+        row = int((~rows.isfinite()).any(1).nonzero()[0])
+        raise InputError(f"`{name}` must be finite, got nan or inf in row {row}")

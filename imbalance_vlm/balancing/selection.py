@@ -11,7 +11,7 @@ from torch import Tensor
 def class_mean_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Accuracy per class, averaged over the classes that occur in `labels`, in percent.
 
-    All classes count the same, so that a validation set as skewed as the training set does not favour the head classes.
+    All classes count equally, so that a validation set as skewed as the training set does not favour the head classes.
 
     Args:
         logits: (N, C).
@@ -24,5 +24,5 @@ def class_mean_accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def best(candidates: Sequence[float], score: Callable[[float], float]) -> float:
-    """The candidate with the highest score; of ties, the first."""
+    """The candidate with the highest score; the first one if several have it."""
     return max(candidates, key=score)

@@ -1,10 +1,10 @@
-"""Everything a recipe can name, one entry each. No component is imported before it is used.
+"""The components that a recipe can name, one entry each. No component is imported before it is used.
 
-A package of yours can add to these registries: call `LOSSES.add("mine", "my_package.losses:Mine", "what it does")` in
-a module named by the entry point group `imbalance_vlm.plugins`; docs/extending.md shows a whole package.
+Other packages can add to these registries: they call `LOSSES.add("mine", "my_package.losses:Mine", "what it does")` in
+a module named by the entry point group `imbalance_vlm.plugins`; docs/extending.md shows a complete package.
 
-Which components go together is decided by one rule: what a component needs, another one of the recipe must provide.
-`CAPABILITIES` lists what can be needed and provided.
+One rule decides which components can be combined: what one component needs, another must provide. `CAPABILITIES` lists
+what can be needed and provided.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Capability:
     """Something that a component may need and another one provides.
 
     Args:
-        description: what has it, in words that complete "needs ...".
+        description: what provides it, in words that complete "needs ...".
         section: the key of the recipe's section that usually provides it, for the message.
     """
 
@@ -64,7 +64,7 @@ class Capability:
 
 CAPABILITIES: dict[str, Capability] = {
     "text": Capability("an encoder with a text tower, such as any open_clip model", "encoder"),
-    "tokens": Capability("an encoder that gives all image tokens", "encoder"),
+    "tokens": Capability("an encoder that returns all image tokens", "encoder"),
     "shared_space": Capability(
         "image features in the space of the text features: set encoder.features to embedding", "encoder"
     ),
@@ -73,13 +73,13 @@ CAPABILITIES: dict[str, Capability] = {
         "a classifier that can read the names of new classes: use tuning 'zero_shot' or a prompt method with csc false",
         "tuning",
     ),
-    "novel": Capability("a dataset that leaves classes out: set data.classes to base", "data"),
+    "novel": Capability("a dataset that holds classes out: set data.classes to base", "data"),
     "trained": Capability(
-        "a head that trains something; for a classifier that starts from the text features use "
+        "a head with trained parameters; for a classifier that starts from the text features use "
         "{name: cosine, init: text}",
         "head",
     ),
-    "training": Capability("a tuning that trains, any but 'zero_shot'", "tuning"),
+    "training": Capability("a tuning that trains: any except 'zero_shot'", "tuning"),
     "tower.trained": Capability("a tuning that trains the image tower: use 'full' or 'peft'", "tuning"),
     "embedding.learned": Capability(
         "an embedding that training changes: set head.adapter to a width such as 128, use head 'decoder', or tune the "
@@ -100,7 +100,7 @@ CAPABILITIES: dict[str, Capability] = {
     "experts.loss": Capability("a loss that trains several experts: use loss 'sade'", "balancing.loss"),
     "start": Capability("a head that does not start at random: set head.init to text or class_mean", "head"),
 }
-"""What components can need and provide. A plug-in may add to it; messages only repeat names that are not here."""
+"""What components can need and provide. Plug-ins may add to it; messages show unlisted capabilities by name."""
 
 _PKG = "imbalance_vlm"
 _UCPG = (
@@ -112,7 +112,7 @@ _UCPG = (
 DATASETS.add(
     "icons_lt",
     f"{_PKG}.data.icons_lt:IconsLTReader",
-    "Icons-LT: 718 classes of everyday concepts drawn by many designers, part of the package",
+    "Icons-LT: 718 classes of everyday concepts drawn by many designers, included in the package",
 )
 DATASETS.add(
     "folder",
@@ -125,7 +125,7 @@ DATASETS.add(
 DATASETS.add(
     "places_lt",
     f"{_PKG}.data.long_tailed:PlacesLTReader",
-    "Places-LT: 365 classes of places with 4980 to 5 images each",
+    "Places-LT: 365 classes of scenes with 4980 to 5 images each",
 )
 DATASETS.add(
     "inat2018", f"{_PKG}.data.long_tailed:INat2018Reader", "iNaturalist 2018: 8142 species with 1000 to 2 images each"
@@ -176,7 +176,7 @@ DATASETS.add("hf_disk", f"{_PKG}.data.hf_disk:HFDiskReader", "a Hugging Face dat
 DATASETS.add("webdataset", f"{_PKG}.data.webdataset:WebDatasetReader", "WebDataset shards (tar files), read in place")
 
 
-def _of_open_clip(section: Mapping[str, Any]) -> frozenset[str]:
+def _open_clip_provides(section: Mapping[str, Any]) -> frozenset[str]:
     return frozenset({"text", "tokens"} | _if(section["features"] == "embedding", "shared_space"))
 
 
@@ -185,7 +185,7 @@ ENCODERS.add(
     "open_clip",
     f"{_PKG}.encoders.open_clip:OpenClipSpec",
     "any open_clip model, by name and tag or from a local file or folder; includes mini-clip",
-    provides=_of_open_clip,
+    provides=_open_clip_provides,
 )
 ENCODERS.add(
     "timm",
@@ -219,25 +219,25 @@ def _contrast_needs(section: Mapping[str, Any]) -> frozenset[str]:
     return frozenset({"embedding.learned|text.learned"}) | _start_needs(section)
 
 
-def _classifier(section: Mapping[str, Any]) -> frozenset[str]:
+def _classifier_provides(section: Mapping[str, Any]) -> frozenset[str]:
     """What a head with a trained classifier provides."""
     adapter, start = bool(section.get("adapter")), section["init"] != "random"
     return frozenset({"trained"} | _if(adapter, "embedding.learned") | _if(start, "start"))
 
 
-def _cosine(section: Mapping[str, Any]) -> frozenset[str]:
-    return _classifier(section) | _if(not section["learn_scale"], "cosines")
+def _cosine_provides(section: Mapping[str, Any]) -> frozenset[str]:
+    return _classifier_provides(section) | _if(not section["learn_scale"], "cosines")
 
 
-def _decoder(section: Mapping[str, Any]) -> frozenset[str]:
-    return _classifier(section) | {"embedding.learned"}
+def _decoder_provides(section: Mapping[str, Any]) -> frozenset[str]:
+    return _classifier_provides(section) | {"embedding.learned"}
 
 
-def _experts(section: Mapping[str, Any]) -> frozenset[str]:
-    return _classifier(section) | {"experts"}
+def _experts_provides(section: Mapping[str, Any]) -> frozenset[str]:
+    return _classifier_provides(section) | {"experts"}
 
 
-def _prototype(section: Mapping[str, Any]) -> frozenset[str]:
+def _prototype_provides(section: Mapping[str, Any]) -> frozenset[str]:
     unscaled = not section["normalise"] or section["scale"] == 1
     return frozenset(
         {"trained", "embedding.learned", "start"} | _if(section["normalise"], "cosines") | _if(unscaled, "products")
@@ -253,14 +253,16 @@ HEADS.add(
     needs=frozenset({"text", "shared_space"}),
     provides=frozenset({"names", "cosines", "start"}),
 )
-HEADS.add("linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs=_start_needs, provides=_classifier)
+HEADS.add(
+    "linear", f"{_PKG}.heads.linear:LinearHead", "one affine layer", needs=_start_needs, provides=_classifier_provides
+)
 HEADS.add(
     "cosine",
     f"{_PKG}.heads.cosine:CosineHead",
     "scaled cosine to one direction per class, initialised from the text by default",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
     needs=_start_needs,
-    provides=_cosine,
+    provides=_cosine_provides,
 )
 HEADS.add(
     "decoder",
@@ -268,7 +270,7 @@ HEADS.add(
     "transformer blocks over all image tokens, then a linear layer on the class token",
     paper="Wang et al., Exploring Vision-Language Models for Imbalanced Learning, IJCV 2024",
     needs=_decoder_needs,
-    provides=_decoder,
+    provides=_decoder_provides,
 )
 HEADS.add(
     "experts",
@@ -277,16 +279,16 @@ HEADS.add(
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
     needs=_experts_needs,
-    provides=_experts,
+    provides=_experts_provides,
 )
 
 HEADS.add(
     "prototype",
     f"{_PKG}.heads.prototype:PrototypeHead",
-    "fixed prototypes, far apart from each other, and a trained map of the features to them",
+    "fixed prototypes that are far apart, and a trained map from the features to them",
     paper="Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2022",
     needs=_prototype_needs,
-    provides=_prototype,
+    provides=_prototype_provides,
 )
 HEADS.add(
     "prototype_guided",
@@ -294,7 +296,7 @@ HEADS.add(
     "a linear classifier plus the cosine to the mean of each class (UCPG)",
     paper=_UCPG,
     needs=_start_needs,
-    provides=_classifier,
+    provides=_classifier_provides,
     status="reconstruction",
 )
 
@@ -358,7 +360,7 @@ LOSSES.add(
 LOSSES.add(
     "seesaw",
     f"{_PKG}.balancing.losses.seesaw:Seesaw",
-    "softmax with smaller penalties on rarer classes, by counts gathered during training",
+    "softmax with smaller penalties on rarer classes, from counts gathered during training",
     paper="Wang et al., Seesaw Loss for Long-Tailed Instance Segmentation, CVPR 2021",
 )
 LOSSES.add(
@@ -385,7 +387,7 @@ LOSSES.add(
 LOSSES.add(
     "etf_dot_regression",
     f"{_PKG}.balancing.losses.etf_dot_regression:ETFDotRegression",
-    "each sample pulled to the fixed prototype of its class, without a push from the others",
+    "embeddings pulled to the fixed prototype of their class, and not pushed from the others",
     paper="Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2022",
     needs=frozenset({"products"}),
     provides=frozenset({"products.loss"}),
@@ -393,7 +395,7 @@ LOSSES.add(
 LOSSES.add(
     "sade",
     f"{_PKG}.balancing.losses.sade:SADE",
-    "three experts, for the training distribution, a uniform one and a reversed one",
+    "three experts: for the training distribution, a uniform one and a reversed one",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
     needs=frozenset({"experts"}),
@@ -454,7 +456,7 @@ REGULARIZERS.add(
 REGULARIZERS.add(
     "npt",
     f"{_PKG}.balancing.regularizers.npt:NPT",
-    "learned text features spread like a simplex, and images aligned with the text of their class",
+    "learned text features spread like a simplex, and images aligned with the text features of their class",
     paper="Zhu et al., Understanding Prompt Tuning for V-L Models Through the Lens of Neural Collapse, "
     "arXiv 2306.15955, 2023",
     status="reconstruction",
@@ -463,7 +465,7 @@ REGULARIZERS.add(
 REGULARIZERS.add(
     "cpt",
     f"{_PKG}.balancing.regularizers.cpt:CPT",
-    "a simplex within each cluster of related classes, and learned text kept near the frozen text",
+    "a simplex within each cluster of related classes, and learned text features kept near the frozen ones",
     paper="Guo et al., Cluster-Aware Neural Collapse Prompt Tuning for Long-Tailed Generalization of Vision-Language "
     "Models, CVPR 2026",
     status="reconstruction",
@@ -511,7 +513,7 @@ SECOND_STAGES.add(
 SECOND_STAGES.add(
     "expert_aggregation",
     f"{_PKG}.balancing.second_stages.expert_aggregation:ExpertAggregation",
-    "expert weights under which the predictions for two views of the test images agree best",
+    "expert weights under which the predictions for two views of each test image agree best",
     paper="Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition, "
     "NeurIPS 2022",
     needs=frozenset({"experts"}),
@@ -554,7 +556,7 @@ TUNINGS.add(
 TUNINGS.add(
     "prompt",
     "",
-    "training of a prompt in one or both towers; `method` names the way",
+    "training of a prompt in one or both towers; `method` names the method",
     methods=PROMPTS,
     needs=frozenset({"names", "text", "shared_space"}),
     provides=frozenset({"training"}),
@@ -562,13 +564,13 @@ TUNINGS.add(
 TUNINGS.add(
     "peft",
     f"{_PKG}.tuning.peft.tuning:PeftTuning",
-    "training of a small part of the image tower, or of one added to it; `method` names it",
+    "training of a small part of the image tower, or of modules added to it; `method` names the method",
     methods=PEFT,
     provides=frozenset({"training", "tower.trained", "embedding.learned"}),
 )
 
 
-def _prompt(section: Mapping[str, Any]) -> frozenset[str]:
+def _prompt_provides(section: Mapping[str, Any]) -> frozenset[str]:
     return frozenset({"text.learned"} | _if(not section["csc"], "names.new"))
 
 
@@ -578,7 +580,7 @@ PROMPTS.add(
     f"{_PKG}.tuning.prompt.coop:CoOp",
     "learned vectors in place of the words around the class name, shared or one set per class",
     paper="Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022",
-    provides=_prompt,
+    provides=_prompt_provides,
 )
 PROMPTS.add(
     "cocoop",
@@ -592,19 +594,19 @@ PROMPTS.add(
     f"{_PKG}.tuning.prompt.kgcoop:KgCoOp",
     "coop kept near the text features of a plain sentence",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
-    provides=_prompt,
+    provides=_prompt_provides,
 )
 PROMPTS.add(
     "prograd",
     f"{_PKG}.tuning.prompt.prograd:ProGradTuning",
     "coop with gradients that do not oppose the zero-shot model",
     paper="Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023",
-    provides=_prompt,
+    provides=_prompt_provides,
 )
 PROMPTS.add(
     "vpt",
     f"{_PKG}.tuning.prompt.vpt:VPT",
-    "learned tokens among those of the image, with the zero-shot classifier",
+    "learned tokens inserted among those of the image, with the zero-shot classifier",
     paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "names.new"}),
@@ -620,7 +622,7 @@ PROMPTS.add(
 PROMPTS.add(
     "maple",
     f"{_PKG}.tuning.prompt.maple:MaPLe",
-    "deep prompts in both towers, those of the image a linear function of those of the text",
+    "deep prompts in both towers; those of the image are linear functions of those of the text",
     paper="Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "text.learned", "names.new"}),
@@ -646,7 +648,7 @@ TUNINGS.add(
 PEFT.add(
     "adaptformer",
     f"{_PKG}.tuning.peft.adaptformer:AdaptFormer",
-    "a bottleneck beside the MLP of every block, whose width follows the number of classes (LIFT)",
+    "a bottleneck parallel to the MLP of every block, whose width follows the number of classes (LIFT)",
     paper="Shi et al., Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts, ICML 2024",
 )
 PEFT.add(
@@ -670,7 +672,7 @@ PEFT.add(
 PEFT.add(
     "vpt",
     f"{_PKG}.tuning.peft.vpt:VPT",
-    "learned tokens among those of the image, in every block or only in the first",
+    "learned tokens inserted among those of the image, in every block or only in the first",
     paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
 )
 PEFT.add(
@@ -783,7 +785,7 @@ def load_plugins() -> None:
     """Import the modules that other packages name under the entry point group `imbalance_vlm.plugins`, once.
 
     Raises:
-        InputError: a plug-in that cannot be imported, or that registers a name which is taken. Nothing of it remains.
+        InputError: a plug-in that cannot be imported or that registers a taken name; all its registrations are undone.
     """
     for point in entry_points(group="imbalance_vlm.plugins"):
         before = {registry: list(registry) for registry in REGISTRIES.values()}

@@ -1,4 +1,4 @@
-"""Types of settings with their ranges: what a recipe is checked against and what `show` prints."""
+"""Annotated types of settings: recipes are checked against them, and `show` prints their ranges."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Nested:
 
 
 class ComputeOnly:
-    """Marks a setting that decides how a result is computed, not what it is: it takes no part in a run's identity."""
+    """Marks a setting that affects how a result is computed, not what it is; it is left out of a run's identity."""
 
 
 class FinishedRun:
-    """Marks a setting that names the folder of a finished run, whose files are used; it must be of the same encoder."""
+    """Marks a setting that names the folder of a finished run with the same encoder, whose files are reused."""
 
 
 NonNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
-Share = Annotated[float, Range(at_least=0, below=1)]  # a part of the whole, the whole itself excluded
-Part = Annotated[float, Range(above=0, at_most=1)]
+Share = Annotated[float, Range(at_least=0, below=1)]  # a fraction that is less than the whole
+Part = Annotated[float, Range(above=0, at_most=1)]  # a fraction that is not zero
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]

@@ -1,4 +1,4 @@
-"""Named components: what there is, what each needs and provides, and how one is made."""
+"""Registries of named components: what each component needs and provides, and how it is made."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from imbalance_vlm.components.settings import Setting, grouped, positionals_of, 
 from imbalance_vlm.errors import InputError, did_you_mean
 
 Section = Mapping[str, Any]
-"""A component as a recipe names it: `name` (and `method`, of a family), and beside them its settings."""
+"""The part of a recipe that chooses a component: `name` (and `method` for a family), and the component's settings."""
 
 Capabilities = frozenset[str] | Callable[[Mapping[str, Any]], frozenset[str]]
 """A set of capabilities, or a function from the component's settings to one."""
 
 Offers = Mapping[str, Callable[[Section], Any]]
-"""What a run offers to constructors, by parameter name: each a function of the section that asks for it."""
+"""What a run offers to constructors, by parameter name; each is a function of the component's section."""
 
 
 def offer(**values: Any) -> Offers:
-    """Values that do not depend on the section that asks for them."""
+    """Offers of these values, whatever the section."""
     return {name: partial(_value, value) for name, value in values.items()}
 
 
-def _value(value: Any, _section: Section) -> Any:
+def _value(value: Any, section: Section) -> Any:
     return value
 
 
@@ -46,7 +46,7 @@ class Entry:
         needs: capabilities that the recipe's other components must provide. "a|b" is satisfied by either.
         provides: capabilities that this component brings.
         status: "" or "reconstruction" for a method whose paper has no public code to check against.
-        methods: of a family, such as prompt tuning: the registry of its members. A recipe names one by the key
+        methods: for a family, such as prompt tuning: the registry of its members. A recipe chooses one with the key
             `method`; the first is the default. `build` takes the member as its positional parameter `method`; an empty
             `build` means that the member is used alone.
     """
@@ -61,13 +61,13 @@ class Entry:
     methods: Registry | None = None
 
     def member(self, section: Section) -> Entry:
-        """The entry that a recipe's section means: of a family, the member that it names."""
+        """The entry that a section chooses: for a family one of its members, otherwise this entry."""
         if self.methods is None:
             return self
         return self.methods.get(str(section.get("method", self.methods.names()[0])))
 
     def load(self) -> Callable[..., Any]:
-        """The callable that makes the component, imported if need be."""
+        """The callable that makes the component, imported if necessary."""
         if callable(self.build):
             return self.build
         module, _, attribute = self.build.partition(":")
@@ -75,7 +75,7 @@ class Entry:
         return loaded
 
     def settings(self, section: Section = {}) -> dict[str, Setting]:  # noqa: B006 (read only)
-        """The settings that a recipe may give, by name; of a family, those of the member and of the family itself."""
+        """The settings that a recipe may give, by name; for a family, those of the member and of the family itself."""
         member = self.member(section)
         settings = settings_of(member.load())
         return settings if member is self or not self.build else settings | settings_of(self.load())
@@ -102,11 +102,11 @@ class Entry:
     def make(self, section: Section, offers: Offers) -> Any:
         """The component: positional parameters by name from `offers`, keyword-only ones from the section.
 
-        Settings that are left out have their defaults. The values are not checked here: a recipe's are already, and
-        those of a Python call go through `checked_settings`.
+        Settings that are left out have their defaults. The values are not checked here: those of a recipe have been
+        checked, and Python calls use `checked_settings`.
 
         Raises:
-            InputError: a parameter that a run does not offer.
+            InputError: a positional parameter that the run does not offer.
         """
         member = self.member(section)
         naming = NAMING if self.methods is not None else NAMING[:1]  # elsewhere `method` is a setting like any other
@@ -137,7 +137,7 @@ class Registry:
     """The components of one kind, by name.
 
     >>> colours = Registry("colour")
-    >>> colours.add("red", dict, "like a rose")
+    >>> colours.add("red", dict, "a warm colour")
     >>> colours.get("redd")
     Traceback (most recent call last):
     imbalance_vlm.errors.InputError: unknown colour 'redd'. Did you mean 'red'? Available: red
@@ -152,7 +152,8 @@ class Registry:
             kind: what messages call one of its components.
             needs: capabilities that all of its components need.
             provides: capabilities that all of them provide: a set, or a function of the component's section.
-            when: a capability without which components of this kind take no part in a run (a loss without training).
+            when: the capability without which a run does not use components of this kind, such as losses without
+                training.
         """
         self.kind = kind
         self.needs = needs
@@ -160,25 +161,25 @@ class Registry:
         self.when = when
         self._entries: dict[str, Entry] = {}
 
-    def add(self, name: str, build: Callable[..., Any] | str, summary: str, **more: Any) -> None:
-        """Register a component; `more` are the other fields of `Entry`.
+    def add(self, name: str, build: Callable[..., Any] | str, summary: str, **fields: Any) -> None:
+        """Register a component; `fields` are the other fields of `Entry`.
 
         Raises:
             InputError: the name is taken.
         """
         if name in self._entries:
             raise InputError(f"{self.kind} '{name}' is already registered ({self._entries[name].summary})")
-        self._entries[name] = Entry(name, build, summary, **more)
+        self._entries[name] = Entry(name, build, summary, **fields)
 
     def reset(self, entries: Iterable[Entry]) -> None:
-        """Hold these entries and no others."""
+        """Replace all entries."""
         self._entries = {entry.name: entry for entry in entries}
 
     def get(self, name: str) -> Entry:
-        """The entry of a name.
+        """The entry with this name.
 
         Raises:
-            InputError: there is none; the message suggests one and lists all.
+            InputError: an unknown name; the message suggests a similar one and lists all.
         """
         if name not in self._entries:
             raise InputError(

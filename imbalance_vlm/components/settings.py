@@ -1,8 +1,8 @@
-"""The settings of a component: the keyword-only parameters of its constructor, and the check of their values.
+"""The settings of a component: the keyword-only parameters of its constructor, and how their values are checked.
 
-The convention of the whole package: the positional parameters of a constructor come from the run (class counts,
-widths, data), its keyword-only parameters come from the recipe. Settings that several components share are declared
-once, as the fields of a `SettingGroup`; a recipe sees them flat, beside the component's other settings.
+Everywhere in the package, the positional parameters of a constructor come from the run (class counts, widths, data) and
+its keyword-only parameters from the recipe. Settings that several components share are declared once, as the fields of
+a `SettingGroup`; a recipe sets them like the component's other settings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Setting:
         return self.default is inspect.Parameter.empty
 
     def is_default(self, value: Any) -> bool:
-        """Whether a recipe's value is the default; a recipe writes a tuple as a list."""
+        """Whether a recipe's value is the default; recipes write tuples as lists."""
         default = list(self.default) if isinstance(self.default, tuple) else self.default
         return not self.required and bool(value == default)
 
@@ -68,12 +68,12 @@ class SettingGroup:
 
 
 def settings_of(build: Build) -> dict[str, Setting]:
-    """The settings of a component, by name: its keyword-only parameters, with the fields of setting groups in line."""
+    """The settings of a component, by name: its keyword-only parameters and the fields of its setting groups."""
     return dict(_settings_of(build))
 
 
 def grouped(build: Build, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings as the keyword arguments of `build`: those that belong to a setting group become that group."""
+    """Keyword arguments of `build` from flat settings: those of a setting group are gathered into that group."""
     arguments = dict(values)
     for name, (group, default) in _groups_of(build).items():
         members = {member.name for member in dataclasses.fields(group)} & set(arguments)
@@ -98,7 +98,7 @@ def _keywords_of(build: Build) -> dict[str, Setting]:
     target = vars(build)["__init__"] if inspect.isclass(build) and "__init__" in vars(build) else build
     if inspect.isclass(target):  # the constructor is inherited
         target = target.__init__
-    settable = {
+    keywords = {
         name: parameter
         for name, parameter in inspect.signature(target).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
@@ -106,11 +106,11 @@ def _keywords_of(build: Build) -> dict[str, Setting]:
     # Only these annotations are resolved: the others may name types whose import is slow.
     annotations = {
         name: Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
-        for name, parameter in settable.items()
+        for name, parameter in keywords.items()
     }
     scope = getattr(target, "__globals__", {})
     hints = get_type_hints(SimpleNamespace(__annotations__=annotations), globalns=scope, include_extras=True)
-    return {name: Setting(name, hints[name], parameter.default) for name, parameter in settable.items()}
+    return {name: Setting(name, hints[name], parameter.default) for name, parameter in keywords.items()}
 
 
 @cache
@@ -180,8 +180,8 @@ def documented_settings(build: Build) -> dict[str, str]:
     for target in (build, *(group for group, _ in _groups_of(build).values())):
         for owner in target.__mro__ if inspect.isclass(target) else (target,):
             constructor = vars(owner).get("__init__") if inspect.isclass(owner) else None
-            for place in filter(None, (owner, constructor)):
-                descriptions = documented_arguments(place) | descriptions
+            for documented in filter(None, (owner, constructor)):
+                descriptions = documented_arguments(documented) | descriptions
     return descriptions
 
 
@@ -198,7 +198,7 @@ _WORDS: dict[Any, str] = {
 
 
 def describe(annotation: Any) -> str:
-    """What the annotation accepts, in the words of a recipe's author."""
+    """What the annotation accepts, in words for the author of a recipe."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
@@ -215,7 +215,7 @@ def describe(annotation: Any) -> str:
 
 
 def mistake(annotation: Any, value: Any) -> str | None:
-    """What is wrong with `value`, or None when it fits `annotation`."""
+    """What is wrong with `value`, or None if it fits `annotation`."""
     if fits(annotation, value):
         return None
     shown = "null" if value is None else repr(value)
@@ -235,7 +235,7 @@ def _number(text: str) -> int | float | None:
 
 
 def fits(annotation: Any, value: Any) -> bool:
-    """Whether `value` is what `annotation` says, ranges included."""
+    """Whether `value` fits `annotation`, including its ranges."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return True
@@ -269,34 +269,34 @@ def _literals(annotation: Any) -> list[str]:
     return [option for part in get_args(annotation) for option in _literals(part)]
 
 
-def checked_settings(what: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given settings, once all of them are known and in range.
+def checked_settings(what: str, allowed: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of settings, checked; `what` names the component in the message.
 
     Raises:
-        InputError: everything that is wrong with them, at once.
+        InputError: unknown, missing or unsuitable settings; the message lists all of them.
     """
-    wrong = [
-        f"unknown setting `{name}`.{did_you_mean(name, known)} Allowed: {', '.join(known) or 'none'}"
-        for name in given
-        if name not in known
+    problems = [
+        f"unknown setting `{name}`.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed) or 'none'}"
+        for name in values
+        if name not in allowed
     ]
-    wrong += [
+    problems += [
         f"`{name}` {problem}"
-        for name in given
-        if name in known and (problem := mistake(known[name].annotation, given[name]))
+        for name in values
+        if name in allowed and (problem := mistake(allowed[name].annotation, values[name]))
     ]
-    wrong += [f"`{name}` is missing" for name, setting in known.items() if setting.required and name not in given]
-    if wrong:
-        raise InputError(f"{what}: {'; '.join(wrong)}")
-    return dict(given)
+    problems += [f"`{name}` is missing" for name, setting in allowed.items() if setting.required and name not in values]
+    if problems:
+        raise InputError(f"{what}: {'; '.join(problems)}")
+    return dict(values)
 
 
 def check_arguments(**arguments: tuple[Any, Any]) -> None:
     """Check the arguments of a public function, each as (annotation, value).
 
     Raises:
-        InputError: everything that is wrong with them, at once.
+        InputError: values that do not fit; the message lists all of them.
     """
-    wrong = [f"`{name}` {problem}" for name, (kind, value) in arguments.items() if (problem := mistake(kind, value))]
-    if wrong:
-        raise InputError("; ".join(wrong))
+    problems = [f"`{name}` {problem}" for name, (kind, value) in arguments.items() if (problem := mistake(kind, value))]
+    if problems:
+        raise InputError("; ".join(problems))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural, Positive
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 
@@ -26,10 +26,10 @@ class CosineHead(Head):
         width: width of the features.
         num_classes: C.
         directions: (C, w) unit rows to start from; None for a random start.
-        init: "text" (the text features of the class names), "class_mean" (the classes' mean training features) or
-            "random".
-        scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
-        learn_scale: train s too (its logarithm, so that it stays positive).
+        init: what the directions start from: "text" (the text features of the class names), "class_mean" (the classes'
+            mean training features) or "random".
+        scale: scale s of the cosines, whose range [-1, 1] is too narrow for a softmax over many classes.
+        learn_scale: whether the scale is trained too (its logarithm, so that it stays positive).
         adapter: hidden width of a residual bottleneck before the cosines; 0 for none.
     """
 
@@ -45,8 +45,10 @@ class CosineHead(Head):
         adapter: Natural = 0,
     ) -> None:
         super().__init__()
-        start = F.normalize(torch.randn(num_classes, width), dim=-1) if directions is None else directions
-        self.weight = nn.Parameter(start.detach().clone())  # (C, w)
+        if directions is None:
+            directions = F.normalize(torch.randn(num_classes, width), dim=-1)
+        check_rows("directions", directions, num_classes, width)
+        self.weight = nn.Parameter(directions.detach().clone())  # (C, w)
         self.logit_scale = None if learn_scale else float(scale)
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log(), requires_grad=learn_scale)
         self.adapter = FeatureAdapter(width, adapter) if adapter else None

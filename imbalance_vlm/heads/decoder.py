@@ -5,31 +5,31 @@
 
     x <- x + attention(norm(x));  x <- x + mlp(norm(x));  z = W x_class + b
 
-8.87 M parameters at width 768 and 15.76 M at width 1024, the last layer left out.
+Without the last layer, 8.87 M parameters at width 768 and 15.76 M at width 1024.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.components.ranges import Count, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, linear_layer
 
 
 class DecoderHead(Head):
-    """Transformer blocks over all image tokens, then a linear layer on the first: (B, T, w) -> (B, C).
+    """Transformer blocks over all image tokens, then a linear layer on the class token: (B, T, w) -> (B, C).
 
     Args:
         width: w of the tokens.
         num_classes: C.
         directions: (C, w) unit rows to start the last layer from; None for a random start.
-        init: "random", "text" (text features mapped back through the image projection) or "class_mean".
-        depth: blocks.
-        heads: attention heads; must divide the width.
+        init: what the last layer starts from: "random", "text" (text features mapped back through the image projection)
+            or "class_mean".
+        depth: number of blocks.
+        heads: number of attention heads; must divide the width.
         mlp_ratio: hidden width of the MLP over w.
         drop: dropout after attention and MLP.
     """
@@ -46,7 +46,7 @@ class DecoderHead(Head):
         mlp_ratio: Positive = 0.5,
         drop: Share = 0.0,
     ) -> None:
-        from timm.models.vision_transformer import Block  # a slow import that listing components can do without
+        from timm.models.vision_transformer import Block  # slow to import, and not needed to list components
 
         super().__init__()
         if width % heads:
@@ -57,11 +57,7 @@ class DecoderHead(Head):
                 for _ in range(depth)
             )
         )
-        self.layer = nn.Linear(width, num_classes)
-        nn.init.zeros_(self.layer.bias)
-        if directions is not None:
-            with torch.no_grad():
-                self.layer.weight.copy_(directions)
+        self.layer = linear_layer(width, num_classes, directions)
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) class tokens after the blocks, of all tokens (B, T, w)."""

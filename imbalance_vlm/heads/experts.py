@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, linear_layer
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 EXPERTS = 3
@@ -53,15 +53,10 @@ class ExpertsHead(Head):
         adapter: Natural = 0,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(EXPERTS))
+        self.layers = nn.ModuleList(linear_layer(width, num_classes, directions) for _ in range(EXPERTS))
         self.adapters = nn.ModuleList(FeatureAdapter(width, adapter) for _ in range(EXPERTS if adapter else 0))
         self.normalise = normalise
         self.register_buffer("mixture", torch.full((EXPERTS,), 1.0 / EXPERTS))  # (3,) v
-        with torch.no_grad():
-            for layer in self._layers():
-                layer.bias.zero_()
-                if directions is not None:
-                    layer.weight.copy_(directions)
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, w) embeddings, or (B, 3 w) with adapters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.registry import Offers, offer
-from imbalance_vlm.components.settings import checked_settings
+from imbalance_vlm.components.registry import offer
+from imbalance_vlm.components.settings import checked_settings, positionals_of
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.progress import note
+
+_WNID = re.compile(r"n\d{8}")
+"""A synset of WordNet, as the folders of ImageNet are called."""
 
 
 def create_head(
@@ -32,10 +36,10 @@ def create_head(
 
     Args:
         name: one of `list_heads()`.
-        width: width w of the features it reads.
+        width: w of the features that the head reads.
         num_classes: C.
-        directions: (C, w) unit rows: what the head starts from (text features or class means), the text features of a
-            zero-shot head, or the prototypes of a head that has them. None for a random start.
+        directions: (C, w) unit rows: what the head starts from (text features or class means), or the text features or
+            prototypes of a head that classifies by them. None for a random start.
         logit_scale: exp(logit_scale) of the model, for a zero-shot head.
         settings: settings of the head, as in a recipe.
 
@@ -47,33 +51,25 @@ def create_head(
     allowed = entry.settings()
     section = {"name": name, **checked_settings(f"head '{name}'", allowed, settings)}
     init = section.get("init", allowed["init"].default if "init" in allowed else "random")
-    if init != "random" and directions is None:
+    if directions is not None:
+        check_rows("directions", directions, num_classes, width)
+    elif init != "random" or {"text", "prototypes"} & set(positionals_of(entry.load())):
+        start, remedy = (f" with init '{init}'", ", or set init='random'") if init != "random" else ("", "")
         raise InputError(
-            f"head '{name}': init '{init}' needs `directions`, (C, width) unit rows to start from, got none; pass "
-            "them, or set init='random'"
+            f"head '{name}'{start} needs `directions` of shape ({num_classes}, {width}), got None; "
+            f"pass one unit row per class{remedy}"
         )
-
-    def required(_section: Any) -> Tensor:
-        if directions is None or directions.shape != (num_classes, width):
-            shape = None if directions is None else tuple(directions.shape)
-            raise InputError(f"head '{name}' needs `directions` of shape ({num_classes}, {width}), got {shape}")
-        return directions
-
-    offers: Offers = {
-        **offer(width=width, num_classes=num_classes, directions=directions, logit_scale=logit_scale),
-        "prototypes": required,
-        "text": required,
-    }
-    head: Head = entry.make(section, offers)
+    rows = offer(directions=directions, prototypes=directions, text=directions)
+    head: Head = entry.make(section, {**offer(width=width, num_classes=num_classes, logit_scale=logit_scale), **rows})
     return head
 
 
 def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], text_features: Tensor) -> Tensor:
     """(C, w) unit directions of the class names in the space of the image features of `kind`."""
-    if all(name.isdigit() for name in class_names):
+    if all(name.isdigit() or _WNID.fullmatch(name) for name in class_names):
         note(
-            "the class names are numbers, which mean little to a text tower; name the class folders, or set "
-            "data.class_names"
+            f"the class names are numbers or identifiers such as {class_names[0]!r}, which mean little to a text "
+            "tower; rename the class folders, or name a file of names with data.class_names"
         )
     return encoder.text_in(kind, text_features)
 
@@ -82,7 +78,7 @@ def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], tex
 def class_mean_directions(source: Source, num_classes: int, batch_size: int = 1024) -> Tensor:
     """(C, w) unit directions of each class's mean unit feature; of tokens, the class token is used.
 
-    A class without images gets the mean of all.
+    A class without images gets the mean of all images.
 
     Raises:
         InputError: a source without images.

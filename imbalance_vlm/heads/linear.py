@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, linear_layer
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 
@@ -22,7 +21,7 @@ class LinearHead(Head):
         directions: (C, w) unit rows to start W from; None for a random start.
         init: what W starts from: "random" (torch's default), "text" (the text features of the class names) or
             "class_mean" (the classes' mean training features); b starts at 0.
-        bias: whether there is a b.
+        bias: whether the classifier has a bias b.
         normalise: scale the features to unit norm times sqrt(w), so that one learning rate fits every encoder.
         adapter: hidden width of a residual bottleneck before the classifier; 0 for none.
     """
@@ -39,14 +38,9 @@ class LinearHead(Head):
         adapter: Natural = 0,
     ) -> None:
         super().__init__()
-        self.layer = nn.Linear(width, num_classes, bias=bias)
+        self.layer = linear_layer(width, num_classes, directions, bias)
         self.normalise = normalise
         self.adapter = FeatureAdapter(width, adapter) if adapter else None
-        if bias:
-            nn.init.zeros_(self.layer.bias)
-        if directions is not None:
-            with torch.no_grad():
-                self.layer.weight.copy_(directions)
 
     def embed(self, features: Tensor) -> Tensor:
         if self.normalise:

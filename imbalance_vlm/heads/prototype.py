@@ -9,12 +9,11 @@
     z_c = s * cos(e, p_c)                    normalise
     z_c = e . p_c                            otherwise
 
-The tail has as much room as the head, since no gradient can move a prototype.
+Rare classes have as much room as frequent ones, since no gradient can move a prototype.
 
 The dot-regression loss needs z = e . p: `normalise` with scale 1, or no `normalise`. On unit embeddings it converges to
-the prototypes. On raw embeddings its gradient points along the prototype, so that embeddings grow longer and keep what
-is orthogonal to it: three classes that reach a cosine of -.5 to one another in the first way stay far from it in the
-second.
+the prototypes. On raw embeddings its gradient is parallel to the prototype: embeddings grow longer, their orthogonal
+parts remain, and three classes stay far from the cosine of -.5 to one another that they reach on unit embeddings.
 
 Differs from [0] in: there may be more than w + 1 prototypes, of any kind of `create_prototypes`; with frozen features
 the map A takes the place of the backbone; it starts as the identity.
@@ -28,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Count, Natural, Positive
-from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
 PrototypeKind = Literal["auto", "simplex", "orthoplex", "optimised"]
 """The kinds of prototypes; see `imbalance_vlm.create_prototypes`."""
 
 PrototypeAssign = Literal["class_mean", "text", "none"]
+"""How prototypes are assigned to classes; see `PrototypeHead`."""
 
 
 class PrototypeHead(Head):
@@ -45,14 +44,15 @@ class PrototypeHead(Head):
         width: w.
         num_classes: C.
         prototypes: (C, w) unit rows, the prototype of class c in row c.
-        assign: which prototype belongs to which class: matched to the classes' mean training features ("class_mean"),
+        assign: how prototypes are assigned to classes: matched to the classes' mean training features ("class_mean"),
             to the text features of their names ("text"), or in arbitrary order ("none").
         kind: kind of prototypes, as in `create_prototypes`.
-        prototype_seed: seed of their rotation.
+        prototype_seed: seed of the rotation of the prototypes.
         map: "linear" (w x w, the identity at the start) or "adapter" (a residual bottleneck).
-        adapter: hidden width of that bottleneck.
-        normalise: cosines times `scale`; without it, dot products with embeddings of any length.
-        scale: s; cosines lie in [-1, 1], too narrow for a softmax over many classes.
+        adapter: hidden width of the map "adapter".
+        normalise: whether logits are cosines times `scale`; otherwise they are dot products with embeddings of any
+            length.
+        scale: scale s of the cosines, whose range [-1, 1] is too narrow for a softmax over many classes.
 
     Raises:
         InputError: prototypes of another shape.
@@ -75,19 +75,15 @@ class PrototypeHead(Head):
         scale: Positive = 25.0,
     ) -> None:
         super().__init__()
-        if prototypes.shape != (num_classes, width):
-            raise InputError(
-                f"`prototypes` must have shape ({num_classes}, {width}), got {tuple(prototypes.shape)}; make them with "
-                f"create_prototypes({num_classes}, {width})"
-            )
-        self.register_buffer("prototypes", prototypes.detach().clone())  # (C, w): no parameter, so no decay either
+        check_rows("prototypes", prototypes, num_classes, width)
+        self.register_buffer("prototypes", prototypes.detach().clone())  # (C, w): a buffer, so that it does not decay
         self.map = FeatureAdapter(width, adapter) if map == "adapter" else _identity(width)
         self.normalise = normalise
         self.scale = scale
         self.logit_scale = float(scale) if normalise else None
 
     def embed(self, features: Tensor) -> Tensor:
-        """(B, w), of unit norm if `normalise`; the map reads features whose entries have unit variance."""
+        """(B, w) embeddings, of unit norm if `normalise`; the map reads features whose entries have unit variance."""
         embeddings: Tensor = self.map(F.normalize(features, dim=-1) * features.shape[-1] ** 0.5)
         return F.normalize(embeddings, dim=-1) if self.normalise else embeddings
 

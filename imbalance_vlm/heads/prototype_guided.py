@@ -4,15 +4,15 @@
     Recognition. arXiv 2308.12522, 2023. (class feature prototype-guided classifier; no code is public)
 
     z_c = w_c . e + b_c + alpha * s * cos(e, m_c)
-    m_c <- mu m_c + (1 - mu) mean of the unit embeddings of class c in the batch      for the classes it holds
+    m_c <- mu m_c + (1 - mu) mean of the unit embeddings of class c in the batch      for the classes in it
 
-A learned classifier favours frequent classes, whose samples dominate its gradient; a class mean is as well defined for
-a rare class, so that the second term keeps what the first loses.
+A learned classifier favours frequent classes, whose samples dominate its gradient. The second term compensates for
+this, since class frequencies do not affect a mean.
 
-The prior affects the first term only, since the guide is not trained with the loss. For a loss that adds to the logits
-(balanced_softmax, logit_adjustment) there is nothing to do: (w.e + b + log pi) + guide and (w.e + b + guide) + log pi
-are the same sum. A loss that treats logits in another way (vs divides them, ldam and gaussian_clouded read them as
-cosines, seesaw and lade depend on their size) sees the sum as one classifier.
+The prior affects the first term only, since the guide is not trained with the loss. A loss that adds to the logits
+(balanced_softmax, logit_adjustment) needs no change: (w.e + b + log pi) + guide and (w.e + b + guide) + log pi are the
+same sum. A loss that treats logits in another way (vs divides them, ldam and gaussian_clouded read them as cosines,
+seesaw and lade depend on their size) sees the sum as one classifier.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.components.ranges import Natural, NonNegative, Positive, Share
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.base import Head, check_rows, linear_layer
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
 
@@ -34,16 +34,16 @@ from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
 def moved_means(means: Tensor, embeddings: Tensor, targets: Tensor, momentum: float) -> Tensor:
     """(C, d) means after a batch of embeddings (N, d) and targets (N,): m_c <- mu m_c + (1 - mu) batch mean.
 
-    A class that the batch does not hold keeps its mean; one whose mean is still zero takes the batch's as it is. The
+    A class that is not in the batch keeps its mean; a mean that is still zero is replaced by that of the batch. The
     sums are at least in float32: bfloat16 cannot count beyond 256.
     """
     exact = torch.promote_types(means.dtype, torch.float32)
     unit = F.normalize(embeddings.to(exact), dim=-1)
     sums = torch.zeros_like(means, dtype=exact).index_add_(0, targets, unit)  # (C, d)
     sizes = sums.new_zeros(len(means)).index_add_(0, targets, sums.new_ones(len(targets)))[:, None]  # (C, 1)
-    batch = sums / sizes.clamp_min(1.0)
-    started = means.ne(0).any(1, keepdim=True)
-    moved = torch.where(started, momentum * means + (1.0 - momentum) * batch, batch)
+    batch_means = sums / sizes.clamp_min(1.0)
+    has_mean = means.ne(0).any(1, keepdim=True)
+    moved = torch.where(has_mean, momentum * means + (1.0 - momentum) * batch_means, batch_means)
     return torch.where(sizes > 0, moved, means).to(means.dtype)
 
 
@@ -53,17 +53,17 @@ class PrototypeGuidedHead(Head):
     Args:
         width: w.
         num_classes: C.
-        directions: (C, w) unit rows that the guide starts from. None: a class has no guide before its first batch.
-        guide: "moving", a moving average of the embeddings of each class, or "fixed", the directions as they start.
+        directions: (C, w) unit rows that the guide starts from; None for no guide of a class before its first batch.
+        guide: "moving" for a moving average of the embeddings of each class, "fixed" for the directions themselves.
         init: where the guide starts: "class_mean" (the classes' mean training features), "text" (the text features of
-            the class names), "prototype" (uniform prototypes) or "random" (nothing).
-        assign: which prototype belongs to which class, as in head "prototype".
+            the class names), "prototype" (uniform prototypes) or "random" (at zero).
+        assign: how prototypes are assigned to classes, as in head "prototype".
         kind: kind of prototypes, as in `create_prototypes`.
-        prototype_seed: seed of their rotation.
+        prototype_seed: seed of the rotation of the prototypes.
         alpha: strength of the guide; 0 is a linear classifier.
-        scale: s, the scale of the cosines.
-        momentum: mu, the momentum of the moving average.
-        bias: whether there is a b.
+        scale: scale s of the cosines.
+        momentum: momentum mu of the moving average.
+        bias: whether the classifier has a bias b.
         adapter: hidden width of a residual bottleneck before the classifier; 0 for none. Prototypes need one, since
             frozen features cannot move to them.
 
@@ -91,10 +91,6 @@ class PrototypeGuidedHead(Head):
         adapter: Natural = 0,
     ) -> None:
         super().__init__()
-        if directions is not None and directions.shape != (num_classes, width):
-            raise InputError(
-                f"`directions` must be one row per class, ({num_classes}, {width}), got {tuple(directions.shape)}"
-            )
         if guide == "fixed" and directions is None:
             raise InputError(
                 "`guide` 'fixed' needs `directions`, got none; set `init` to class_mean, text or prototype"
@@ -104,10 +100,9 @@ class PrototypeGuidedHead(Head):
                 "`init` 'prototype' needs `adapter` >= 1, since frozen features cannot move to prototypes, got 0; set "
                 "adapter to a width such as 128, or init to class_mean"
             )
-        self.layer = nn.Linear(width, num_classes, bias=bias)
-        if bias:
-            nn.init.zeros_(self.layer.bias)
+        self.layer = linear_layer(width, num_classes, bias=bias)
         start = torch.zeros(num_classes, width) if directions is None else directions.detach().clone()
+        check_rows("directions", start, num_classes, width)
         self.register_buffer("means", start)  # (C, w) m
         self.adapter = FeatureAdapter(width, adapter) if adapter else None
         self.guide = guide

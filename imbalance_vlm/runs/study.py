@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, remove_temporaries, write_json
+from imbalance_vlm.files import disk_errors, expanded, locked, remove_temporaries, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
@@ -71,8 +72,9 @@ def run(
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}")
     planned = plan(recipe, overrides)
-    resources = Resources()
-    folders = _folders(planned, Path(runs), resources)
+    resources = Resources(announce=True)
+    root = expanded(runs)
+    folders = _folders(planned, root, resources)
     if not planned.is_study:
         return _run_or_read(planned.recipes[0], folders[0], force, device, resources)
     draws_plot = _draws_plot(planned)
@@ -91,7 +93,7 @@ def run(
         _run_of_study(resolved, folder, force, device, resources)
         for resolved, folder in _with_progress(planned, folders)
     ]
-    return _report(planned, results, Path(runs) / planned.name, draws_plot)
+    return _report(planned, results, root / planned.name, draws_plot)
 
 
 def _folders(planned: Plan, root: Path, resources: Resources) -> list[Path]:
@@ -154,11 +156,11 @@ def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, res
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
     """A folder, made if it does not exist, that no other process writes to at the same time."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+    with locked(folder.parent / f".{folder.name}.lock"):
         yield
 
 
@@ -166,9 +168,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _temporary_folder() -> Iterator[Path]:
     """A folder for what a process other than process 0 writes; those of processes that were killed are removed."""
     for lock in Path(tempfile.gettempdir()).glob("imbalance_vlm-rank.*/lock"):
-        with suppress(OSError, Timeout), FileLock(lock, timeout=0):
+        with suppress(OSError, InputError, Timeout), locked(lock, timeout=0):
             shutil.rmtree(lock.parent)
-    with tempfile.TemporaryDirectory(prefix="imbalance_vlm-rank.") as folder, FileLock(Path(folder) / "lock"):
+    with tempfile.TemporaryDirectory(prefix="imbalance_vlm-rank.") as folder, locked(Path(folder) / "lock"):
         yield Path(folder)
 
 
@@ -177,7 +179,9 @@ def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resource
         with suppress(OSError):  # the folder may be read-only
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed right after its result
         return finished
-    with _locked(folder):
+    # Read first: the run's folder may lie in the dataset's, and bad data shall leave nothing behind.
+    resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
+    with _writing(folder):
         if not force and (finished := read_result(folder)):  # another process has run it meanwhile
             return finished
         if force:
@@ -241,7 +245,7 @@ def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: b
     if planned.table.get("average"):
         full = with_averages(full, places, planned.table["average"], score_columns(results))
     shown = select(full, planned.table.get("columns"), planned.table.get("sort"), columns)
-    with _locked(folder):
+    with _writing(folder):
         remove_temporaries(folder, recursive=False)
         save_table(full, folder / "table.csv", columns)
         save_table(shown, folder / "table.md", columns)

@@ -1,4 +1,4 @@
-"""Interface of a tuning method: what the head of a run is, what it reads, and which of its parameters are trained."""
+"""Interface of a tuning method: the head of a run, the images that it reads, and the parameters that are trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imbalance_vlm.heads.base import Head
 
 @dataclass(frozen=True)
 class TuningContext:
-    """The parts of a run that a tuning builds on.
+    """The parts of a run that a tuning uses.
 
     Args:
         encoder: frozen, shared by the runs of a study, on its device.
@@ -31,9 +31,9 @@ class TuningContext:
         device: device of the encoder.
         epochs: number of epochs of the training.
         seed: seed of the run.
-        flips: whether a mirrored image still shows its class.
-        text_features: (class names, templates) to (M, d) unit text features of the untouched text tower, which the runs
-            of a study share: do not change them in place.
+        flips: whether mirrored images keep their class.
+        text_features: (class names, templates) to (M, d) unit text features of the untouched text tower. The runs of a
+            study share them: do not change them in place.
     """
 
     encoder: Encoder
@@ -51,12 +51,12 @@ class TuningContext:
 class Tuning:
     """Base class of tunings; the settings of a subclass are keyword-only.
 
-    `head` is the place for all checks: a tuning that cannot be trained must raise there, before any training. Making a
-    tuning and its head encodes no images, and after `close` nothing of it is left on the shared encoder.
+    All checks belong in `head`, which must raise if the tuning cannot be trained. Making a tuning and its head encodes
+    no images, and `close` restores the shared encoder.
 
     Attributes:
-        trains: whether there are passes over the training set.
-        reads_pixels: whether the head runs the image tower itself at each step, which it must if that is trained.
+        trains: whether anything is trained.
+        reads_pixels: whether the head runs the image tower itself at each step, as a trained tower requires.
     """
 
     trains = True
@@ -75,11 +75,11 @@ class Tuning:
         return None
 
     def regularizers(self, context: TuningContext) -> list[Regularizer]:
-        """Terms that belong to the method, in addition to those of the recipe; called after `head`."""
+        """Terms of the method itself, in addition to those of the recipe; called after `head`."""
         return []
 
     def gradient(self, context: TuningContext) -> Gradient | None:
-        """The method's own gradient transform, for a recipe that names none."""
+        """The method's own gradient transform, used if the recipe names none."""
         return None
 
     def parameters(self, head: Head) -> list[nn.Parameter]:
@@ -87,11 +87,11 @@ class Tuning:
         return [parameter for parameter in head.parameters() if parameter.requires_grad]
 
     def groups(self, head: Head) -> list[dict[str, Any]]:
-        """The trained parameters as groups for the optimizer: `params`, and `lr_scale` for a factor on their rate."""
+        """The trained parameters in groups for the optimizer: `params`, and optionally `lr_scale` of their rate."""
         return [{"params": self.parameters(head)}]
 
     def base(self) -> AbstractContextManager[None]:
-        """Within this context manager the encoder is untouched, for features that are needed after the head is made."""
+        """Within this context manager the encoder is untouched, for features that are needed once the head is made."""
         return nullcontext()
 
     def after_epoch(self, head: Head, epoch: int) -> None:
@@ -101,4 +101,4 @@ class Tuning:
         """Called once, after the last step of the training and before its result is read."""
 
     def close(self) -> None:
-        """Restore the shared encoder; called when the run is over, also when it failed."""
+        """Restore the shared encoder; called at the end of a run, also of a failed one."""

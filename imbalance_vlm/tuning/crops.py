@@ -18,8 +18,8 @@ class CachedCrops(SettingGroup):
     """Views of the training images for a frozen image tower; the features of each are computed once.
 
     Args:
-        views: 0 for the model's own view of each image; k > 0 for k random crops of it (mirrored too, where the
-            dataset's classes allow it), of which epoch e reads crop e mod k.
+        views: number k of random crops of each image (also mirrored if the dataset allows it), of which epoch e uses
+            crop e mod k; 0 for the model's own view.
         min_scale: smallest share of the image that a crop shows, above 0 and at most 1.
     """
 
@@ -35,8 +35,8 @@ class PixelCrops(SettingGroup):
     """Views of the training images for an image tower that runs at every step.
 
     Args:
-        views: k for k random crops of each image (mirrored too, where the dataset's classes allow it), of which epoch e
-            reads crop e mod k; null for a new crop in every epoch, 0 for the model's own view.
+        views: number k of random crops of each image (also mirrored if the dataset allows it), of which epoch e uses
+            crop e mod k; null for a new crop in every epoch, 0 for the model's own view.
         min_scale: smallest share of the image that a crop shows, above 0 and at most 1.
     """
 
@@ -54,8 +54,8 @@ class TowerCrops(SettingGroup):
 
     Args:
         crops: "growing" for squares that grow over the epochs; "random" for a new crop of varying shape in every epoch
-            (mirrored too, where the dataset's classes allow it); "none" for the model's own view.
-        min_scale: smallest share of the image that a crop shows, above 0 and at most 1; for "growing" crops, in the
+            (also mirrored if the dataset allows it); "none" for the model's own view.
+        min_scale: smallest share of the image that a crop shows, above 0 and at most 1; with "growing" crops, in the
             first epoch.
     """
 

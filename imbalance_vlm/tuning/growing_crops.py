@@ -6,7 +6,7 @@
     Epoch e of E draws the share of the image that a crop shows from [a_t, 1], t = e / (E - 1):
     a_t = .08 + .92 (1 - sqrt(1 - t^2))
 
-    Both ends of the interval are capped at the share of the largest square in the image; the square lies anywhere.
+    Both ends of the interval are capped at the share of the largest square in the image; its position is random.
 
 There is no other augmentation: no mirroring, no change of aspect ratio. a_t stays low for most of the training and
 reaches 1 in the last epoch, which sees only the largest squares.
@@ -52,7 +52,7 @@ def random_square(width: int, height: int, smallest: float, generator: torch.Gen
 class SquareCrop:
     """A random square of the image, then the model's own transform, which scales it to the model's size.
 
-    The crop is a function of image, seed and epoch, so that it is the same on every worker and in a resumed run.
+    The crop depends on image, seed and epoch only, so that it is the same on every worker and in a resumed run.
     """
 
     base: View

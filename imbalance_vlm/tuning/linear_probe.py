@@ -8,7 +8,7 @@ from imbalance_vlm.tuning.crops import CachedCrops
 
 
 class LinearProbe(Tuning):
-    """Trains the head alone; both towers stay frozen, so that features are computed once.
+    """Trains the head alone; both towers are frozen, so that features are computed once.
 
     Args:
         crops: views of the training images.

@@ -1,7 +1,7 @@
 """A head on an image tower that is trained with it.
 
-The features of a frozen tower are computed once; those of a tower under tuning change with every step, so this head
-reads the images and runs the tower.
+The features of a frozen tower are computed once. Those of a trained tower change with every step, so this head reads
+the images and runs the tower.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from imbalance_vlm.tuning.peft.base import TunedTower
 
 
 class TowerHead(Head):
-    """Images (B, 3, H, W) to logits (B, C), through a tower under tuning and a head on its features.
+    """Images (B, 3, H, W) to logits (B, C), through a trained tower and a head on its features.
 
     Its parameters are those of the inner head and those trained in the tower, and its state holds these and the buffers
-    that belong to them, never the frozen part. The tower stays in the encoder, which the runs of a study share: whoever
-    applied the method must call `TunedTower.remove` in the end.
+    that belong to them, never the frozen part. The tower stays in the encoder, which the runs of a study share: the
+    code that applied the method must call `TunedTower.remove` at the end.
 
-    A copy is a working model of its own, which shares all that is frozen with the original.
+    A deep copy is an independent model that shares all frozen parts with the original.
 
     Args:
-        encoder: the encoder whose image tower is under tuning; its precision is used.
+        encoder: the encoder whose image tower is trained; its precision is used.
         tuned: that tower.
         inner: the head that reads its features; its parameters that require gradients are trained.
         kind: the features that `inner` reads; see `imbalance_vlm.encoders.base.KINDS`.
@@ -38,7 +38,7 @@ class TowerHead(Head):
 
     def __init__(self, encoder: Encoder, tuned: TunedTower, inner: Head, kind: str) -> None:
         super().__init__()
-        # torch's own way of setting attributes would make the whole encoder a submodule of this one.
+        # nn.Module.__setattr__ would make the whole encoder a submodule of this one.
         object.__setattr__(self, "encoder", encoder)
         object.__setattr__(self, "tuned", tuned)
         self.inner = inner
@@ -61,7 +61,7 @@ class TowerHead(Head):
         self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
     ) -> TowerHead:
         other = copy.copy(self)
-        other._modules = dict(self._modules)  # the copy's own, so that its inner head can be replaced
+        other._modules = dict(self._modules)  # so that replacing the inner head leaves the original unchanged
         other.inner = self.inner.for_names(class_names, text_features)
         return other
 
@@ -70,11 +70,11 @@ class TowerHead(Head):
         return self.tuned.root
 
     @property
-    def logit_scale(self) -> float | None:  # type: ignore[override]  # as for the inner head
+    def logit_scale(self) -> float | None:  # type: ignore[override]
         return self.inner.logit_scale
 
     @property
-    def learns_text(self) -> bool:  # type: ignore[override]  # as for the inner head
+    def learns_text(self) -> bool:  # type: ignore[override]
         return self.inner.learns_text
 
     @property
@@ -82,7 +82,7 @@ class TowerHead(Head):
         return self.inner.text
 
     def train(self, mode: bool = True) -> TowerHead:
-        """Training mode for the inner head and for what is trained in the tower, evaluation mode for the rest of it."""
+        """Training mode for the inner head and the trained parts of the tower, evaluation mode for the frozen parts."""
         super().train(mode)
         self.tuned.train(mode)
         return self
@@ -95,10 +95,10 @@ class TowerHead(Head):
         if hasattr(self.encoder, "tokenizer"):
             shared.append(self.encoder.tokenizer)
         memo |= {id(value): value for value in shared}
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
-        return twin
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return clone
 
 
 def module_of(values: Mapping[str, Tensor]) -> nn.Module:

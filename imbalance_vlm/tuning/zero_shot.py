@@ -9,7 +9,7 @@ from imbalance_vlm.tuning.base import Tuning
 
 
 class ZeroShot(Tuning):
-    """No trainable parameters, no passes over the training set."""
+    """Trains no parameters."""
 
     trains = False
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from imbalance_vlm import InputError
 from imbalance_vlm.components import catalogue
+from imbalance_vlm.heads.base import Head
+from imbalance_vlm.heads.cosine import CosineHead
+from imbalance_vlm.heads.decoder import DecoderHead
+from imbalance_vlm.heads.experts import ExpertsHead
 from imbalance_vlm.heads.factory import class_mean_directions, create_head, text_directions
+from imbalance_vlm.heads.linear import LinearHead
+from imbalance_vlm.heads.prototype_guided import PrototypeGuidedHead
 from tests.heads.problem import CLASSES, WIDTH, directions
 
 
@@ -56,6 +64,19 @@ def test_a_start_that_needs_directions_is_refused_without_them(name: str) -> Non
         create_head(name, WIDTH, CLASSES, init="text")
 
 
+@pytest.mark.parametrize("shape", [(CLASSES - 1, WIDTH), (CLASSES, WIDTH + 1), (1, WIDTH)])
+@pytest.mark.parametrize("name", catalogue.HEADS.names())
+def test_directions_of_another_shape_are_refused(name: str, shape: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"`directions` must have shape \(5, 8\), one row per class, got"):
+        create_head(name, WIDTH, CLASSES, torch.ones(shape))
+
+
+@pytest.mark.parametrize("head", [CosineHead, LinearHead, DecoderHead, ExpertsHead, PrototypeGuidedHead])
+def test_a_head_refuses_one_direction_for_all_classes(head: Callable[..., Head]) -> None:
+    with pytest.raises(InputError, match=r"`directions` must have shape \(5, 8\), one row per class, got \(1, 8\)"):
+        head(WIDTH, CLASSES, torch.ones(1, WIDTH))
+
+
 class TextTower:
     """An encoder whose text and image features share a space."""
 
@@ -69,3 +90,5 @@ def test_class_names_that_are_numbers_give_a_note(capsys: pytest.CaptureFixture[
     assert not capsys.readouterr().err
     text_directions(TextTower(), "embedding", ["0", "7"], features)  # type: ignore[arg-type]
     assert "the class names are numbers" in capsys.readouterr().err
+    text_directions(TextTower(), "embedding", ["n01440764", "n01443537"], features)  # type: ignore[arg-type]
+    assert "identifiers such as 'n01440764'" in capsys.readouterr().err

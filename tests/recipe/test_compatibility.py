@@ -26,7 +26,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a linear probe of a head that trains nothing": (
         {"head": "text"},
-        ["tuning: tuning 'linear_probe' needs a head that trains something", "init: text", "got head 'text'"],
+        ["tuning: tuning 'linear_probe' needs a head with trained parameters", "init: text", "got head 'text'"],
     ),
     "a text start without a text tower": (
         {"encoder": "timm:resnet18", "head": {"name": "linear", "init": "text"}},
@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "new classes without a dataset that leaves some out": (
         COOP | {"evaluation.base_to_novel": True},
-        ["evaluation.base_to_novel: evaluator 'base_to_novel' needs a dataset that leaves classes out"],
+        ["evaluation.base_to_novel: evaluator 'base_to_novel' needs a dataset that holds classes out"],
     ),
     "new classes with a classifier that cannot read them": (
         {"data.classes": "base", "evaluation.base_to_novel": True},

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from imbalance_vlm.balancing.regularizers.base import StepOutputs
 
 Snapshot = Mapping[str, Tensor]
+"""Trained parameters by name, after an epoch of the first pass."""
 
 
 class Gradient(nn.Module):
-    """Base class of gradient transforms; what a transform keeps between steps is a buffer.
+    """Base class of gradient transforms; state kept between steps is a buffer.
 
-    A transform that learns from a training of its own (a first pass) declares its length in `first_epochs` and receives
-    the trained parameters as they were after each of its epochs; then the head starts again.
+    A transform that needs a first pass of training declares its length in `first_epochs` and receives the trained
+    parameters after each of these epochs in `learn`; then the head starts again.
     """
 
     @property
@@ -32,14 +33,13 @@ class Gradient(nn.Module):
         return 0
 
     def learn(self, snapshots: Sequence[Snapshot]) -> None:
-        """Receives the first pass: the trained parameters by name, after each of its epochs."""
+        """Called after the first pass with the trained parameters after each of its epochs."""
 
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Receives the trained parameters by name, at their start; called before the first step, also of a resumed
-        run."""
+        """Called with the initial trained parameters by name before the first step, also of a resumed run."""
 
     def backward(self, loss: Tensor, outputs: StepOutputs) -> None:
-        """Store in each parameter's `grad` what the optimizer reads."""
+        """Compute the gradients of the loss, transform them and store them in the parameters."""
         loss.backward()
 
     def after_step(self) -> None:

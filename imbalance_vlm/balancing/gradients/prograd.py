@@ -1,4 +1,4 @@
-"""ProGrad: the gradient of the loss without the part that would undo the zero-shot model's knowledge.
+"""ProGrad: the gradient of the loss without the part that opposes the zero-shot model.
 
 [0] Zhu, Niu, Han, Wu, Zhang. Prompt-aligned Gradient for Prompt Tuning. ICCV 2023.
 [1] github.com/BeierZhu/Prompt-align, trainers/prograd.py (ProGradLoss, prograd_backward_and_update); lambda 1, T 1
@@ -7,7 +7,7 @@
     g <- g - lambda <g, k> / <k, k> k     where <g, k> < 0,     for each parameter tensor separately
 
 z0 are the zero-shot logits of the same image features: exp(logit_scale) * cos(f, t_frozen). As in [1] the product is
-taken for each parameter tensor, not over all of them; CoOp has only one.
+taken for each parameter tensor, not over all of them (CoOp has only one).
 
 Differs from [1] in: [1] uses the cross-entropy to the zero-shot distribution, whose gradient is that of the KL; a zero
 k leaves g as it is, instead of dividing by zero.
@@ -28,9 +28,9 @@ from imbalance_vlm.errors import InputError
 
 
 def aligned(gradient: Tensor, guide: Tensor, strength: float) -> Tensor:
-    """`gradient` less `strength` times its projection on `guide`, where the two conflict.
+    """`gradient` minus `strength` times its projection on `guide`, where the two conflict.
 
-    Without control flow that depends on the values, which would force a device sync.
+    No control flow depends on the values, which would force a device sync.
     """
     product, square = (gradient * guide).sum(), guide.square().sum()
     share = torch.where(square > 0, product.clamp_max(0.0) / square.clamp_min(torch.finfo(gradient.dtype).tiny), 0.0)
@@ -40,12 +40,12 @@ def aligned(gradient: Tensor, guide: Tensor, strength: float) -> Tensor:
 class ProGrad(Gradient):
     """Removes from each gradient the part that points against the zero-shot model's predictions.
 
-    It costs a second backward pass. The image features are those that the head classifies, without their gradient.
+    It costs a second backward pass. The image features are those that the head classifies, detached.
 
     Args:
         logit_scale: exp(logit_scale) of the zero-shot logits, the scale of the head.
-        strength: lambda, the share of the conflicting part that is removed.
-        temperature: T of both distributions.
+        strength: share lambda of the conflicting part that is removed.
+        temperature: temperature T of both distributions.
 
     Raises:
         InputError: a head that learns no text.
@@ -58,16 +58,12 @@ class ProGrad(Gradient):
         self.temperature = temperature
         self._trained: list[nn.Parameter] = []
 
-    @property
-    def is_linear(self) -> bool:
-        return False
-
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._trained = list(parameters.values())
 
     def backward(self, loss: Tensor, outputs: StepOutputs) -> None:
-        value = divergence(outputs.logits, self._zero_shot(outputs), self.temperature).mean()
-        guides = torch.autograd.grad(value, self._trained, retain_graph=True, allow_unused=True)
+        kl = divergence(outputs.logits, self._zero_shot(outputs), self.temperature).mean()
+        guides = torch.autograd.grad(kl, self._trained, retain_graph=True, allow_unused=True)
         loss.backward()
         for parameter, guide in zip(self._trained, guides, strict=True):
             if guide is not None and parameter.grad is not None:

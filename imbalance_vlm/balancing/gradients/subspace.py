@@ -10,12 +10,12 @@
     3. train again from the same start v0, every gradient g replaced by U^T U g
     and after each step   v <- v0 + U^T U (v - v0)
 
-The last line keeps weight decay and momentum in the subspace: the training is that of the coordinates a in
-v = v0 + U^T a by the same optimizer, with the weight decay's penalty |v|^2 / 2 as a function of a. (This holds for SGD;
-Adam's steps depend on the coordinates, so for Adam only the subspace is kept.)
+The last line keeps weight decay and momentum in the subspace. With SGD this equals training the coordinates a, where v
+= v0 + U^T a, by the same optimizer, with the penalty |v|^2 / 2 of weight decay as a function of a; Adam's steps depend
+on the coordinates, so for Adam only the subspace is kept.
 
-Differs from [1] in: that line, without which weight decay pulls the prompt out of the subspace; any prompt method, and
-any trained parameters, flattened together.
+Differs from [1] in: the last line, without which weight decay pulls the prompt out of the subspace; any prompt method,
+and any trained parameters, flattened together.
 """
 
 from __future__ import annotations
@@ -60,15 +60,16 @@ def principal_directions(rows: Tensor, rank: int) -> Tensor:
 class Subspace(Gradient):
     """Keeps the trained parameters, all together, in the subspace that the first epochs of a training span.
 
-    A checkpoint holds nothing of it: a resumed run reads the files of its first pass again.
+    It is not saved in checkpoints: a resumed run reads the files of its first pass again.
 
     Args:
-        keep: T, epochs of the first pass.
-        rank: r, dimension of the subspace.
+        keep: number of epochs T of the first pass.
+        rank: dimension r of the subspace.
         reuse: folder of a finished run with a first pass, whose files are used instead of a new one.
 
     Raises:
-        InputError: a rank that so few prompts cannot span, a folder without a first pass, or one of other parameters.
+        InputError: a rank too high for the number of prompts, a folder without a first pass, or a first pass of other
+            parameters.
     """
 
     basis: Tensor
@@ -92,10 +93,6 @@ class Subspace(Gradient):
         self.register_buffer("origin", torch.zeros(0), persistent=False)
 
     @property
-    def is_linear(self) -> bool:
-        return False
-
-    @property
     def first_epochs(self) -> int:
         return self.keep if self.files is None else 0
 
@@ -106,22 +103,22 @@ class Subspace(Gradient):
     def start(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._trained = dict(parameters)
         snapshots = self._snapshots if self.files is None else [load_file(file) for file in self.files]
-        rows = torch.stack([self._flat(snapshot) for snapshot in snapshots])  # (T, D)
-        self.origin = self._joined(self._trained.values())
+        rows = torch.stack([self._row(snapshot) for snapshot in snapshots])  # (T, D)
+        self.origin = self._flattened(self._trained.values())
         self.basis = principal_directions(rows, self.rank).to(self.origin)
 
     def backward(self, loss: Tensor, outputs: StepOutputs) -> None:
         loss.backward()
         with torch.no_grad():
             grads = [torch.zeros_like(value) if value.grad is None else value.grad for value in self._trained.values()]
-            parts = self._parts(self._projected(self._joined(grads)))
+            parts = self._split(self._projected(self._flattened(grads)))
             for parameter, part in zip(self._trained.values(), parts, strict=True):
                 parameter.grad = part.to(parameter)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        moved = self._joined(self._trained.values()) - self.origin
-        parts = self._parts(self.origin + self._projected(moved))
+        change = self._flattened(self._trained.values()) - self.origin
+        parts = self._split(self.origin + self._projected(change))
         for parameter, part in zip(self._trained.values(), parts, strict=True):
             parameter.copy_(part)
 
@@ -129,19 +126,19 @@ class Subspace(Gradient):
         """U^T U x, (D,) -> (D,)."""
         return (self.basis @ flat) @ self.basis
 
-    def _joined(self, tensors: Iterable[Tensor]) -> Tensor:
-        """(D,), in float32 at least."""
+    def _flattened(self, tensors: Iterable[Tensor]) -> Tensor:
+        """(D,) the tensors as one vector, at least in float32."""
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
-    def _parts(self, flat: Tensor) -> list[Tensor]:
+    def _split(self, flat: Tensor) -> list[Tensor]:
         """A flat vector cut into the parameters' shapes."""
         sizes = [parameter.numel() for parameter in self._trained.values()]
         return [
             part.view_as(parameter) for part, parameter in zip(flat.split(sizes), self._trained.values(), strict=True)
         ]
 
-    def _flat(self, snapshot: Snapshot) -> Tensor:
+    def _row(self, snapshot: Snapshot) -> Tensor:
         """A snapshot as one row, in the order of the parameters."""
         expected = {name: tuple(parameter.shape) for name, parameter in self._trained.items()}
         shapes = {name: tuple(value.shape) for name, value in snapshot.items()}

@@ -23,7 +23,7 @@ class BalancedSoftmax(Loss):
     """Balanced softmax.
 
     Args:
-        long_tail: class counts; a class without images takes no part in the softmax.
+        long_tail: class counts; a class without images is left out of the softmax.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
     """
 

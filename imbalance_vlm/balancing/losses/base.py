@@ -23,14 +23,14 @@ class Loss(nn.Module):
     that the logits are computed from implements `values` in place of `per_sample`.
 
     Attributes:
-        experts: number E of experts whose logits a loss accepts as (N, E, C), beside (N, C); 0 for none.
+        experts: number E of experts whose logits a loss accepts as (N, E, C), in addition to (N, C); 0 for none.
 
     Args:
         long_tail: class counts; kept as the buffer `counts`, so that they move and are saved with the module.
         reduction: "batch" divides the sum by the number of samples, as the papers do; "weights" by the sum of the
-            samples' class weights, as torch's weighted mean does (the same thing in a loss without class weights);
+            samples' class weights, as torch's weighted mean does (the same in a loss without class weights);
             "none" returns the (N,) values, weighted.
-        weighting: class weights of the subclass, if it has any.
+        weighting: class weights of the subclass; None for a loss without any.
     """
 
     experts = 0
@@ -49,8 +49,8 @@ class Loss(nn.Module):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, counted from 0 of `epochs`; also before the first epoch of a resumed run.
 
-        The training loop calls it. A loop of your own must call it too, or deferred weights never take effect. What it
-        does must depend on its arguments only, so that a resumed run reaches the same state.
+        The training loop calls it. A loop of your own must call it too, or deferred weights never take effect. Its
+        effect must depend on its arguments only, so that a resumed run reaches the same state.
         """
         if self.weighting is not None:
             self.weighting.on_epoch(epoch, epochs)
@@ -72,7 +72,7 @@ class Loss(nn.Module):
 
         Raises:
             InputError: shapes that do not fit, targets that are not class indices or, on the CPU, lie outside [0, C).
-                (On a GPU that check would stall every step; datasets check their labels once, when they are made.)
+                (On a GPU the last check would force a device sync at every step; datasets check their labels once.)
         """
         self._check(logits, targets)
         values = self.values(logits, targets, embeddings)  # (N,)
@@ -109,8 +109,8 @@ class Loss(nn.Module):
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Per-sample cross-entropy with the target `(1 - s) onehot + s / K` over the K classes whose logit is not -inf.
 
-    A logit of -inf (of a class that a prior-based loss leaves out) takes no part in the smoothing. Without any this is
-    torch.nn.functional.cross_entropy(..., label_smoothing=s).
+    A logit of -inf (of a class that a prior-based loss leaves out) gets no share of the smoothing. If all logits are
+    finite, this is torch.nn.functional.cross_entropy(..., label_smoothing=s).
 
     Shapes: logits (N, C), targets (N,) -> (N,).
     """
@@ -124,7 +124,7 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: flo
 
 
 def scale_of_head(explicit: float | None, offered: float | None) -> float:
-    """The factor between cosines and logits, for losses on cosines: the explicit one, or else that of the head.
+    """The factor between cosines and logits, for losses on cosines: `explicit` if set, otherwise that of the head.
 
     Raises:
         InputError: neither is known.
@@ -139,20 +139,20 @@ def scale_of_head(explicit: float | None, offered: float | None) -> float:
 
 
 def exact(counts: Tensor, like: Tensor) -> Tensor:
-    """Whole-number counts in the dtype of `like`, but at least in float32, which holds them up to 2^24."""
+    """Integer counts in the dtype of `like`, but at least in float32, which is exact up to 2^24."""
     return counts.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def log_prior(counts: Tensor, like: Tensor) -> Tensor:
     """(C,) log of the class shares in the dtype of `like`; -inf for a class without images.
 
-    Computed from the whole-number counts in at least float32 at each call: a C-vector costs nothing beside (N, C)
-    logits, and a module turned to bfloat16 and back has lost nothing.
+    Computed from the integer counts in at least float32 at each call: a C-vector is cheap next to (N, C) logits, and a
+    module that is cast to bfloat16 and back keeps its precision.
     """
     numbers = exact(counts, like)
     return (numbers / numbers.sum()).log().to(like.dtype)
 
 
 def shift(bias: Tensor, tau: float) -> Tensor:
-    """tau * bias in which -inf stays -inf, also at tau 0 (a class without images is left out whatever tau is)."""
+    """tau * bias, where -inf stays -inf even at tau 0: a class without images is left out for any tau."""
     return torch.where(torch.isneginf(bias), bias, tau * bias)

@@ -25,11 +25,12 @@ class ClassBalanced(Loss):
     """Cross-entropy or focal loss times the inverse effective number of the class.
 
     Args:
-        long_tail: class counts; a class without images weighs nothing, and stays in the softmax as in cross-entropy.
-        beta: how slowly the value of further images of a class decreases, in [0, 1); 0 weighs all classes alike.
-        base: what is weighted.
+        long_tail: class counts; a class without images has weight 0, and stays in the softmax as in cross-entropy.
+        beta: how slowly the value of further images of a class decreases, in [0, 1); 0 gives all classes the same
+            weight.
+        base: the loss that is weighted.
         gamma: focusing exponent of the focal base, >= 0.
-        defer: share of the training during which all classes weigh 1 (deferred re-weighting; 0.8 is usual).
+        defer: share of the training during which all classes have weight 1 (deferred re-weighting; 0.8 is usual).
     """
 
     def __init__(

@@ -1,15 +1,15 @@
 """Equalization loss (EQL).
 
 [0] Tan, Wang, Li, Li, Ouyang, Yin, Yan. Equalization Loss for Long-Tailed Object Recognition. CVPR 2020.
-    (lambda 1.77e-3 there: about 100 of LVIS's images, up to where it calls a category common)
+    (lambda 1.77e-3: about 100 images of LVIS, the most that its common categories have)
 
     L = sum_c k_c BCE(z_c, [c = y]),   k_c = 0 if c != y and pi_c < lambda, else 1
 
-Rare classes are not pushed down by the samples of others. The threshold is a share of the training images: with a
-thousand classes most lie below the default.
+Samples of other classes do not lower the logits of rare classes. The threshold is a share of the training images: with
+a thousand classes most lie below the default.
 
-Differs from [0] in: no background, so E(r) = 1; a class without images is below any threshold. [0] also has a softmax
-form with random ignoring for image classification (SEQL), which this is not.
+Differs from [0] in: no background, so E(r) = 1; a class without images is below any threshold. The softmax form of [0]
+for image classification, which ignores at random (SEQL), is not implemented.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def equalization(logits: Tensor, targets: Tensor, rare: Tensor) -> Tensor:
 class Equalization(Loss):
     """One sigmoid per class, in which rare classes see no negatives.
 
-    At test the largest logit wins, as with a softmax.
+    The class with the largest logit is predicted, as with a softmax.
 
     Args:
         long_tail: class counts; a class without images gets no gradient.

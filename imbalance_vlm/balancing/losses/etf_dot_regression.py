@@ -6,10 +6,10 @@
 
     L = (h.m_y - |m_y| |h|)^2 / (2 |h|),   m fixed unit prototypes, |h| without gradient
 
-Cross-entropy pushes h away from all other prototypes too, the more the more samples those classes have; here a sample
-is pulled to its own prototype and nothing else. The least value, 0, is reached where h points along m_y.
+Cross-entropy also pushes h away from all other prototypes, most strongly from those of frequent classes; here a sample
+is only pulled to its own prototype. The minimum, 0, is reached where h points along m_y.
 
-Differs from [1] in: the length of the embeddings is not held down by a further term.
+Differs from [1] in: no further term limits the length of the embeddings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ def etf_dot_regression(hits: Tensor, lengths: Tensor) -> Tensor:
 class ETFDotRegression(Loss):
     """Squared difference between h.m_y and its largest possible value |h|, over |h|.
 
-    The logits must be h.m_c themselves: unit prototypes that stay as they are, and no scale on the cosines or on h
-    between the embeddings and the logits. Called without embeddings, |h| counts as 1, as for unit embeddings.
+    The logits must be h.m_c, with fixed unit prototypes and without a scale. Without embeddings, |h| is taken as 1.
 
     Args:
         long_tail: class counts (only their number matters here).

@@ -20,7 +20,7 @@ from imbalance_vlm.long_tail import LongTail
 def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """Per-sample focal loss, (N, C), (N,) -> (N,), finite with finite gradients at any finite logits.
 
-    1 - p_y is taken as -expm1(log p_y): exact where p_y is close to 1, where the subtraction would cancel. The clamp
+    1 - p_y is computed as -expm1(log p_y): exact where p_y is close to 1, where the subtraction would cancel. The clamp
     keeps the gradient of the power finite when gamma < 1 and p_y rounds to 1.
     """
     nll = smoothed_cross_entropy(logits, targets)  # (N,)
@@ -29,7 +29,7 @@ def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 class Focal(Loss):
-    """Focal loss: down-weights what is classified well already.
+    """Focal loss: down-weights samples that are already classified well.
 
     Args:
         long_tail: class counts (only their number matters here).

@@ -1,18 +1,18 @@
 """Gaussian clouded logit adjustment (GCL).
 
 [0] Li, Cheung, Lu. Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment. CVPR 2022.
-[1] github.com/Keke921/GCLLoss, losses.py (m .5, s 30, cloud 1 unless set)
+[1] github.com/Keke921/GCLLoss, losses.py (m .5, s 30, cloud 1 by default)
 [2] Dong, Zhou, Yan, Zuo. LPT: Long-Tailed Prompt Tuning for Image Classification. ICLR 2023. (m .1, s 20, cloud .5)
 
     L = -log softmax(s * (cos - s_n a |eps| - m onehot_y))_y
-    a_c = (log n_max - log n_c) / max_j (log n_max - log n_j),   eps ~ N(0, (1/3)^2) clamped to [-1, 1], each (i, c)
+    a_c = (log n_max - log n_c) / max_j (log n_max - log n_j),   eps ~ N(0, (1/3)^2) clamped to [-1, 1], per (i, c)
 
 The rarer the class, the larger the cloud around its logits. Margin and cloud are in units of the cosine: `head_scale`
 is the factor by which the head multiplies its cosines, and cos = z / head_scale. 1/3 is the standard deviation, as in
 [1]; "N(0, 1/3)" could be read as a variance.
 
 Differs from [1] and [2] in: no clouds outside of training (`loss.eval()`); no focal or asymmetric factor on top; a
-class without images takes no part in the softmax.
+class without images is left out of the softmax.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cloud_sizes(counts: Tensor, like: Tensor) -> Tensor:
 def gaussian_clouded(logits: Tensor, targets: Tensor, clouds: Tensor, m: float, s: float, head_scale: float) -> Tensor:
     """Per-sample loss, (N, C), (N,) -> (N,), of head_scale * cos less `clouds` (N, C), inf leaving a class out.
 
-    The clouds are overwritten: on a CPU a new (N, C) tensor costs more than the arithmetic in it.
+    The clouds are overwritten: on a CPU, allocating a new (N, C) tensor costs more than the arithmetic.
     """
     lowered = clouds.mul_(-s).add_(logits, alpha=s / head_scale)
     lowered.scatter_add_(1, targets[:, None], lowered.new_full((len(targets), 1), -s * m))
@@ -47,18 +47,18 @@ def gaussian_clouded(logits: Tensor, targets: Tensor, clouds: Tensor, m: float, 
 class GaussianClouded(Loss):
     """Cross-entropy on cosines lowered at random, the more the rarer the class, with a margin on the true class.
 
-    The clouds depend on the seed that torch had when the loss was made, and on the epoch.
+    The clouds depend on torch's seed when the loss was made, and on the epoch.
 
-    Cost: three to four times cross-entropy's time on a CPU, half of it for drawing N x C normal numbers, which the
-    method requires and which torch draws sequentially. The memory is cross-entropy's.
+    Cost: three to four times cross-entropy's time on a CPU, half of it for drawing the N x C normal numbers of the
+    method, which torch draws sequentially. The memory is that of cross-entropy.
 
     Args:
-        long_tail: class counts; a class without images takes no part in the softmax.
+        long_tail: class counts; a class without images is left out of the softmax.
         m: margin of the true class, in units of the cosine.
         s: scale of the cosines in this loss.
         s_n: size of the rarest class's cloud, in units of the cosine.
-        logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
+        logit_scale: factor by which the head multiplies its cosines.
+        head_scale: factor between cosines and logits (1 for raw cosines); null uses that of the head.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class GaussianClouded(Loss):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         super().on_epoch(epoch, epochs)
         self.epoch = epoch
-        self._generator = None  # the next clouds are the epoch's first
+        self._generator = None  # the generator of the epoch starts with the next batch
 
     def noise(self, like: Tensor) -> Tensor:
         """(N, C) eps of the next batch, on the device and in the dtype of `like`."""

@@ -1,7 +1,7 @@
 """LADE: label distribution disentangling.
 
 [0] Hong, Han, Choi, Seo, Kim, Chang. Disentangling Label Distribution for Long-tailed Visual Recognition. CVPR 2021.
-[1] github.com/hyperconnect/LADE, loss/LADELoss.py and PriorCELoss.py; its README has the settings: (lam, alpha) is
+[1] github.com/hyperconnect/LADE, loss/LADELoss.py and PriorCELoss.py; settings (lam, alpha) in its README:
     (.01, .1) for CIFAR-100-LT, (.1, .005) for Places-LT, (.5, .05) for ImageNet-LT and (.1, .05) for iNaturalist 2018
 
     L = mean_i [-log softmax(z_i + log pi)_{y_i}] + alpha * R
@@ -10,11 +10,11 @@
     s_c = log (1/B sum_i exp z_ic) - log pi_c - log K,   K classes with images
 
 R is a regularised Donsker-Varadhan bound that pulls the RAW logits to log p(x | c) / p(x) under a uniform prior; it
-must not see the shifted ones of the first term. R is a property of the whole batch: the value of a sample is its own
-first term plus alpha * R of its batch, so that the mean is L.
+must not be computed from the shifted logits of the first term. R is a property of the whole batch: the value of a
+sample is its own first term plus alpha * R of its batch, so that the mean is L.
 
-Read as importance sampling, s_c would divide sample i by the prior of its own label; [1] divides by that of class c,
-and that is followed here. Differs from [1] in: no 1e-9 inside the logarithms; a class without images is left out.
+With importance sampling, s_c would divide sample i by the prior of its own label; as in [1], it is divided by that of
+class c. Differs from [1] in: no 1e-9 inside the logarithms; a class without images is left out.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ def lade(logits: Tensor, targets: Tensor, log_prior: Tensor, lam: float, alpha: 
 
 
 class LADE(Loss):
-    """Balanced softmax plus a term that frees the logits from the training prior.
+    """Balanced softmax plus a term that removes the training prior from the logits.
 
-    The logits estimate a uniform prior: to predict under another one, add its logarithm.
+    The logits assume a uniform prior: to predict under another one, add its logarithm.
 
     Cost: three to four times cross-entropy's time on a CPU at 8142 classes, and a third more memory. R needs a second
     softmax, over the batch's samples instead of the classes, and its gradient is added to that of the first.
 
     Args:
-        long_tail: class counts; a class without images takes part in neither term.
-        lam: weight of the square that keeps the bound stable, >= 0.
+        long_tail: class counts; a class without images is left out of both terms.
+        lam: weight of the squared term, which keeps the bound stable, >= 0.
         alpha: weight of the regulariser, >= 0; 0 is balanced softmax.
     """
 

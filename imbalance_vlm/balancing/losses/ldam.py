@@ -27,7 +27,7 @@ from imbalance_vlm.long_tail import LongTail
 
 
 def margins(counts: Tensor, like: Tensor, max_m: float) -> Tensor:
-    """(C,) margins, the rarest class's being `max_m`; 0 for a class without images, which is never the target."""
+    """(C,) margins, `max_m` for the rarest class; 0 for a class without images, which is never a target."""
     roots = torch.where(counts > 0, exact(counts, like) ** -0.25, 0.0)  # (C,)
     return (max_m * roots / roots.max()).to(like.dtype)
 
@@ -35,7 +35,7 @@ def margins(counts: Tensor, like: Tensor, max_m: float) -> Tensor:
 def ldam(logits: Tensor, targets: Tensor, margins: Tensor, s: float, head_scale: float) -> Tensor:
     """Per-sample loss, (N, C), (N,) -> (N,), of head_scale * cos, with `margins` (C,)."""
     scaled = (s / head_scale) * logits  # (N, C) s cos
-    scaled.scatter_add_(1, targets[:, None], -s * margins[targets][:, None])  # a new tensor: nothing else reads it
+    scaled.scatter_add_(1, targets[:, None], -s * margins[targets][:, None])  # in place, since `scaled` is a new tensor
     return smoothed_cross_entropy(scaled, targets)
 
 
@@ -46,10 +46,11 @@ class LDAM(Loss):
         long_tail: class counts; a class without images stays in the softmax as in cross-entropy.
         max_m: margin of the rarest class, in units of the cosine.
         s: scale of the cosines in this loss.
-        logit_scale: the factor by which the head multiplies its cosines.
-        head_scale: the same factor set by hand (1 for raw cosines); null uses that of the head.
-        beta: weights by effective number, in [0, 1): 0 weighs all classes alike, LDAM-DRW has 0.9999.
-        defer: share of the training during which all classes weigh 1; LDAM-DRW has 0.8.
+        logit_scale: factor by which the head multiplies its cosines.
+        head_scale: factor between cosines and logits (1 for raw cosines); null uses that of the head.
+        beta: parameter of effective-number weights, in [0, 1): 0 gives all classes the same weight, LDAM-DRW uses
+            0.9999.
+        defer: share of the training during which all classes have weight 1; LDAM-DRW uses 0.8.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class LogitAdjustment(Loss):
     """Cross-entropy on logits shifted by the log prior, so that the raw logits estimate a balanced posterior.
 
     Args:
-        long_tail: class counts; a class without images takes no part in the softmax.
+        long_tail: class counts; a class without images is left out of the softmax.
         tau: strength, >= 0; 1 is Bayes-consistent for balanced accuracy, 0 is cross-entropy.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
     """

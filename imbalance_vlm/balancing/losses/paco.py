@@ -8,17 +8,16 @@
     p = softmax([(z + log pi) / supt,  q.k_1 / T, ..., q.k_K / T])
     L = -(beta log p_y + alpha sum_{j in P} log p_j) / (beta + alpha |P|),   P = {j: y_j = y}
 
-q is the sample's unit embedding, k are those of other samples: one softmax over the classes and over samples. A class
-with many samples among k leaves less of its pull to its classifier, and rarer classes more.
+q is the sample's unit embedding, k are those of other samples: one softmax over the classes and over samples. The more
+samples of its class are among k, the less a sample pulls on the classifier, which favours rare classes.
 
-Where the two differ, in the papers and here: PaCo's keys come from a momentum copy of the encoder and carry no
-gradient; GPaCo has no such copy, its keys come from the encoder that is trained, so that the other samples of the
-batch are keys with a gradient. GPaCo may smooth labels.
+PaCo's keys come from a momentum copy of the encoder and carry no gradient. GPaCo's keys come from the trained encoder
+itself, so that the other samples of the batch are keys with a gradient; it may also smooth labels.
 
 Differs from [1] in: one view of each image, no projection before q, and for PaCo no momentum encoder, which has no
 counterpart on frozen features: the keys are past embeddings of the head itself. PaCo's keys are the queue alone, where
-[1] adds the batch's other samples and the second views. The queue starts empty instead of random. Smoothing spreads
-its share over all classes, the true one included, as everywhere in this package. A class without images takes no part.
+[1] adds the batch's other samples and the second views. The queue starts empty instead of random. Smoothing spreads its
+share over all classes, including the true one. A class without images is left out.
 """
 
 from __future__ import annotations
@@ -49,20 +48,20 @@ def parametric_contrast(
 ) -> Tensor:
     """Per-sample loss, (N,), of shifted logits (N, C) and unit queries (N, d) against unit keys (K, d).
 
-    The positives' similarities are never picked out: their sum is q.(sum of the keys of class y) / T, so that no (N, K)
-    mask is made. With l the normaliser of the softmax, log p_j = q.k_j / T - l.
+    The sum of the positives' similarities is computed as q.(sum of the keys of class y) / T, without an (N, K) mask.
+    With l the normaliser of the softmax, log p_j = q.k_j / T - l.
 
     Args:
         logits: (z + log pi) / supt, in which -inf leaves a class out.
         targets: (N,) classes of the queries.
         queries: q.
         keys: k.
-        key_labels: (K,) classes of the keys, -1 for an empty place.
+        key_labels: (K,) classes of the keys, -1 for an empty slot.
         alpha: weight of each key of the same class.
         beta: weight of the class itself.
         temperature: T.
         label_smoothing: share of beta spread evenly over the classes whose logit is not -inf.
-        keys_hold_queries: the last N keys are the queries themselves; each leaves itself out.
+        keys_hold_queries: whether the last N keys are the queries themselves; each then leaves itself out.
     """
     size, num_classes = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)  # for sums over keys
@@ -78,9 +77,9 @@ def parametric_contrast(
         mean = torch.where(finite, logits, 0.0).sum(1) / finite.sum(1)  # (N,)
         label = label + label_smoothing * (hit - mean)
 
-    places = key_labels % (num_classes + 1)  # (K,) -1 becomes C, a class that is never looked up
-    sums = keys.new_zeros(num_classes + 1, keys.shape[1], dtype=wide).index_add(0, places, keys.to(wide))
-    counts = keys.new_zeros(num_classes + 1, dtype=wide).index_add(0, places, torch.ones_like(places, dtype=wide))
+    classes = key_labels % (num_classes + 1)  # (K,) -1 becomes C, a class that is never looked up
+    sums = keys.new_zeros(num_classes + 1, keys.shape[1], dtype=wide).index_add(0, classes, keys.to(wide))
+    counts = keys.new_zeros(num_classes + 1, dtype=wide).index_add(0, classes, torch.ones_like(classes, dtype=wide))
     unit = queries.to(wide)
     near, positives = (unit * sums[targets]).sum(1), counts[targets]  # (N,) sum of q.k_j over P, and |P|
     if keys_hold_queries:
@@ -92,21 +91,21 @@ def parametric_contrast(
 class PaCo(Loss):
     """One softmax over the classes and over the embeddings of past samples.
 
-    Called without embeddings it is its parametric part alone, cross-entropy of (z + log pi) / supt. Embeddings are put
-    into the queue in training mode only.
+    Without embeddings it is the parametric part alone, cross-entropy of (z + log pi) / supt. Embeddings enter the queue
+    in training mode only.
 
     Cost: around twenty times cross-entropy's time on a CPU at 8142 classes, a queue of 8192 and embeddings of 512
-    numbers, and three times its memory. Nearly all of it is two matrix products, of N x d x 8192 multiplications
-    each, between the batch and the queue: as much as a second linear classifier of 8192 classes, which is what the
-    method is. The softmax has twice the columns, and the queue itself takes 16 MB, twice while a step lasts.
+    numbers, and three times its memory. Nearly all of it is two matrix products, of N x d x 8192 multiplications each,
+    between the batch and the queue: as much as a second linear classifier of 8192 classes. The softmax has twice the
+    columns, and the queue itself takes 16 MB, twice that during a step.
 
     Args:
-        long_tail: class counts; a class without images takes no part in the softmax.
-        alpha: weight of each key of the sample's class, beside `beta` for the class itself.
+        long_tail: class counts; a class without images is left out of the softmax.
+        alpha: weight of each key of the sample's class, relative to `beta` for the class itself.
         beta: weight of the class itself.
-        temperature: T of the similarities.
+        temperature: temperature T of the similarities.
         supt: temperature of the logits.
-        queue: how many past samples are keys.
+        queue: number of past samples that are keys.
     """
 
     keys: Tensor
@@ -129,9 +128,9 @@ class PaCo(Loss):
         self.beta = beta
         self.temperature = temperature
         self.supt = supt
-        self.register_buffer("keys", torch.zeros(0, 0))  # (Q, d) once the first embeddings have come
-        self.register_buffer("key_labels", torch.full((queue,), -1))  # (Q,) int64, -1 for an empty place
-        self.register_buffer("pointer", torch.tensor(0))  # () place of the next sample, never fetched
+        self.register_buffer("keys", torch.zeros(0, 0))  # (Q, d) after the first batch
+        self.register_buffer("key_labels", torch.full((queue,), -1))  # (Q,) int64, -1 for an empty slot
+        self.register_buffer("pointer", torch.tensor(0))  # () slot of the next sample, never fetched from the device
 
     def values(self, logits: Tensor, targets: Tensor, embeddings: Tensor | None) -> Tensor:
         shifted = logits + log_prior(self.counts, logits)
@@ -150,7 +149,7 @@ class PaCo(Loss):
         return smoothed_cross_entropy(shifted, targets)
 
     def contrast(self, shifted: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
-        """(N,) values of shifted logits (N, C) and unit queries (N, d), with the queue as it is."""
+        """(N,) values of shifted logits (N, C) and unit queries (N, d), with the current queue."""
         if not len(self.keys):
             return self.parametric(shifted, targets)
         keys = self.keys.to(queries.dtype)
@@ -159,14 +158,14 @@ class PaCo(Loss):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, targets: Tensor) -> None:
-        """Put unit keys (N, d) in the place of the oldest; of more than fit, the last ones stay."""
+        """Replace the oldest keys by unit keys (N, d); if these are more than the queue holds, by the last of them."""
         size = len(self.key_labels)
         if not len(self.keys):
             self.keys = keys.new_zeros(size, keys.shape[1])
         keys, targets = keys[-size:], targets[-size:]
-        places = (self.pointer + torch.arange(len(targets), device=targets.device)) % size
-        self.keys = self.keys.index_copy(0, places, keys.to(self.keys.dtype))  # the backward pass needs the old one
-        self.key_labels.index_copy_(0, places, targets)
+        slots = (self.pointer + torch.arange(len(targets), device=targets.device)) % size
+        self.keys = self.keys.index_copy(0, slots, keys.to(self.keys.dtype))  # the backward pass needs the old keys
+        self.key_labels.index_copy_(0, slots, targets)
         self.pointer.add_(len(targets)).remainder_(size)
 
     def _queries(self, logits: Tensor, embeddings: Tensor) -> Tensor:
@@ -178,7 +177,7 @@ class PaCo(Loss):
         return F.normalize(embeddings, dim=1).to(logits.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over the queue's width, which a fresh module does not know and an empty queue does not have."""
+        """Take the queue's width from the saved state: a new module does not know it."""
         saved = state_dict.get(prefix + "keys")
         if saved is not None and len(saved) in (0, len(self.key_labels)):
             self.keys = self.keys.new_zeros(saved.shape, dtype=saved.dtype)
@@ -186,20 +185,20 @@ class PaCo(Loss):
 
 
 class GPaCo(PaCo):
-    """PaCo without a second encoder: the other samples of the batch are keys beside the queue, with their gradient.
+    """PaCo without a second encoder: the other samples of the batch are keys too, with their gradient.
 
-    Called without embeddings it is its parametric part alone, as PaCo is.
+    Without embeddings it is the parametric part alone, like PaCo.
 
-    Cost: twenty to thirty times cross-entropy's time on a CPU at the same sizes, and three and a half times its
-    memory, for the reason PaCo has; the keys of the batch need a gradient, which is a third product.
+    Cost: twenty to thirty times cross-entropy's time on a CPU at the same sizes, and three and a half times its memory,
+    for the same reason as PaCo; the gradient of the batch's keys is a third product.
 
     Args:
-        long_tail: class counts; a class without images takes no part in the softmax.
-        alpha: weight of each key of the sample's class, beside `beta` for the class itself.
+        long_tail: class counts; a class without images is left out of the softmax.
+        alpha: weight of each key of the sample's class, relative to `beta` for the class itself.
         beta: weight of the class itself.
-        temperature: T of the similarities.
+        temperature: temperature T of the similarities.
         supt: temperature of the logits.
-        queue: how many past samples are keys beside the batch.
+        queue: number of past samples that are keys in addition to the batch.
         label_smoothing: share of the class's weight spread evenly over the classes, in [0, 1).
     """
 

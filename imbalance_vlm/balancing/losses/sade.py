@@ -8,12 +8,12 @@
 
 inv_pi reverses the ranks of the prior: the most frequent class gets the smallest share, and so on. The first expert
 learns for test images distributed as in training, the second for a uniform distribution, the third for one in
-proportion to inv_pi^tau: head and tail exchanged, and more so with tau 2. The three losses are added up, as in [1],
-not averaged.
+proportion to inv_pi^tau, which exchanges head and tail, and with tau 2 exaggerates them. The three losses are summed,
+as in [1], not averaged.
 
-Differs from [1] in: classes of the same size share the mean of what their ranks would get, so that it does not matter
-how classes are numbered ([1] gives tied classes different shares, as the sort happens to order them); no 1e-9 inside
-the logarithms. A class without images takes no part in any expert, and has no rank.
+Differs from [1] in: classes of the same size get the mean of the shares of their ranks, so that the numbering of the
+classes has no effect ([1] gives tied classes different shares, depending on how they are sorted); no 1e-9 inside the
+logarithms. A class without images is left out of all experts, and has no rank.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def rank_reversed(counts: Tensor, like: Tensor) -> Tensor:
     the classes of equal count, and a cumulative sum their mean.
     """
     ascending = counts.sort().values  # (C,) the E empty classes first
-    places = torch.arange(len(counts), device=counts.device)
+    ranks = torch.arange(len(counts), device=counts.device)
     empty = (counts == 0).sum()
-    reversed_counts = ascending[(len(counts) - 1 - places + empty).clamp_max(len(counts) - 1)]  # (C,) int64
+    reversed_counts = ascending[(len(counts) - 1 - ranks + empty).clamp_max(len(counts) - 1)]  # (C,) int64
     sums = torch.cat([reversed_counts.new_zeros(1), reversed_counts.cumsum(0)])  # (C + 1,)
     first, end = torch.searchsorted(ascending, counts), torch.searchsorted(ascending, counts, right=True)
     return exact(sums[end] - sums[first], like) / (end - first)
@@ -54,22 +54,23 @@ def expert_shifts(counts: Tensor, like: Tensor, tau: float) -> Tensor:
 def sade(logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
     """(N, 3) losses of the experts, of logits (N, 3, C) or (N, C), targets (N,) and `shifts` (3, C)."""
     experts = logits[:, None].expand(-1, len(shifts), -1) if logits.ndim == 2 else logits
-    values = [smoothed_cross_entropy(z + shift, targets) for z, shift in zip(experts.unbind(1), shifts, strict=True)]
-    return torch.stack(values, dim=1)
+    losses = [smoothed_cross_entropy(z + shift, targets) for z, shift in zip(experts.unbind(1), shifts, strict=True)]
+    return torch.stack(losses, dim=1)
 
 
 class SADE(Loss):
     """Cross-entropy of three experts, each on logits shifted towards another test distribution; their sum.
 
-    Logits are (N, 3, C), as the head `experts` gives them in training, or (N, C), which all three then share.
+    Logits are (N, 3, C), as the head `experts` returns them in training, or (N, C), shared by all three.
 
-    Cost: that of three experts. The logits are three times as many as cross-entropy's, with three softmaxes, and so the
-    time is at least three times as long; five to seven times on a CPU, which maps tensors of this size (50 MB for 512
-    images of 8142 classes) anew in each step. Twice the memory beside the logits.
+    Cost: three times the logits and softmaxes of cross-entropy, and so at least three times its time; five to seven
+    times on a CPU, which allocates tensors of this size (50 MB for 512 images of 8142 classes) anew in each step. Twice
+    its memory besides the logits.
 
     Args:
-        long_tail: class counts; a class without images takes part in none of the experts.
-        tau: how far the third expert goes, >= 0; 0 is a uniform test distribution, 1 the training one reversed.
+        long_tail: class counts; a class without images is left out of all experts.
+        tau: strength of the third expert, >= 0; at 0 it expects a uniform test distribution, at 1 the training one
+            reversed.
     """
 
     experts = EXPERTS

@@ -7,11 +7,11 @@
     L = -log (exp z_y / (sum_{j != y} M_yj S_yj exp z_j + exp z_y))
     M_yj = min(1, N_j / N_y)^p,   S_yj = max(1, p_j / p_y)^q, without gradient,   p = softmax(z)
 
-N counts the labels seen so far in training, this batch included, and at least 1. M spares rare classes the
-punishment by samples of frequent ones; S gives it back where such a sample is mistaken for them.
+N counts the labels seen so far in training, this batch included, and at least 1. M reduces the penalty that samples of
+frequent classes put on rare ones; S restores it where such a sample is mistaken for one of them.
 
 Differs from [0] and [1] in: the ratio p_j / p_y is exp(z_j - z_y), taken in logarithms, so that it needs no floor; no
-normalised classifier and no objectness branch. A class without images in the training set takes no part.
+normalised classifier and no objectness branch. A class without images in the training set is left out.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from imbalance_vlm.long_tail import LongTail
 
 
 def seesaw(logits: Tensor, targets: Tensor, seen: Tensor, p: float, q: float) -> Tensor:
-    """Per-sample loss, (N, C), (N,) -> (N,), with `seen` (C,): how often each class came up; 0 leaves a class out."""
+    """Per-sample loss, (N, C), (N,) -> (N,), with `seen` (C,), the counts N; a count of 0 leaves a class out."""
     powers = (p * exact(seen, logits).clamp_min(1.0).log()).to(logits.dtype)  # (C,) p log N
     powers = powers.masked_fill(seen == 0, -torch.inf)
-    with torch.no_grad():  # the factors have no gradient, so that they can be made in place
+    with torch.no_grad():  # the factors have no gradient, so they are computed in place
         factors = (powers - powers[targets][:, None]).clamp_max_(0.0)  # (N, C) log M, 0 for the true class
         factors.add_((logits - logits.gather(1, targets[:, None])).clamp_min_(0.0), alpha=q)  # + log S, likewise
     return smoothed_cross_entropy(factors.add_(logits), targets)
 
 
 class Seesaw(Loss):
-    """Softmax cross-entropy that spares the rarer classes, by counts gathered while training.
+    """Softmax cross-entropy with smaller penalties on rarer classes, from counts gathered during training.
 
-    Outside of training (`loss.eval()`) nothing is counted.
+    In evaluation mode nothing is counted.
 
     Args:
-        long_tail: class counts; they say which classes have images, the counts of the formula are the buffer `seen`.
+        long_tail: class counts, used only for which classes have images; the counts of the formula are the buffer
+            `seen`.
         p: strength of the mitigation by counts, >= 0.
         q: strength of the compensation by mistakes, >= 0; with p and q 0 this is cross-entropy.
     """

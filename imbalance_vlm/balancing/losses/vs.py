@@ -33,10 +33,10 @@ def vs(logits: Tensor, targets: Tensor, log_prior: Tensor, multipliers: Tensor, 
 
 
 class VS(Loss):
-    """Logits scaled down for rare classes in training, so that they must grow, and shifted by the log prior.
+    """Cross-entropy on logits that are scaled down for rare classes and shifted by the log prior.
 
     Args:
-        long_tail: class counts; a class without images takes no part in the softmax.
+        long_tail: class counts; a class without images is left out of the softmax.
         gamma: exponent of the scaling, >= 0; 0 is logit adjustment.
         tau: strength of the shift, >= 0; 0 is class-dependent temperatures.
     """

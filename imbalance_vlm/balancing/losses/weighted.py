@@ -1,12 +1,12 @@
 """Weighted cross-entropy: inverse frequency, and generalised re-weighting (GRW).
 
 [0] Zhang, Li, Yan, He, Sun. Distribution Alignment: A Unified Framework for Long-tail Visual Recognition. CVPR 2021.
-    (rho 1.2 there; rho 1 is plain inverse frequency).
+    (rho 1.2; rho 1 is plain inverse frequency)
 
     L = w_y * (-log softmax(z)_y),   w_c = pi_c^-rho, scaled to mean 1
 
-Differs from [0] in: the weights average 1 instead of adding up to 1, so that the learning rate of cross-entropy still
-fits; reduction "weights" sees no difference between the two.
+Differs from [0] in: the weights have mean 1 instead of sum 1, so that the learning rate of cross-entropy still fits;
+reduction "weights" gives the same value for both.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Weighted(Loss):
     """Cross-entropy times a power of the inverse class frequency.
 
     Args:
-        long_tail: class counts; a class without images weighs nothing, and stays in the softmax as in cross-entropy.
+        long_tail: class counts; a class without images has weight 0, and stays in the softmax as in cross-entropy.
         rho: exponent, >= 0; 1 is inverse frequency, 0 is cross-entropy.
-        defer: share of the training during which all classes weigh 1 (deferred re-weighting; 0.8 is usual).
+        defer: share of the training during which all classes have weight 1 (deferred re-weighting; 0.8 is usual).
     """
 
     def __init__(

@@ -4,7 +4,7 @@
     effective number         w_c = (1 - beta) / (1 - beta^n_c)
 
 Both are scaled to mean 1 over the classes that have images, so that they sum to their number; a class without images
-weighs 0. Any weights can be deferred (DRW): all classes weigh 1 until a share of the training is over.
+has weight 0. Any weights can be deferred (DRW): all are 1 until a share of the training is over.
 
 [0] Cui, Jia, Lin, Song, Belongie. Class-Balanced Loss Based on Effective Number of Samples. CVPR 2019.
 [1] Cao, Wei, Gaidon, Arechiga, Ma. Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss. NeurIPS
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 Rule = Callable[[Tensor], Tensor]
+"""Floating-point class counts (C,) to weights (C,)."""
 
 
 def inverse_frequency(counts: Tensor, rho: float) -> Tensor:
@@ -31,8 +32,8 @@ def inverse_frequency(counts: Tensor, rho: float) -> Tensor:
 def effective_number(counts: Tensor, beta: float) -> Tensor:
     """(C,) weights (1 - beta) / (1 - beta^n_c), mean 1; `counts` (C,) floating-point, beta in [0, 1).
 
-    beta 0 weighs all classes alike, beta near 1 by inverse frequency. 1 - beta^n is taken as -expm1(n log beta): in
-    float32 the power rounds to 1 for a beta close to 1 and a small n.
+    With beta 0 all weights are equal, with beta near 1 they are inverse frequencies. 1 - beta^n is computed as -expm1(n
+    log beta): in float32 the power rounds to 1 for a beta close to 1 and a small n.
     """
     log_beta = math.log(beta) if beta > 0 else -math.inf
     effective = -torch.expm1(counts * log_beta)  # (C,) times 1 - beta, a factor that the scaling removes
@@ -40,16 +41,16 @@ def effective_number(counts: Tensor, beta: float) -> Tensor:
 
 
 def mean_one(weights: Tensor) -> Tensor:
-    """`weights` (C,) scaled so that the mean of the positive ones is 1."""
+    """`weights` (C,) scaled so that the mean of the positive weights is 1."""
     return weights * ((weights > 0).sum() / weights.sum())
 
 
 class ClassWeighting(nn.Module):
-    """(C,) class weights by a rule, once they are switched on.
+    """(C,) class weights by a rule; 1 until they are switched on.
 
     Args:
         rule: counts (C,) to weights (C,).
-        defer: share of the training during which every class weighs 1; 0 weighs from the start, 0.8 is DRW's choice.
+        defer: share of the training during which all weights are 1; 0 for none, 0.8 is DRW's choice.
     """
 
     on: Tensor

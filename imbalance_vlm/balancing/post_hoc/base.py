@@ -1,4 +1,4 @@
-"""Interface of a post-hoc correction: a map of logits, fitted on validation logits where a setting is left open."""
+"""Interface of a post-hoc correction: a map of logits, fitted on validation logits if a setting is left open."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from imbalance_vlm.long_tail import LongTail
 class PostHoc(nn.Module):
     """Logits (B, C) to corrected logits (B, C).
 
-    A subclass is constructed blank and learns in `fit`. Everything learned is a buffer, so that loading a state_dict
-    into a blank one restores it.
+    A subclass learns in `fit`. Everything learned is a buffer, so that a new instance is restored from a state_dict.
 
     Args:
         long_tail: the training counts and groups.
@@ -23,16 +22,16 @@ class PostHoc(nn.Module):
 
     @property
     def needs_validation(self) -> bool:
-        """Whether these settings leave a choice to the validation set."""
+        """Whether a setting is left open, to be chosen on the validation set."""
         return False
 
     def fit(self, logits: Tensor | None, labels: Tensor | None) -> dict[str, float]:
         """Choose the settings that are left open, from validation logits (N, C) and labels (N,).
 
-        Both are None where the dataset has no validation split; `needs_validation` is then False.
+        Both are None if the dataset has no validation split; `needs_validation` is then False.
 
         Returns:
-            What was chosen, by the name of the setting.
+            The chosen values, by the name of the setting.
         """
         del logits, labels
         return {}

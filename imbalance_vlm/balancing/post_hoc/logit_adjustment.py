@@ -24,7 +24,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.long_tail import LongTail
 
 TENTHS = range(21)
-"""Candidates for a strength that is left open: 0, .1, ... 2, in tenths."""
+"""Candidates for a strength that is left open, in tenths: 0, .1, .. 2."""
 
 
 def adjusted(logits: Tensor, log_prior: Tensor, tau: Tensor | float) -> Tensor:
@@ -38,8 +38,8 @@ class LogitAdjustment(PostHoc):
 
     Args:
         long_tail: the training counts; a class without images is never predicted (its logit becomes -inf).
-        tau: strength, >= 0; 0 changes nothing. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
-            validation set, of ties the smallest; it is 1 before `fit`.
+        tau: strength, >= 0; 0 changes nothing. null chooses among 0, .1, .. 2 by the class-mean accuracy on the
+            validation set (the smallest if several are best); it is 1 before `fit`.
     """
 
     counts: Tensor

@@ -48,11 +48,11 @@ def shifted(logits: Tensor, target: Tensor, source: Tensor, strength: Tensor | f
 def estimate_prior(log_probs: Tensor, source_prior: Tensor, iterations: int = 100) -> Tensor:
     """(C,) class prior of the images with these predictions, without their labels.
 
-    The probabilities must be calibrated under the source prior: their errors pass into the estimate.
+    The probabilities must be calibrated under the source prior, since their errors affect the estimate.
 
     Args:
         log_probs: (N, C) log probabilities under the source prior.
-        source_prior: (C,) the prior that they contain; a class where it is 0 stays at 0.
+        source_prior: (C,) the prior that they contain; a class with prior 0 keeps it.
         iterations: steps of expectation-maximisation; each costs two products of (N, C) with a vector.
 
     Raises:
@@ -81,9 +81,9 @@ class PriorShift(PostHoc):
             1 / n; "estimate", estimated from the validation logits without their labels; or a list of C positive
             numbers, one per class, which are scaled to sum to 1.
         source: the prior that the logits contain: "train" after cross-entropy, "uniform" after a balanced loss.
-        strength: of the shift, >= 0; 1 is Bayes' rule. None chooses among 0, .1, .. 2 by the class-mean accuracy on the
-            validation set, of ties the smallest; it is 1 before `fit`.
-        iterations: of the estimate; other targets ignore it.
+        strength: strength of the shift, >= 0; 1 is Bayes' rule. null chooses among 0, .1, .. 2 by the class-mean
+            accuracy on the validation set (the smallest if several are best); it is 1 before `fit`.
+        iterations: steps of the estimate; other targets ignore it.
 
     Raises:
         InputError: a target that is neither one of the names nor C positive numbers.
@@ -122,7 +122,7 @@ class PriorShift(PostHoc):
 
     @torch.no_grad()
     def fit(self, logits: Tensor | None, labels: Tensor | None) -> dict[str, float]:
-        """Estimate the target and choose the strength, where the settings leave them open.
+        """Estimate the target and choose the strength, if the settings leave them open.
 
         The estimate uses no labels: to estimate the prior of the test images, pass their logits, and None as labels.
 

@@ -5,17 +5,17 @@
 
     p = softmax(z / T),   T minimises mean_i -log p_i(y_i) over the validation set
 
-The mean is convex in b = 1 / T with the slope mean_i (sum_c p_ic z_ic - z_iy), whose sign says on which side of T the
-minimum lies: bisection, on log T in steps of a thousandth.
+The mean is convex in b = 1 / T with the slope mean_i (sum_c p_ic z_ic - z_iy), whose sign tells on which side of T the
+minimum lies. It is found by bisection on log T, in steps of a thousandth.
 
 By group: a long-tailed model is overconfident on head classes and underconfident on tail classes. Each of many, medium
-and few has a T, and a row uses that of its predicted class. Each row is divided by a single number, so that no
-prediction changes.
+and few has a T, and a row uses that of its predicted class. A row is divided by a single number, so that no prediction
+changes.
 
-Differs from [1] in: bisection in place of L-BFGS, whose one step length of .01 can end far from the minimum or at a
-negative T; T stays in exp(-3) .. exp(3), about .05 .. 20, also where every validation image is right and the best T
-would be 0; the row's maximum is subtracted before the division (which does not change the softmax), so that rounding
-cannot make the two best classes equal.
+Differs from [1] in: bisection instead of L-BFGS, whose fixed step length of .01 can end far from the minimum or at a
+negative T; T stays in exp(-3) .. exp(3), about .05 .. 20, even if all validation images are classified correctly and
+the best T would be 0; the row's maximum is subtracted before the division (which does not change the softmax), so that
+rounding cannot make the two best classes equal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIMIT = 3 * STEPS
 """The search goes from exp(-3) to exp(3)."""
 
 BLOCK = 2**18
-"""Numbers in a block of rows: 1 MB in float32, which fits the cache; without blocks it takes twice the time."""
+"""Numbers in a block of rows: 1 MB in float32, which fits the cache; it takes twice the time without blocks."""
 
 
 def scaled(logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -56,7 +56,7 @@ def nll_slope(logits: Tensor, labels: Tensor, temperature: float) -> float:
     rows = max(1, BLOCK // logits.shape[1])
     for block, targets in zip(logits.split(rows), labels.split(rows), strict=True):
         z = block.to(torch.promote_types(block.dtype, torch.float32))
-        margins = z - z.gather(1, targets[:, None])  # (R, C) over the true class
+        margins = z - z.gather(1, targets[:, None])  # (R, C) relative to the true class
         probs = (margins / temperature).softmax(1)
         expected = torch.where(probs > 0, probs * margins, 0.0).sum(1)  # (R,); 0 where the probabilities are NaN
         total += expected.sum(dtype=torch.float64)
@@ -64,12 +64,12 @@ def nll_slope(logits: Tensor, labels: Tensor, temperature: float) -> float:
 
 
 def best_steps(logits: Tensor, labels: Tensor) -> int:
-    """log T of the smallest mean NLL, in steps; 0 where no T is better than another."""
+    """log T of the smallest mean NLL, in steps; 0 if all T are equally good."""
     slope = nll_slope(logits, labels, 1.0)
     if slope == 0.0:
         return 0
-    # The slope falls as T grows, and the minimum is where it turns negative. It is 0 where every row is right beyond
-    # what the numbers resolve: a lower T would change nothing.
+    # The slope falls as T grows, and the minimum is where it turns negative. It is 0 once all rows are correct with
+    # probabilities that round to 1, where a lower T changes nothing.
     low, high = (0, LIMIT) if slope > 0 else (-LIMIT - 1, 0)
     while high - low > 1:
         middle = (low + high) // 2
@@ -81,15 +81,15 @@ def best_steps(logits: Tensor, labels: Tensor) -> int:
 
 
 class Temperature(PostHoc):
-    """Divides the logits by a temperature, one for all or one for each group of predicted classes.
+    """Divides the logits by a temperature, one for all classes or one per group of predicted classes.
 
-    Accuracies stay as they are; NLL and calibration error change. The corrected logits have the maximum 0.
+    Accuracies do not change; NLL and calibration error do. The corrected logits have the maximum 0.
 
     Args:
         long_tail: the training groups.
-        per_group: whether many, medium and few have a temperature each; a group that is predicted for no validation
-            image takes the temperature of all images.
-        T: the temperature, > 0; None fits it on the validation set; it is 1 before `fit`.
+        per_group: whether many, medium and few have a temperature each; a group that is never predicted on the
+            validation set uses the temperature of all images.
+        T: the temperature, > 0; null fits it on the validation set; it is 1 before `fit`.
 
     Raises:
         InputError: both a fixed T and one per group.

@@ -58,7 +58,7 @@ class RunText(Protocol):
 
 
 class Regularizer(nn.Module):
-    """A scalar term of a training step; what it keeps between steps is a buffer.
+    """A scalar term of a training step; state kept between steps is a buffer.
 
     A subclass implements `forward(outputs) -> ()` without the weight, which the objective applies.
 
@@ -73,9 +73,9 @@ class Regularizer(nn.Module):
     def forward(self, outputs: StepOutputs) -> Tensor:
         raise NotImplementedError
 
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
-        """Called before `forward` where each process ran the head on a part of the batch only.
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+        """Called before `forward` if each process ran the head on a part of the batch only.
 
-        A regularizer that holds one row per sample, apart from the step's outputs, replaces it by `together(rows)`,
+        A regularizer that holds one row per sample, apart from the step's outputs, replaces it by `gather_rows(rows)`,
         which returns the rows of the whole batch.
         """

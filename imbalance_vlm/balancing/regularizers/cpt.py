@@ -1,4 +1,4 @@
-"""CPT: simplexes within clusters of related classes. Reconstruction from notes of the paper.
+"""CPT: simplexes within clusters of related classes. Reconstruction from notes on the paper.
 
 [0] Guo, Li, Peng, Gao, Sheng, Yan. Cluster-Aware Neural Collapse Prompt Tuning for Long-Tailed Generalization of
     Vision-Language Models. CVPR 2026. (no code is public)
@@ -9,12 +9,12 @@
     RS   = mean_c |t_c - t0_c|_1,   t0 the frozen text features
     R    = .25 TETF + .15 CC + .10 RS
 
-A cluster of one class adds nothing to the sum, but counts in M. M = 1 is one simplex for all classes. CC's mean is over
-the classes of the batch.
+A cluster of one class adds nothing to the sum, but counts in M. With M = 1 all classes form one simplex. CC's mean is
+over the classes of the batch.
 
 Differs from [0] in: its TETF is the squared Frobenius norm, a sum over the pairs of a cluster (`pairs` "sum"), and
-contains the diagonal, a constant; the mean makes .25 the same weight for clusters of any size. M is not given there;
-about 16 classes per cluster are the default here.
+contains the diagonal, a constant; with the mean, .25 has the same effect for clusters of any size. M is not given in
+[0]; the default here is about 16 classes per cluster.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from imbalance_vlm.components.ranges import Count, Natural, NonNegative
 from imbalance_vlm.errors import InputError
 
 CLUSTER_SIZE = 16
-"""Average number of classes per cluster, if a recipe sets no number of clusters."""
+"""Average number of classes per cluster if the number of clusters is not set."""
 
 Pairs = Literal["mean", "sum"]
 
@@ -44,14 +44,14 @@ Pairs = Literal["mean", "sum"]
 def cluster_classes(features: Tensor, clusters: int, seed: int) -> list[Tensor]:
     """Class indices of each cluster that k-means finds in unit rows (C, d), on the device of the rows.
 
-    There are fewer than `clusters` where fewer of the rows differ.
+    There are fewer than `clusters` if there are fewer distinct rows.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     rows = F.normalize(features.detach().double(), dim=-1).cpu().numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of equal rows
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raised for equal rows
         labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(rows)  # (C,)
     members = [torch.from_numpy(np.flatnonzero(labels == number)) for number in range(clusters)]
     return [indices.to(features.device) for indices in members if len(indices)]
@@ -70,8 +70,8 @@ def cluster_simplexes(text: Tensor, members: Sequence[Tensor], pairs: Pairs = "m
 
 def convergence(embeddings: Tensor, targets: Tensor, text: Tensor) -> Tensor:
     """CC of embeddings (N, d), targets (N,) and text features (C, d) -> ()."""
-    apart = F.normalize(embeddings, dim=-1) - F.normalize(text, dim=-1).index_select(0, targets)  # (N, d)
-    return class_balanced_mean(apart.square().sum(1), targets, len(text))
+    differences = F.normalize(embeddings, dim=-1) - F.normalize(text, dim=-1).index_select(0, targets)  # (N, d)
+    return class_balanced_mean(differences.square().sum(1), targets, len(text))
 
 
 def rotation(text: Tensor, frozen: Tensor) -> Tensor:
@@ -80,15 +80,15 @@ def rotation(text: Tensor, frozen: Tensor) -> Tensor:
 
 
 class CPT(Regularizer):
-    """Separates related classes, draws images to their text, and keeps the text near the frozen one.
+    """Separates related classes, pulls images to their text features, and keeps these near the frozen ones.
 
     Args:
         tetf: weight of the simplexes within clusters.
-        cc: weight of the distance of images to their class's text.
-        rs: weight of the distance of text to frozen text.
-        clusters: M; null for about 16 classes per cluster.
+        cc: weight of the distance of images to the text features of their class.
+        rs: weight of the distance of text features to frozen ones.
+        clusters: number of clusters M; null for about 16 classes per cluster.
         pairs: "mean" or "sum" over the pairs of a cluster.
-        cluster_seed: of k-means.
+        cluster_seed: seed of k-means.
 
     Raises:
         InputError: a head that learns no text, no frozen text, more clusters than classes,

@@ -1,4 +1,4 @@
-"""Distillation from the frozen model: the tuned model stays near the class probabilities that it started from.
+"""Distillation from the frozen model: the class probabilities of the tuned model stay near those at its start.
 
 [0] Liu, Li, Yu. Fully Fine-tuned CLIP Models are Efficient Few-Shot Learners. arXiv 2407.04003, 2024. (CLIP-CITE: a
     similarity distillation term between the tuned CLIP and the pre-trained one)
@@ -7,8 +7,8 @@
     R = mean_i T^2 KL(q_i || p_i),   p_i = softmax(z_i / T),   q_i = softmax(z0_i / T)
 
 z0 are the logits of the frozen model for the same images: the untouched tower under the head as it started, which for
-a text-initialised head is the zero-shot classifier at the head's scale. A loss that shifts logits by the prior reads z;
-this term also reads z before any shift.
+a text-initialised head is the zero-shot classifier at the head's scale. Where the loss shifts the logits by the prior,
+this term still reads z without the shift.
 
 Differs from [0] in: only the image tower is tuned here, so the text side of the frozen model is the head's start; the
 paper's other terms (the discriminative and the contrastive task) are the recipe's own loss and regularizers.
@@ -46,7 +46,7 @@ class Distill(Regularizer):
         features: returns the frozen tower's features of the images of the step, which `head` reads; called once per
             step.
         weight: factor of the term in the objective.
-        temperature: T; above 1, the classes that the frozen model finds unlikely count for more.
+        temperature: temperature T; above 1, the classes that the frozen model finds unlikely count for more.
 
     Raises:
         InputError: `features` returns a part of the batch only, and `gather` was not called.
@@ -72,8 +72,8 @@ class Distill(Regularizer):
         return self
 
     @torch.no_grad()
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
-        self.gathered = together(self.start(self.features()))
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+        self.gathered = gather_rows(self.start(self.features()))
 
     def forward(self, outputs: StepOutputs) -> Tensor:
         frozen, self.gathered = self.gathered, None

@@ -7,9 +7,8 @@
     R = 1/2 (CE(S, Q') + CE(S^T, Q'')),   CE(S, Q) = -mean_i sum_j Q_ij log softmax_j(S_i)_j
     Q' = (1 - d) Q + d softmax(S~),   Q'' = (1 - d) Q + d softmax(S~^T),   S~ of the frozen model, d .5
 
-Q shares the target among all texts of the class, where CLIP's contrast treats an image's own text as the only right
-one. With a text for each image this matters; where all images of a class have the same text, equal columns of S make
-the two the same number.
+Q spreads the target over all texts of the class, where CLIP's contrast treats only an image's own text as correct. This
+matters if each image has its own text; if all images of a class share one, the two losses are equal.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ class ImageTextContrast(Regularizer):
 
     Args:
         weight: factor of the term in the objective.
-        temperature: T; .01 is that of CLIP.
-        distill: d, the share of the frozen model in the target; 0 where there are no frozen text features.
+        temperature: temperature T; .01 is that of CLIP.
+        distill: share d of the frozen model in the target; 0 if there are no frozen text features.
 
     Raises:
         InputError: a head that learns no text, or text features of another width than the embeddings.

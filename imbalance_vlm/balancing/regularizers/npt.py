@@ -1,5 +1,5 @@
-"""NPT: text features spread like a simplex, and images that follow them. Reconstruction, not verified against the
-authors' code.
+"""NPT: text features spread like a simplex, and images that are aligned with them. Reconstruction, not verified against
+the authors' code.
 
 [0] Zhu, Li, Zhang, Yuan, Shao, Liu, Kuang, Li, Wu. Understanding Prompt Tuning for V-L Models Through the Lens of
     Neural Collapse. arXiv 2306.15955, 2023. (no code is public)
@@ -12,16 +12,16 @@ authors' code.
     MMI = mean_k (1 - cos(h_k, t_k))                                     multi-modality isomorphism
 
 t are the learned text features of all K classes. h_k is the mean unit embedding of class k, in the batch or over the
-steps so far, and MMI's mean is over the classes that have one, whatever their number of images.
+steps so far, and MMI is averaged over the classes that have one, whatever their number of images.
 
 A simplex of K corners needs K <= d + 1, and where it exists its Gram matrix is no larger than (d + 1)^2. For more
-classes the squared form has no zero and is refused; uniformity, a soft maximum of the cosines, has its minimum at the
-simplex where there is one, and is computed in blocks, without the K x K matrix. The factor T keeps its gradient as
-large as that of the squared form.
+classes the squared form has no zero and is refused. Uniformity, a soft maximum of the cosines, has its minimum at the
+simplex if one exists, and is computed in blocks, without the K x K matrix. The factor T keeps its gradient as large as
+that of the squared form.
 
-Differs from [0] in: the weights are not known and are 1 each; the average over steps, and uniformity, are additions. No
-centring: [0] reads the cosines of the text features as they are, so that LMC also drives out the direction that all
-texts share. The metrics of `imbalance_vlm.evaluation.geometry` do centre; `centre` makes LMC what they measure.
+Differs from [0] in: the weights are not known and are 1 each; the average over steps, and uniformity, are additions.
+The text features are not centred, as in [0], so that LMC also removes the direction that all of them share. The metrics
+of `imbalance_vlm.evaluation.geometry` centre them, and so does LMC with `centre`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def simplex_gap(unit: Tensor) -> Tensor:
 
 
 class _Uniformity(torch.autograd.Function):
-    """LMC in its other form, (K, d) -> (); the gradient comes with the value, without a graph over K x K numbers."""
+    """LMC in the form "uniformity", (K, d) -> (); value and gradient are computed together, without K x K numbers."""
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor, temperature: float) -> Tensor:
@@ -67,7 +67,7 @@ class _Uniformity(torch.autograd.Function):
 
 
 def batch_means(embeddings: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """(K, d) mean unit embedding of each class of a batch, 0 for the others, and (K,) a mask of the classes in it."""
+    """Mean unit embedding of each class of a batch (K, d), 0 if it has none, and which classes it contains (K,)."""
     unit = F.normalize(embeddings, dim=-1)
     sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, targets, unit)
     sizes = unit.new_zeros(num_classes).index_add(0, targets, torch.ones_like(unit[:, 0]))
@@ -76,15 +76,15 @@ def batch_means(embeddings: Tensor, targets: Tensor, num_classes: int) -> tuple[
 
 def isomorphism(means: Tensor, present: Tensor, text: Tensor) -> Tensor:
     """MMI of class means (K, d), of which (K,) are `present`, and text features (K, d) -> ()."""
-    apart = 1.0 - F.cosine_similarity(means, text, dim=-1)  # (K,)
-    return torch.where(present, apart, 0.0).sum() / present.sum()
+    distances = 1.0 - F.cosine_similarity(means, text, dim=-1)  # (K,)
+    return torch.where(present, distances, 0.0).sum() / present.sum()
 
 
 def learned_text(outputs: StepOutputs, name: str) -> Tensor:
     """The text features that are being learned, at least in float32.
 
     Raises:
-        InputError: there are none, or they and the embeddings do not fit together.
+        InputError: there are none, or their shape does not fit the embeddings.
     """
     if outputs.text is None:
         raise InputError(
@@ -106,12 +106,12 @@ class NPT(Regularizer):
     Where image features are frozen, MMI moves the text alone.
 
     Args:
-        lmc: weight of LMC.
-        mmi: weight of MMI.
-        form: of LMC: "simplex" for up to d + 1 classes, "uniformity" for any number.
-        temperature: T of "uniformity"; the lower, the more the closest classes alone count.
-        centre: subtract the mean text feature before LMC takes cosines.
-        momentum: of an average of the class means over the steps, so that classes that the batch lacks take part too;
+        lmc: weight of LMC, which spreads the text features.
+        mmi: weight of MMI, which aligns images with text features.
+        form: form of LMC: "simplex" for up to d + 1 classes, "uniformity" for any number.
+        temperature: temperature T of "uniformity"; at lower T, the closest classes count for more.
+        centre: whether the mean text feature is subtracted before LMC computes cosines.
+        momentum: momentum of an average of the class means over the steps, which includes classes that the batch lacks;
             0 uses the batch alone.
 
     Raises:
@@ -151,7 +151,7 @@ class NPT(Regularizer):
         return term + self.lmc * self._spread(text) if self.lmc else term
 
     def _spread(self, text: Tensor) -> Tensor:
-        """LMC."""
+        """LMC of text features (K, d) -> ()."""
         count, width = text.shape
         unit = F.normalize(text - text.mean(0) if self.centre else text, dim=-1)
         if self.form == "uniformity":
@@ -166,18 +166,18 @@ class NPT(Regularizer):
         return simplex_gap(unit)
 
     def _averaged(self, means: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Moving averages of the class means, updated by the batch's; a class's first mean is taken as it is."""
+        """Moving averages of the class means, updated by those of the batch, and which classes have one."""
         if self.means.shape != means.shape:
             self.means, self.known = means.new_zeros(means.shape), torch.zeros_like(present)
         old = self.means.to(means.dtype)
         mixed = torch.where(self.known[:, None], self.momentum * old + (1.0 - self.momentum) * means, means)
-        now, known = torch.where(present[:, None], mixed, old), self.known | present
+        averaged, known = torch.where(present[:, None], mixed, old), self.known | present
         if self.training:
-            self.means, self.known = now.detach(), known
-        return now, known
+            self.means, self.known = averaged.detach(), known
+        return averaged, known
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("means", "known"):  # their sizes are known after the first step, or from a saved state
+        for name in ("means", "known"):  # a new module does not know their sizes
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,4 +1,4 @@
-"""Prototype contrast: images and texts of a class are drawn to the class's prototype. Reconstruction, not verified
+"""Prototype contrast: images and texts are pulled to the prototype of their class. Reconstruction, not verified
 against the authors' code.
 
 [0] Fu, He, Ding, Cao, Wang. Uniformly Distributed Category Prototype-Guided Vision-Language Framework for Long-Tail
@@ -8,8 +8,8 @@ against the authors' code.
 
     R = mean_i CE(e_i P^T / T, y_i) + mean_c CE(t_c P^T / T, c),   e, t and p of unit norm, P fixed
 
-The second term takes part where text is learned. The classes' weights in the first are their shares of the batch, or
-equal (`balanced`).
+The second term is added if text is learned. In the first, classes are weighted by their shares of the batch, or equally
+(`balanced`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def prototype_contrast(features: Tensor, targets: Tensor, prototypes: Tensor, te
 
 
 def class_balanced_mean(values: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Mean over the classes of a batch of the mean of each, (N,), (N,) -> (); nothing is fetched from the device.
+    """Mean over the classes of a batch of the mean of each, (N,), (N,) -> (), without a device sync.
 
     The sums are at least in float32: bfloat16 cannot count beyond 256.
     """
@@ -45,15 +45,14 @@ class PrototypeContrastive(Regularizer):
     """Cross-entropy of embeddings, and of learned text features, against fixed prototypes.
 
     Args:
-        prototypes: (C, d) unit rows, that of class c in row c, in the space of the embeddings.
+        prototypes: (C, d) unit rows, one per class, in the space of the embeddings.
         weight: factor of the term in the objective.
-        temperature: T.
-        text: whether to draw learned text features to the prototypes too.
+        temperature: temperature T of the cosines.
+        text: whether learned text features are pulled to the prototypes too.
         balanced: whether every class of a batch counts the same, instead of every image.
-        assign: which prototype belongs to which class, as in head "prototype"; with the next two settings it says how
-            the prototypes are made.
+        assign: how prototypes are assigned to classes, as in head "prototype".
         kind: kind of prototypes, as in `create_prototypes`.
-        prototype_seed: seed of their rotation.
+        prototype_seed: seed of the rotation of the prototypes.
 
     Raises:
         InputError: embeddings or text features that are not as wide as the prototypes.

@@ -60,11 +60,11 @@ def target_templates(templates: Sequence[str], target: AnchorTarget) -> Sequence
 class TextAnchor(Regularizer):
     """Distance of learned text features to frozen ones, mean over the names.
 
-    `text_anchor` makes one from the settings of a recipe.
+    `text_anchor` makes it from the settings of a recipe.
 
     Args:
         learned: returns the learned features (M, d) of other names; None for those of the trained classes, which the
-            step has computed already.
+            step has already computed.
         frozen: (M, d) features to stay near; None for the frozen features of the trained classes.
         distance: "cos", "l1", "mean_l1" or "l2".
         weight: factor of the term in the objective.
@@ -114,8 +114,8 @@ def text_anchor(
 
     Args:
         text: the text side of the run; None for a run that learns no text features.
-        names: whose text features are held: those of the trained classes ("base"), of the classes that are only tested
-            ("novel"), or of others ("external").
+        names: whose text features are kept near the frozen ones: those of the trained classes ("base"), of the classes
+            that are only tested ("novel"), or of other classes ("external").
         target: the frozen feature is that of the dataset's first sentence ("template"), or the mean over all its
             sentences ("ensemble").
         distance: "cos", "l1", "mean_l1" or "l2".
@@ -123,8 +123,8 @@ def text_anchor(
         external: number of external names, drawn by the run's seed.
 
     Raises:
-        InputError: a run that learns no text features, novel names where there are none, more external names than there
-            are, or other names under a context per class.
+        InputError: a run that learns no text features, novel names where there are none, more external names than
+            exist, or names of untrained classes with a context per class.
     """
     if text is None:
         raise _no_learned_text()

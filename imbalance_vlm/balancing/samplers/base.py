@@ -17,7 +17,7 @@ def epoch_generator(seed: int, epoch: int, device: torch.device | str = "cpu") -
 
 
 class Sampler:
-    """Which images an epoch shows, and in what order.
+    """The images of an epoch, and their order.
 
     A subclass implements `epoch`, a function of its arguments and the seed only. An epoch has as many images as the
     training set, whatever the batch size and the number of devices.

@@ -22,7 +22,7 @@ from imbalance_vlm.components.ranges import Count
 
 
 class ClassAwareSampler(Sampler):
-    """Every class equally often, up to one turn; no image of a class is repeated before all of them were shown.
+    """Every class equally often, to within one turn; no image of a class is repeated before all of them were drawn.
 
     Args:
         labels: (N,) int64 training labels.

@@ -23,7 +23,7 @@ def progressive_shares(sizes: Tensor, epoch: int, epochs: int) -> Tensor:
 
 
 class ProgressiveSampler(Sampler):
-    """Each draw takes a class, by shares that change from n_c / N to 1 / K over the epochs, and one of its images.
+    """Each draw takes a class with a probability that changes from n_c / N to 1 / K, and one of its images uniformly.
 
     Args:
         labels: (N,) int64 training labels.

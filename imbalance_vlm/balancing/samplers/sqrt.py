@@ -15,7 +15,7 @@ from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 
 
 class SqrtSampler(Sampler):
-    """Each draw takes a class, by the square root of its size, and one of its images uniformly.
+    """Each draw takes a class in proportion to the square root of its size, and one of its images uniformly.
 
     Args:
         labels: (N,) int64 training labels.

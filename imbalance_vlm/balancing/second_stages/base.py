@@ -1,4 +1,4 @@
-"""Interface of a second stage: a classifier of the first stage's embeddings, fitted after that stage was trained."""
+"""Interface of a second stage: a classifier of embeddings, fitted after the first stage has been trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.balancing.samplers.base import Sampler
@@ -18,7 +19,7 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
 
 ROWS = 1024
-"""Embeddings that are processed at a time."""
+"""Embeddings per batch where the batch size does not affect the result."""
 
 MakeSampler = Callable[[Tensor, int], Sampler]
 """(N,) training labels and the seed of the run -> the sampler."""
@@ -54,9 +55,9 @@ class Stage:
     Args:
         head: the trained head, frozen and in evaluation mode.
         train: embeddings (B, d) of the training set, as the head's classifier reads them.
-        validation: those of the validation set; None where the dataset has none.
+        validation: embeddings of the validation set; None if the dataset has none.
         long_tail: the training counts.
-        train_classifier: the training loop, with the run's seed; SGD with momentum .9 and a cosine schedule.
+        train_classifier: the training loop, seeded by the run: SGD with momentum .9 and a cosine schedule.
         test_views: embeddings of two random views of the test images, (N, d) each, without labels.
     """
 
@@ -74,7 +75,7 @@ class Stage:
 
     @torch.no_grad()
     def bias(self) -> Tensor:
-        """(C,) of the first stage's classifier, a copy; zeros where it has none."""
+        """(C,) of the first stage's classifier, a copy; zeros if it has none."""
         weight, bias = self.head.classifier()
         return weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
 
@@ -87,8 +88,8 @@ def batches_in_order(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
 class SecondStage(nn.Module):
     """Embeddings (B, d) to logits (B, C).
 
-    A subclass is constructed blank and learns in `fit`. Everything learned is a parameter or a buffer, so that loading
-    a state_dict into a blank one restores it.
+    A subclass learns in `fit`. Everything learned is a parameter or a buffer, so that a new instance is restored from a
+    state_dict.
 
     Args:
         width: d.
@@ -102,12 +103,33 @@ class SecondStage(nn.Module):
 
     @property
     def needs_validation(self) -> bool:
-        """Whether these settings leave a choice to the validation set."""
+        """Whether a setting is left open, to be chosen on the validation set."""
         return False
 
     def fit(self, stage: Stage) -> dict[str, float]:
-        """Learn from the stage; return what was chosen on the validation set, by the name of the setting."""
+        """Fit to a stage; return the numbers to report, such as a setting chosen on the validation set, by name."""
         raise NotImplementedError
 
     def forward(self, embeddings: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class FrozenClassifierStage(SecondStage):
+    """Base class of second stages that change the logits of the first stage's classifier, which they keep frozen."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(width, num_classes)
+        self.register_buffer("weight", torch.zeros(num_classes, width))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    def copy_classifier(self, stage: Stage) -> None:
+        """Copy the first stage's classifier into the buffers."""
+        self.weight.copy_(stage.weight())
+        self.bias.copy_(stage.bias())
+
+    def frozen_logits(self, embeddings: Tensor) -> Tensor:
+        """Logits (B, C) of the first stage's classifier for embeddings (B, d)."""
+        return F.linear(embeddings, self.weight, self.bias)

@@ -17,7 +17,7 @@ class CalibrationTraining(StageTraining):
     """How the calibration of a frozen classifier is trained.
 
     Args:
-        rho: exponent of the class weights; the larger, the more rare classes count.
+        rho: exponent of the class weights; with a larger one, rare classes count for more.
     """
 
     rho: NonNegative = 1.2

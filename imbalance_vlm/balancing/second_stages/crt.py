@@ -9,7 +9,7 @@
     z = W f + b,   W and b re-initialised, f frozen; cross-entropy on class-aware draws
 
 Differs from [1] in: b is not decayed, and the last epoch is the result, where [1] takes the best on validation; f is
-multiplied by one number, so that its entries have a mean square of 1 over the training set and one learning rate fits
+multiplied by a constant, so that its entries have a mean square of 1 over the training set and one learning rate fits
 every head (the embeddings of a cosine head have unit norm: their entries are sqrt(d) times smaller than those of a
 linear head).
 """

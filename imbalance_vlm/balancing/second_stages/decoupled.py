@@ -11,6 +11,7 @@ from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.balancing.second_stages.base import Stage, StageTraining
 from imbalance_vlm.components.catalogue import SAMPLERS
 from imbalance_vlm.components.ranges import Count
+from imbalance_vlm.components.registry import offer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class DecoupledTraining(StageTraining):
     """How the classifier is trained after the embedding.
 
     Args:
-        sampler: recipe name of the sampler that draws the embeddings of an epoch.
+        sampler: name of the sampler that draws the embeddings of an epoch.
 
     Raises:
         InputError: an unknown sampler, before the first stage is trained.
@@ -31,9 +32,7 @@ class DecoupledTraining(StageTraining):
         SAMPLERS.get(self.sampler)
 
     def make_sampler(self, labels: Tensor, seed: int) -> Sampler:
-        sampler: Sampler = SAMPLERS.make(
-            {"name": self.sampler}, {"labels": lambda section: labels, "seed": lambda section: seed}
-        )
+        sampler: Sampler = SAMPLERS.make({"name": self.sampler}, offer(labels=labels, seed=seed))
         return sampler
 
 

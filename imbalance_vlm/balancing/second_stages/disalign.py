@@ -6,22 +6,21 @@
 
     z'_c = (1 + s(f) a_c) z_c + s(f) b_c,   s(f) = sigmoid(v . f + v_0)
 
-a is 1 and b is 0 at the start, as in [1]: training starts from (1 + s) z, which ranks the classes as z does but with
-higher confidence, not from z itself. The segmentation code of [1] writes s (a z + b) + (1 - s) z, the same map with
-a - 1 for a, and does start from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the batch's weights,
-as in [1].
+a is 1 and b is 0 at the start, as in [1]: training does not start from z but from (1 + s) z, which ranks the classes in
+the same order with higher confidence. The segmentation code of [1] uses s (a z + b) + (1 - s) z, the same map if a is
+replaced by a - 1, and does start from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the batch's
+weights, as in [1].
 
-Differs from [1] in: a and b are not decayed, and v is initialised as torch initialises a linear layer, where [1] has .1
-in every entry: that suits features after a ReLU, not features of either sign.
+Differs from [1] in: a and b are not decayed, and v is initialised like a linear layer of torch, where [1] sets every
+entry to .1, which suits features after a ReLU but not features of either sign.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.balancing.second_stages.base import FrozenClassifierStage, Stage
 from imbalance_vlm.balancing.second_stages.calibration import CalibrationTraining, train_calibration
 
 
@@ -30,7 +29,7 @@ def disalign(logits: Tensor, confidence: Tensor, magnitude: Tensor, margin: Tens
     return (1 + confidence * magnitude) * logits + confidence * margin
 
 
-class DisAlign(SecondStage):
+class DisAlign(FrozenClassifierStage):
     """Learns a magnitude and a margin per class, and how much of them applies to each image.
 
     Args:
@@ -39,21 +38,15 @@ class DisAlign(SecondStage):
         settings: class weights, length and learning rate.
     """
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(self, width: int, num_classes: int, *, settings: CalibrationTraining = CalibrationTraining()) -> None:
         super().__init__(width, num_classes)
         self.settings = settings
-        self.register_buffer("weight", torch.zeros(num_classes, width))
-        self.register_buffer("bias", torch.zeros(num_classes))
         self.magnitude = nn.Parameter(torch.ones(num_classes))
         self.margin = nn.Parameter(torch.zeros(num_classes))
         self.confidence = nn.Linear(width, 1)
 
     def fit(self, stage: Stage) -> dict[str, float]:
-        self.weight.copy_(stage.weight())
-        self.bias.copy_(stage.bias())
+        self.copy_classifier(stage)
         nn.init.ones_(self.magnitude)
         nn.init.zeros_(self.margin)
         self.confidence.reset_parameters()
@@ -61,5 +54,5 @@ class DisAlign(SecondStage):
         return {}
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        logits = F.linear(embeddings, self.weight, self.bias)  # (B, C)
+        logits = self.frozen_logits(embeddings)  # (B, C)
         return disalign(logits, self.confidence(embeddings).sigmoid(), self.magnitude, self.margin)

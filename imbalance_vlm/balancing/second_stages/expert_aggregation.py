@@ -8,8 +8,8 @@
     z(x) = sum_e v_e z_e(x),   v = softmax(a),   max_a mean_x cos(softmax z(x'), softmax z(x''))
 
 x' and x'' are random views of a test image. An expert's predictions are more stable on the classes that it is good at,
-so that the experts that suit the frequent classes of the test images get the larger weights. Nothing else is trained;
-as in [1], training ends once an expert weighs less than .05.
+so the experts that suit the frequent classes of the test images get larger weights. Nothing else is trained; as in [1],
+training ends once a weight is below .05.
 
 Differs from [1] in: the views are cached embeddings, the same two in every epoch; the order of the images depends
 only on torch's seed and the epoch.
@@ -29,7 +29,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.experts import EXPERTS
 
 MIN_WEIGHT = 0.05
-"""Training ends once an expert has less weight than this, so that none vanishes."""
+"""Training ends once the weight of an expert is below this, so that none vanishes."""
 
 
 @runtime_checkable
@@ -54,12 +54,12 @@ class ExpertAggregation(SecondStage):
     """The head's experts, mixed by weights learned on the test images, without their labels.
 
     Transductive: `fit` reads the test images (two random views of each), but not their labels. Report this with the
-    results. The experts of a head with adapters are stored as (3, C, 3 w) numbers, zeros included.
+    results. The experts of a head with adapters are stored as (3, C, 3 w) numbers, including zeros.
 
     Args:
         width: d of the embeddings.
         num_classes: C.
-        settings: of the three scores, on the test images.
+        settings: how the three scores are trained on the test images.
     """
 
     weight: Tensor
@@ -113,8 +113,8 @@ class ExpertAggregation(SecondStage):
             order = torch.randperm(len(first), generator=epoch_generator(torch.initial_seed(), epoch))
             for rows in order.to(first.device).split(self.settings.batch_size):
                 with torch.no_grad():
-                    logits = self._per_expert(first[rows]), self._per_expert(second[rows])
-                loss = -agreement(*logits, self.scores).mean()
+                    first_logits, second_logits = self._per_expert(first[rows]), self._per_expert(second[rows])
+                loss = -agreement(first_logits, second_logits, self.scores).mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

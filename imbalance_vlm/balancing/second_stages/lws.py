@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.balancing.second_stages.base import FrozenClassifierStage, Stage
 from imbalance_vlm.balancing.second_stages.decoupled import DecoupledTraining, train_decoupled
 
 
-class LWS(SecondStage):
+class LWS(FrozenClassifierStage):
     """The first stage's logits, each multiplied by a learned scale of its class.
 
     Args:
@@ -31,24 +30,18 @@ class LWS(SecondStage):
         settings: sampler, length and learning rate.
     """
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(
         self, width: int, num_classes: int, *, settings: DecoupledTraining = DecoupledTraining(epochs=5)
     ) -> None:
         super().__init__(width, num_classes)
         self.settings = settings
-        self.register_buffer("weight", torch.zeros(num_classes, width))
-        self.register_buffer("bias", torch.zeros(num_classes))
         self.scales = nn.Parameter(torch.ones(num_classes))
 
     def fit(self, stage: Stage) -> dict[str, float]:
-        self.weight.copy_(stage.weight())
-        self.bias.copy_(stage.bias())
+        self.copy_classifier(stage)
         nn.init.ones_(self.scales)
         train_decoupled(self, stage, self.settings)
         return {}
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.scales * F.linear(embeddings, self.weight, self.bias)
+        return self.scales * self.frozen_logits(embeddings)

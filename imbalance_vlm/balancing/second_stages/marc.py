@@ -7,21 +7,20 @@
 
     z'_c = a_c z_c + b_c |w_c|
 
-A margin is a logit over the norm of its weights, so that a and b scale and shift the margin of each class. a is 1 and
-b is 0 at the start: training starts from z. The loss is cross-entropy weighted by pi_c^-rho and divided by the
+A margin is a logit divided by the norm of its weights, so that a and b scale and shift the margin of each class.
+Training starts from z, with a at 1 and b at 0. The loss is cross-entropy weighted by pi_c^-rho and divided by the
 batch's weights, as in [1].
 
 Differs from [1] in: the norms are saved with the module, where [1] takes them from the classifier that exists when
-it is constructed; a and b are not decayed, gradients not clipped.
+it is constructed; a and b are not decayed, and gradients are not clipped.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
+from imbalance_vlm.balancing.second_stages.base import FrozenClassifierStage, Stage
 from imbalance_vlm.balancing.second_stages.calibration import CalibrationTraining, train_calibration
 
 
@@ -30,8 +29,8 @@ def marc(logits: Tensor, norms: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     return slope * logits + shift * norms
 
 
-class MARC(SecondStage):
-    """Learns a slope and a shift of the margin per class: 2 C numbers.
+class MARC(FrozenClassifierStage):
+    """Learns a slope and a shift of the margin per class: 2 C parameters.
 
     Args:
         width: d.
@@ -39,8 +38,6 @@ class MARC(SecondStage):
         settings: class weights, length and learning rate.
     """
 
-    weight: Tensor
-    bias: Tensor
     norms: Tensor
 
     def __init__(
@@ -48,15 +45,12 @@ class MARC(SecondStage):
     ) -> None:
         super().__init__(width, num_classes)
         self.settings = settings
-        self.register_buffer("weight", torch.zeros(num_classes, width))
-        self.register_buffer("bias", torch.zeros(num_classes))
         self.register_buffer("norms", torch.zeros(num_classes))
         self.slope = nn.Parameter(torch.ones(num_classes))
         self.shift = nn.Parameter(torch.zeros(num_classes))
 
     def fit(self, stage: Stage) -> dict[str, float]:
-        self.weight.copy_(stage.weight())
-        self.bias.copy_(stage.bias())
+        self.copy_classifier(stage)
         self.norms.copy_(stage.weight().norm(dim=1))
         nn.init.ones_(self.slope)
         nn.init.zeros_(self.shift)
@@ -64,5 +58,5 @@ class MARC(SecondStage):
         return {}
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        logits = F.linear(embeddings, self.weight, self.bias)  # (B, C)
+        logits = self.frozen_logits(embeddings)  # (B, C)
         return marc(logits, self.norms, self.slope, self.shift)

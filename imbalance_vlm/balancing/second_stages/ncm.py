@@ -10,10 +10,10 @@
     z_c = s x . mu_c / |mu_c|                   cosine
     z_c = -s/2 |x - mu_c|^2                     Euclidean
 
-With x of norm 1 the two differ only by the norms of the means, which are short for classes that spread. s changes no
+With x of norm 1 the two differ only by the norms of the means, which are small for spread-out classes. s changes no
 prediction, only the confidence: the Euclidean logits are those of Gaussians of variance 1/s about the means.
 
-Differs from [1] in: the softmax has a scale at all; the cosine divides by the norm of the mean, where [1] divides by d;
+Differs from [1] in: the logits have a scale; the cosine divides by the norm of the mean, where [1] divides by d;
 a class without images has logit -inf, and is never predicted.
 """
 
@@ -42,17 +42,17 @@ def similarity(unit: Tensor, means: Tensor, metric: Metric) -> Tensor:
 
 
 def class_sums(
-    source: Source, change: Callable[[Tensor], Tensor], num_classes: int, width: int
+    source: Source, transform: Callable[[Tensor], Tensor], num_classes: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """(C, d) float64 sums of each class's embeddings after `change`, and (C,) sizes of the classes."""
+    """(C, d) float64 sums of each class's embeddings after `transform`, and (C,) sizes of the classes."""
     sums = torch.zeros(num_classes, width, dtype=torch.float64, device=source.labels.device)
     for embeddings, labels in batches_in_order(source):
-        sums.index_add_(0, labels, change(embeddings).double())
+        sums.index_add_(0, labels, transform(embeddings).double())
     return sums, torch.bincount(source.labels, minlength=num_classes)
 
 
 class NCM(SecondStage):
-    """Scores an image by its distance to the mean of each class; nothing is trained, and class sizes play no part.
+    """Scores an image by its distance to the mean of each class; nothing is trained, and class sizes have no effect.
 
     Args:
         width: d.
@@ -60,7 +60,8 @@ class NCM(SecondStage):
         metric: "cosine" or "euclidean".
         centre: whether to subtract the mean of all training embeddings first, since features that share a large common
             part are otherwise nearly equal.
-        scale: s; 16 is about the likeliest on Icons-LT. The post-hoc correction `temperature` fits it to other data.
+        scale: scale s of the logits; 16 has about the highest likelihood on Icons-LT. The post-hoc correction
+            `temperature` fits it to other data.
     """
 
     centre: Tensor
@@ -72,7 +73,7 @@ class NCM(SecondStage):
     ) -> None:
         super().__init__(width, num_classes)
         self.metric: Metric = metric
-        self.centres = centre
+        self.subtract_mean = centre
         self.scale = scale
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("means", torch.zeros(num_classes, width))
@@ -80,11 +81,11 @@ class NCM(SecondStage):
 
     @torch.no_grad()
     def fit(self, stage: Stage) -> dict[str, float]:
-        classes = (self.num_classes, self.width)
-        if self.centres:
-            total = class_sums(stage.train, lambda embeddings: embeddings, *classes)[0].sum(0)  # (d,)
+        shape = (self.num_classes, self.width)
+        if self.subtract_mean:
+            total = class_sums(stage.train, lambda embeddings: embeddings, *shape)[0].sum(0)  # (d,)
             self.centre.copy_(total / len(stage.train))
-        sums, sizes = class_sums(stage.train, self.unit, *classes)
+        sums, sizes = class_sums(stage.train, self.unit, *shape)
         self.means.copy_(sums / sizes.clamp_min(1)[:, None])
         self.there.copy_(sizes > 0)
         return {}

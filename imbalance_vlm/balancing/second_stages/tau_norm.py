@@ -7,8 +7,8 @@
     z_c = w_c . f / |w_c|^tau,   no bias
 
 tau 0 keeps the weights, tau 1 makes all norms 1, and a larger one reverses the order of the norms. tau is chosen among
-0, .1, .. 2 by the mean of the per-class accuracies, as in [1]; of ties, the smallest. The rows of a cosine head have
-the same norm already: no tau changes its predictions.
+0, .1, .. 2 by the mean of the per-class accuracies, as in [1]; the smallest if several are best. The rows of a cosine
+head already have the same norm, so that no tau changes its predictions.
 
 Differs from [1] in: a row of zeros gives logits of 0, not nan.
 """
@@ -60,7 +60,7 @@ class TauNorm(SecondStage):
     @torch.no_grad()
     def fit(self, stage: Stage) -> dict[str, float]:
         weight = stage.weight()
-        tau = chosen_tau(weight, stage) if self.tau is None else self.tau
+        tau = choose_tau(weight, stage) if self.tau is None else self.tau
         self.weight.copy_(tau_normalised(weight, tau))
         return {"tau": tau} if self.tau is None else {}
 
@@ -68,7 +68,7 @@ class TauNorm(SecondStage):
         return embeddings @ self.weight.t()
 
 
-def chosen_tau(weight: Tensor, stage: Stage) -> float:
+def choose_tau(weight: Tensor, stage: Stage) -> float:
     """The tau of TAUS that is best on the validation set.
 
     One matrix product serves all taus: they share the directions and differ by one factor per class.
@@ -83,6 +83,6 @@ def chosen_tau(weight: Tensor, stage: Stage) -> float:
         )
     directions = F.normalize(weight, dim=1)
     batches = list(batches_in_order(stage.validation))
-    along = torch.cat([embeddings for embeddings, _ in batches]) @ directions.t()  # (N, C): |f| cos(f, w_c)
+    projections = torch.cat([embeddings for embeddings, _ in batches]) @ directions.t()  # (N, C): |f| cos(f, w_c)
     labels = torch.cat([labels for _, labels in batches])  # (N,)
-    return best(TAUS, lambda tau: class_mean_accuracy(along * remaining_norms(weight, tau), labels))
+    return best(TAUS, lambda tau: class_mean_accuracy(projections * remaining_norms(weight, tau), labels))

@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP of every block.
+"""AdaptFormer: a bottleneck parallel to the MLP of every block.
 
 [0] Chen, Ge, Tong, Wang, Song, Wang, Luo. AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition.
     NeurIPS 2022. (s fixed at .1)
@@ -7,11 +7,11 @@
 
     x <- x + MLP(norm2(x)) + s Up(ReLU(Down(LN(x))))
 
-LN is learned with the bottleneck, s is learnable and starts at 1 as in [1], and Up starts at zero, so that the outputs
-of the tower do not change at the start. The width of the bottleneck follows the number of classes [1]: with ViT-B/16,
+LN is learned with the bottleneck, s is learned and starts at 1 as in [1], and Up starts at zero, so that the outputs of
+the tower do not change at the start. The width of the bottleneck follows the number of classes [1]: with ViT-B/16,
 101,436 parameters for 100 classes, 175,212 for 365, 617,868 for 1000 and 4,749,324 for 8142.
 
-Differs from [2] in: s is multiplied into Up instead of its output, which then need not be kept for the backward pass.
+Differs from [2] in: s multiplies the weights of Up, not its output, which then is not kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class Bottleneck(Added):
 
 
 class ParallelBottleneck(Bottleneck):
-    """A bottleneck with a learnable scale, parallel to the MLP's branch: it reads the branch's input before the norm
-    and is added to its output."""
+    """A bottleneck with a learned scale from the input of the MLP's branch, before the norm, to its output."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(width, hidden)

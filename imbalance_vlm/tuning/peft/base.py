@@ -1,7 +1,7 @@
-"""An image tower under tuning: what was added to it or selected in it, and how it is restored.
+"""An image tower under tuning: the parameters that are added to it or selected in it, and how it is restored.
 
-New modules become children of the block that they serve, so that they move, save, shard and compile with it; hooks
-call them. Names, values and order of the tower's own parameters stay as they are, and `TunedTower.remove` restores the
+New modules become children of the block that they change, so that they move, save, shard and compile with it; hooks
+call them. Names, values and order of the tower's own parameters do not change, and `TunedTower.remove` restores the
 tower, so that the runs of a study can share one encoder.
 """
 
@@ -21,6 +21,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.tuning.peft.towers import Site, image_tower
 
 MARK = "_tuned_by"
+"""Entry in the `__dict__` of a tower under tuning: the name of the method."""
 
 
 def adaptive_width(num_classes: int, num_layers: int) -> int:
@@ -33,7 +34,7 @@ def adaptive_width(num_classes: int, num_layers: int) -> int:
 
 
 class Added(nn.Module):
-    """A module that hooks call inside a tower; `active` turns it off without removing it."""
+    """A module that hooks call inside a tower; it has no effect while `active` is false."""
 
     active = True
 
@@ -42,8 +43,8 @@ class WeightOverride(Added):
     """Computes the W and b that a site uses from those of the base, at each pass.
 
     During the pass the results are entries of the holder's `__dict__`, which Python looks up before parameters: they
-    are computed once, the parameters keep their names, and the override also holds where a layer's weights are read
-    without calling it, as open_clip's attention does.
+    are computed once, the parameters keep their names, and the override also applies where a layer's weights are read
+    without calling it, as in open_clip's attention.
     """
 
     def __init__(self, site: Site) -> None:
@@ -85,7 +86,7 @@ class TunedTower:
         method: name of the method in recipes.
 
     Raises:
-        InputError: a tower that is under tuning already.
+        InputError: a tower that is already under tuning.
     """
 
     def __init__(self, module: nn.Module, method: str) -> None:
@@ -93,7 +94,7 @@ class TunedTower:
         self.method = method
         if MARK in self.root.__dict__:
             raise InputError(
-                f"the image tower is under tuning by '{self.root.__dict__[MARK]}' already; call remove() on that first"
+                f"the image tower is already under tuning by '{self.root.__dict__[MARK]}'; call remove() on that first"
             )
         self.root.__dict__[MARK] = method
         self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -112,7 +113,7 @@ class TunedTower:
         self._places.append((place, name))
 
     def hook(self, *handles: RemovableHandle) -> None:
-        """Remember hooks, so that `remove` removes them."""
+        """Register hooks that `remove` removes."""
         self._handles += handles
 
     def reweight(
@@ -134,7 +135,7 @@ class TunedTower:
         """Train the tower's own parameters whose name `wanted` accepts.
 
         Raises:
-            InputError: it accepts none; `what` names the missing parts.
+            InputError: no parameter is accepted; `what` names the missing parts.
         """
         selected = {name: parameter for name, parameter in self.root.named_parameters() if wanted(name)}
         if not selected:
@@ -151,8 +152,8 @@ class TunedTower:
     @property
     def added(self) -> list[Added]:
         """The modules that were added."""
-        tops = (place.get_submodule(name) for place, name in self._places)
-        return [module for top in tops for module in top.modules() if isinstance(module, Added)]
+        children = (place.get_submodule(name) for place, name in self._places)
+        return [module for child in children for module in child.modules() if isinstance(module, Added)]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters, by their names in the image tower."""
@@ -171,7 +172,7 @@ class TunedTower:
         return [(name, tuple(parameter.shape)) for name, parameter in self.named_parameters().items()]
 
     def values(self) -> dict[str, Tensor]:
-        """All that differs from the base, by name: trained parameters and the buffers that belong to them."""
+        """Everything that differs from the base, by name: trained parameters and the buffers that belong to them."""
         added = {id(buffer) for module in self.added for buffer in module.buffers()}
         buffers = {
             name: buffer
@@ -192,15 +193,15 @@ class TunedTower:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """Within this context manager the tower is untouched; there is no second copy of the frozen part."""
+        """Within this context manager the tower is untouched, without a second copy of the frozen part."""
         modes = [(module, module.training) for module in self.root.modules()]
-        shadows = []
+        overridden = []
         for path, value in self.base_values.items():
             folder, _, name = path.rpartition(".")
             holder = self.root.get_submodule(folder)
             self.base_values[path] = value.to(getattr(holder, name).device)  # the tower may have moved
             holder.__dict__[name] = self.base_values[path]
-            shadows.append((holder, name))
+            overridden.append((holder, name))
         added = self.added
         for module in added:
             module.active = False
@@ -210,7 +211,7 @@ class TunedTower:
         finally:
             for module in added:
                 module.active = True
-            for holder, name in shadows:
+            for holder, name in overridden:
                 del holder.__dict__[name]
             for part, mode in modes:
                 part.training = mode
@@ -221,11 +222,11 @@ class TunedTower:
         nothing."""
         for handle in self._handles:
             handle.remove()
-        present = dict(self.root.named_parameters()) | dict(self.root.named_buffers())
+        current = dict(self.root.named_parameters()) | dict(self.root.named_buffers())
         for name, value in self.base_values.items():
-            if not hasattr(present[name], "full_tensor"):  # a parameter that is sharded over processes stays as it is
-                present[name].copy_(value)
-            present[name].grad = None
+            if not hasattr(current[name], "full_tensor"):  # parameters sharded over processes are not restored
+                current[name].copy_(value)
+            current[name].grad = None
         for place, name in self._places:
             del place._modules[name]
         for parameter, flag in self._flags:
@@ -257,7 +258,7 @@ class TowerMethod(ABC):
             num_classes: C, on which the sizes of some methods depend.
 
         Raises:
-            InputError: a tower without the parts that the method needs (it is left as it was), or one under tuning.
+            InputError: a tower without the parts that the method needs (it is not changed), or already under tuning.
         """
         tuned = TunedTower(module, self.name)
         try:
@@ -269,7 +270,7 @@ class TowerMethod(ABC):
 
     @abstractmethod
     def inject(self, tuned: TunedTower, num_classes: int) -> None:
-        """Add to the tower, or select in it, what is trained."""
+        """Add trained modules to the tower, or select parameters in it."""
 
 
 def _namespace(module: nn.Module, path: str) -> dict[str, Any]:
@@ -278,7 +279,7 @@ def _namespace(module: nn.Module, path: str) -> dict[str, Any]:
 
 
 def _parts(site: Site, paths: tuple[str, ...], value: Tensor) -> dict[str, Tensor]:
-    """A site's W or b, split as the tower has it."""
+    """W or b of a site by path, split as in the tower."""
     if len(paths) == 1:
         return {paths[0]: value}
     return dict(zip(paths, value.split(site.rows(len(paths))), strict=True))

@@ -19,7 +19,8 @@ class Full(TowerMethod):
     """Trains every parameter of the image tower up to its features.
 
     Args:
-        projection: also trains the projection into the space of the text features, which features "embedding" pass.
+        projection: whether the projection into the space of the text features, which features "embedding" pass, is
+            trained too.
         lr_decay: d, the factor on the learning rate from each block to the one before it; 1 for the same rate in all.
     """
 
@@ -44,16 +45,16 @@ def lr_scales(tuned: TunedTower, lr_decay: float) -> dict[str, float]:
     """
     if lr_decay == 1:
         return dict.fromkeys(tuned.named_parameters(), 1.0)
-    middle, after = stages(tuned.root), after_stages(tuned.root)
+    stage_names, after = stages(tuned.root), after_stages(tuned.root)
     after += [name for name in tuned.root._parameters if name == "proj"]
 
     def depth(name: str) -> int:
-        for number, stage in enumerate(middle, start=1):
+        for number, stage in enumerate(stage_names, start=1):
             if name.startswith(f"{stage}."):
                 return number
-        return len(middle) + 1 if name.split(".")[0] in after else 0
+        return len(stage_names) + 1 if name.split(".")[0] in after else 0
 
-    return {name: lr_decay ** (len(middle) + 1 - depth(name)) for name in tuned.named_parameters()}
+    return {name: lr_decay ** (len(stage_names) + 1 - depth(name)) for name in tuned.named_parameters()}
 
 
 def lr_groups(tuned: TunedTower, lr_decay: float) -> list[tuple[float, list[nn.Parameter]]]:

@@ -1,4 +1,4 @@
-"""The names of what a method trains in CLIP's ViT-B/16, for `imbalance-vlm show`; no weights are loaded."""
+"""The parameters that a method trains in CLIP's ViT-B/16, for `imbalance-vlm show`; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 1000
 
 
 def trained_set(method: TowerMethod | PeftTuning) -> str:
-    """The parameters that a method trains in the image tower, one line for those of corresponding blocks.
+    """The parameters that a method trains in the image tower, one line for those that differ by the block only.
 
     >>> from imbalance_vlm.tuning.peft.layernorm import LayerNorm
     >>> print(trained_set(LayerNorm()).splitlines()[0])
@@ -25,7 +25,7 @@ def trained_set(method: TowerMethod | PeftTuning) -> str:
         method = method.method
     with method.apply(_tower(), CLASSES) as tuned:
         parameters, count = tuned.describe(), tuned.count()
-    lines: dict[str, list[str]] = {}  # by shape and name without the number of the block
+    lines: dict[str, list[str]] = {}  # by name without the number of the block, and shape
     for name, shape in parameters:
         sizes = f"({', '.join(map(str, shape))})"
         lines.setdefault(f"{re.sub(r'(?<=[.])[0-9]+(?=[.])', '*', name, count=1)} {sizes}", []).append(

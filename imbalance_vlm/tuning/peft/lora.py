@@ -6,7 +6,7 @@
 
     W_q <- W_q + 1/r U_q D_q,   W_v <- W_v + 1/r U_v D_v,   D (r, w) Kaiming-uniform, U (w, r) zero
 
-Where a tower keeps query, key and value in one matrix, the change is made to its rows.
+If a tower keeps query, key and value in one matrix, its rows are changed.
 
 Differs from [2] in: D starts with the bound 1/sqrt(w) of [1] ([2] stores it transposed and gets 1/sqrt(r)).
 """
@@ -49,8 +49,8 @@ class LoRA(TowerMethod):
     """A change of low rank to the query and value matrices of every block.
 
     Args:
-        rank: r; null for 2^floor(log2(C / 4L)) for C classes and L blocks, which gives about as many parameters as
-            AdaptFormer.
+        rank: rank r of the change; null for 2^floor(log2(C / 4L)) for C classes and L blocks, which gives about as many
+            parameters as AdaptFormer.
     """
 
     name = "lora"

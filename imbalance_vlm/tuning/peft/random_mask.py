@@ -7,8 +7,8 @@
     W_j <- v_j at the drawn places j, W_j elsewhere;   v starts at W
 
 The places are drawn with torch's global generator, which the run has seeded, and are saved with the values. The
-optimizer gets v alone, so neither weight decay nor momentum can move the other weights. As in [2], w C weights of the
-blocks are drawn, about as many as AdaptFormer trains.
+optimizer gets v alone, so that neither weight decay nor momentum can change the other weights. As in [2], w C weights
+of the blocks are drawn, about as many as AdaptFormer trains.
 
 Differs from [2] in: biases are not trained.
 """

@@ -8,7 +8,7 @@
 With y = W x + b this is W <- gamma W, b <- gamma b + beta, and is computed in this way.
 
 Differs from [1] in: gamma starts at 1 and beta at 0 without noise, so that the outputs of the tower do not change at
-the start; the patch embedding is left as it is (CLIP's has no bias to add a shift to).
+the start; the patch embedding is not changed (CLIP's has no bias to add a shift to).
 """
 
 from __future__ import annotations

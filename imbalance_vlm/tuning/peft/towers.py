@@ -1,4 +1,4 @@
-"""The parts of image towers: one view of open_clip's and timm's vision transformers, and of any network in stages.
+"""The parts of image towers: a common view of open_clip's and timm's vision transformers, and of networks in stages.
 
 open_clip: transformer.resblocks of ln_1, attn (one packed in_proj_weight), ls_1, ln_2, mlp, ls_2; then ln_post.
 timm: blocks of norm1, attn (qkv and proj), ls1, norm2, mlp, ls2; then norm, or fc_norm after pooling.
@@ -41,7 +41,7 @@ BLOCKS: dict[str, dict[str, str]] = {
     "EvaBlock": LAYOUTS["blocks"] | {"branch": "drop_path2"},
     "EvaBlockPostNorm": LAYOUTS["blocks"] | {"entry": "mlp", "branch": "drop_path2"},
 }
-"""Names of the parts in blocks of these classes, whose modules alone do not tell them apart."""
+"""Names of the parts in blocks of these classes, which differ from the layout of their tower."""
 
 POSITIONS = {
     "rope": "rotary positions",
@@ -50,10 +50,10 @@ POSITIONS = {
     "rel_pos_bias": "relative position biases",
     "relative_position_bias_table": "relative position biases",
 }
-"""Attributes of modules whose attention uses positions, which exist for the tokens of the image only."""
+"""Attributes of modules whose attention uses positions, which are defined for the tokens of the image only."""
 
 STAGES = (*LAYOUTS, "stages", "layers", "features")
-"""Paths of the modules that a network runs one after the other; ResNets have layer1, layer2, ... instead."""
+"""Paths of the modules that a network runs in sequence; ResNets have layer1, layer2, ... instead."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Site:
     Args:
         name: unique within a block.
         called: the module whose forward pass reads W and b. open_clip's attention reads those of its `out_proj`, which
-            itself is never called.
+            is never called.
         weights: paths from `called` to W, or to the parts that W is split into by rows.
         biases: paths to b, or to its parts; a missing part counts as zeros, and if all are missing there is no b.
     """
@@ -88,7 +88,7 @@ class Site:
         return _stacked(weights), _stacked(filled)
 
     def rows(self, parts: int) -> list[int]:
-        """Number of rows of W in each of its parts: as the tower has split it, otherwise equal numbers."""
+        """Number of rows of W in each of its parts: as the tower splits it, otherwise equal numbers."""
         sizes = [len(part) for part in self._weights()]
         return sizes if len(sizes) == parts else [sum(sizes) // parts] * parts
 
@@ -100,7 +100,7 @@ class Site:
         return present
 
     def _value(self, path: str) -> Tensor | None:
-        """The tower's own parameter or buffer of this path, also while an override is applied."""
+        """The tower's own parameter or buffer at this path, even while an override is applied."""
         holder, _, name = path.rpartition(".")
         module = self.called.get_submodule(holder)
         parameter = module._parameters.get(name)
@@ -109,9 +109,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block x <- x + attention(norm1(x)); x <- x + branch(mlp(norm2(x))), and its `module`.
+    """One transformer block, x <- x + attention(norm1(x)); x <- x + branch(mlp(norm2(x))), and its `module`.
 
-    `entry` is the module that reads x in the second step: norm2, or the MLP where norm2 comes after it. `branch` is the
+    `entry` is the module that reads x in the second step: norm2, or the MLP if norm2 comes after it. `branch` is the
     last module before x is added: the layer scale, the stochastic depth after it, or the identity in their place.
     """
 
@@ -188,7 +188,7 @@ class Tower:
     Args:
         root: the image tower.
         blocks: its blocks, in the order of the pass.
-        prefix: number of tokens that stay before inserted ones: 1 if there is a class token, otherwise 0.
+        prefix: number of tokens before inserted ones: 1 if there is a class token, otherwise 0.
     """
 
     root: nn.Module
@@ -213,7 +213,7 @@ class Tower:
 
 
 def image_tower(module: nn.Module) -> nn.Module:
-    """The image tower of a model: open_clip's `visual`, the `trunk` of one that comes from timm, or the model itself.
+    """The image tower of a model: open_clip's `visual`, the `trunk` of a tower from timm, or the model itself.
 
     >>> image_tower(nn.Linear(2, 3))
     Linear(in_features=2, out_features=3, bias=True)
@@ -230,17 +230,17 @@ def transformer_tower(root: nn.Module, method: str, *, adds_tokens: bool = False
     Args:
         root: an image tower.
         method: name of the method, for the error.
-        adds_tokens: whether the method inserts tokens among those of the image. This needs a tower that adds its
-            positions to the tokens before the blocks.
+        adds_tokens: whether the method inserts tokens among those of the image, which needs a tower that adds positions
+            to its tokens before the blocks.
 
     Raises:
-        InputError: another kind of network, with its class and what it lacks.
+        InputError: another kind of network; the message names its class and what it lacks.
     """
-    for path, usual in LAYOUTS.items():
+    for path, layout in LAYOUTS.items():
         blocks = _children_at(root, path)
         if not blocks:
             continue
-        names = BLOCKS.get(type(blocks[0]).__name__, usual)
+        names = BLOCKS.get(type(blocks[0]).__name__, layout)
         needed = dict.fromkeys(names.values())
         missing = [name for name in needed if not all(hasattr(block, name) for block in blocks)]
         if missing:
@@ -257,7 +257,7 @@ def stages(root: nn.Module) -> list[str]:
     """Names of the blocks of a transformer, or of the stages of another network, in the order of the pass.
 
     Raises:
-        InputError: a network without blocks or stages in the usual places.
+        InputError: a network without blocks or stages in the known places.
     """
     for path in STAGES:
         children = _children_at(root, path)
@@ -279,8 +279,7 @@ def after_stages(root: nn.Module) -> list[str]:
 
 
 def beyond_features(root: nn.Module) -> set[str]:
-    """Names of the parameters that come after the features that a head reads: the projection into the space of the
-    text features, or a classifier."""
+    """Names of the parameters after the features that a head reads: a projection or a classifier."""
     outside = {"proj"} if "proj" in root._parameters else set()
     classifier = getattr(root, "get_classifier", lambda: None)()
     if isinstance(classifier, nn.Module):

@@ -1,14 +1,14 @@
 """Tuning of the image tower, with any head on its features.
 
 `tuning: {name: peft, method: lora, rank: 4}` adds a method of this folder to the tower; `tuning: {name: full,
-lr_decay: 0.7, kl: 1.0}` trains all of it, and `training.interpolation: 0.5` averages the result with its start. The
+lr_decay: 0.7, kl: 1.0}` trains all of it, and `training.interpolation: 0.5` averages the result with the start. The
 images are read at every step, by default in square crops that grow over the epochs
 (`imbalance_vlm.tuning.growing_crops`).
 
 [0] Shi, Wei, Zhou, Shao, Han, Li. Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts. ICML 2024.
     (LIFT: the methods and their sizes, the text-initialised cosine head, the crops)
 [1] Liu, Li, Yu. Fully Fine-tuned CLIP Models are Efficient Few-Shot Learners. arXiv 2407.04003, 2024. (full
-    fine-tuning that works: AdamW 5e-6, 20 epochs, KL to the frozen model, weights averaged half-way)
+    fine-tuning that works: AdamW 5e-6, 20 epochs, KL to the frozen model, weights averaged with equal shares)
 [2] Wortsman et al. Robust Fine-Tuning of Zero-Shot Models. CVPR 2022. (the average)
 """
 
@@ -34,10 +34,10 @@ from imbalance_vlm.tuning.tower_head import TowerHead
 
 
 class PeftTuning(Tuning):
-    """A method in the image tower and the recipe's head on its features; both are trained.
+    """A method in the image tower and the recipe's head on its features, both of which are trained.
 
     Args:
-        method: adds what is trained to the tower, or selects it there.
+        method: adds trained modules to the tower, or selects parameters in it.
         crops: views of the training images.
     """
 
@@ -52,7 +52,7 @@ class PeftTuning(Tuning):
         return self.crops.transforms(context)
 
     def head(self, context: TuningContext, plain: Callable[[], Head]) -> Head:
-        """The recipe's head on the tower. It is made first, because it starts from features of the untouched tower.
+        """The recipe's head on the tower; it is made first, since it starts from features of the untouched tower.
 
         Raises:
             InputError: a tower without the parts that the method needs.
@@ -75,7 +75,7 @@ class PeftTuning(Tuning):
 
 
 class WatchedTowerHead(TowerHead):
-    """A tower head that can compute the frozen tower's features of the images it read last."""
+    """A tower head that can compute the frozen tower's features of its last images."""
 
     images: Tensor
 
@@ -90,14 +90,15 @@ class WatchedTowerHead(TowerHead):
 
 
 class FullTuning(PeftTuning):
-    """Trains the whole image tower, with what keeps it from forgetting.
+    """Trains the whole image tower, with options against forgetting.
 
     Args:
-        lr_decay: factor on the learning rate from each block to the one before it; the head, and what comes after the
-            blocks, have the recipe's rate. 1 trains all at the same rate.
-        projection: also trains the projection into the space of the text features, which features "embedding" pass.
-        kl: weight of the divergence of the class probabilities from those of the frozen model under the head's start;
-            0 for none. It costs a second pass through the tower, without gradients.
+        lr_decay: factor on the learning rate from each block to the one before it; the head and the layers after the
+            blocks have the recipe's rate. 1 trains all at the same rate.
+        projection: whether the projection into the space of the text features, which features "embedding" pass, is
+            trained too.
+        kl: weight of the divergence of the class probabilities from those of the frozen model with the initial head; 0
+            for none. It costs a second pass through the tower, without gradients.
         crops: views of the training images.
     """
 
@@ -130,8 +131,8 @@ class FullTuning(PeftTuning):
             return super().groups(head)
         scaled = lr_groups(self.tuned, self.method.lr_decay)
         in_tower = {id(parameter) for _, group in scaled for parameter in group}
-        rest = [parameter for parameter in self.parameters(head) if id(parameter) not in in_tower]
-        return [{"params": rest}, *({"params": group, "lr_scale": scale} for scale, group in reversed(scaled))]
+        outside = [parameter for parameter in self.parameters(head) if id(parameter) not in in_tower]
+        return [{"params": outside}, *({"params": group, "lr_scale": scale} for scale, group in reversed(scaled))]
 
     def close(self) -> None:
         super().close()

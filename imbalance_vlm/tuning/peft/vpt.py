@@ -1,4 +1,4 @@
-"""VPT: learned tokens are inserted among those of the image.
+"""VPT: learned tokens inserted among those of the image.
 
 [0] Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim. Visual Prompt Tuning. ECCV 2022.
 [1] github.com/KMnP/vpt, src/models/vit_prompt/vit.py
@@ -7,8 +7,8 @@
     deep:    [class, P_i, patches] enters block i, where P_i replaces the outputs of block i - 1 for P_(i-1)
 
 P is uniform in ±sqrt(6 / (3 p^2 + w)) for patches of p x p pixels [1]. After the last block the prompts are removed, so
-that poolings and decoders read the image's own tokens only. Unlike the other methods, this one changes the outputs of
-the tower at the start.
+that poolings and decoders read the image's own tokens only. Unlike with the other methods, the outputs of the tower
+change at the start.
 
 Differs from [1] in: no dropout on the prompts.
 """
@@ -51,8 +51,8 @@ class VPT(TowerMethod):
     """Learns tokens that are inserted among those of the image.
 
     Args:
-        tokens: n, the number of tokens per block that receives any.
-        deep: every block receives tokens of its own; false inserts them before the first block only.
+        tokens: number n of tokens per block that receives any.
+        deep: whether every block receives its own tokens; otherwise tokens are inserted before the first block only.
     """
 
     name = "vpt"

@@ -29,7 +29,7 @@ from imbalance_vlm.tuning.prompt.settings import TextMemory
 
 
 class SharedText(PromptedText):
-    """Prompted text that a copy of a head shares with the original: the frozen tower is never copied.
+    """Prompted text that copies of a head share, so that the frozen tower is never copied.
 
     Args:
         encoder: an open_clip encoder.
@@ -75,9 +75,9 @@ class PromptHead(Head):
     """Cosine of an image feature to the text features of the class names under a learned context.
 
     A subclass that learns more overrides `prompt` (deep prompts in the text tower), `embed` (prompts in the image
-    tower) or `classify` (a context that depends on the image). Exactly what is trained is a parameter.
+    tower) or `classify` (a context that depends on the image). All parameters are trained.
 
-    In evaluation the text features are computed without gradient, and again only after a parameter has changed.
+    In evaluation mode the text features are computed without gradient, and only after a parameter has changed.
 
     Args:
         prompted: the text features as a function of the context.
@@ -100,7 +100,7 @@ class PromptHead(Head):
         self._cached: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # state of the parameters, text features
 
     def prompt(self) -> tuple[Tensor, Tensor | Sequence[Tensor]]:
-        """The arguments of `PromptedText`: the context, and the deep prompts (D, n, w), or () without any."""
+        """The arguments of `PromptedText`: the context, and the deep prompts (D, n, w) or () for none."""
         return self.context, ()
 
     def text_features(self) -> Tensor:
@@ -128,7 +128,7 @@ class PromptHead(Head):
     def for_names(
         self, class_names: Sequence[str], text_features: Callable[[Sequence[str]], Tensor] | None = None
     ) -> PromptHead:
-        """This head over other classes, with the same parameters, not copies of them.
+        """This head for other classes; it shares the parameters, instead of copying them.
 
         Args:
             class_names: names of the other classes.
@@ -156,7 +156,7 @@ class PromptHead(Head):
         return lambda: other.prompted(*other.prompt())
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts without text features: those of a training step hold its graph."""
+        """A copy starts without text features, since those of a training step hold its graph."""
         return self.__dict__ | {"text": None, "_cached": None}
 
 
@@ -164,8 +164,8 @@ class PromptText:
     """The text side of a run with a prompt head; see `RunText` for the protocol.
 
     Args:
-        context: gives the names, the sentences and the frozen tower.
-        head: gives the learned prompt.
+        context: provides the names, the sentences and the frozen tower.
+        head: provides the learned prompt.
     """
 
     def __init__(self, context: TuningContext, head: PromptHead) -> None:
@@ -221,16 +221,16 @@ class PromptTuning(Tuning):
 
 
 def check_prompt_context(context: TuningContext) -> None:
-    """Refuse a run that no prompt method can be trained in.
+    """Refuse a run in which no prompt method can be trained.
 
     Raises:
         InputError: no classes, a class name that occurs twice, or features in another space than the text's.
     """
     if not context.class_names:
         raise InputError("prompts need at least one class to train on, got none; check data.classes and data.shots")
-    numbers: dict[str, int] = {}
+    first_numbers: dict[str, int] = {}
     for number, name in enumerate(context.class_names):
-        first = numbers.setdefault(name.replace("_", " "), number)
+        first = first_numbers.setdefault(name.replace("_", " "), number)
         if first != number:
             raise InputError(
                 f"class names must differ for prompts to tell classes apart, got '{name}' for class {first} and class "

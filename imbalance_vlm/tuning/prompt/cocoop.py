@@ -7,11 +7,12 @@
                        every token
     z_c = exp(logit_scale) * cos(f, g(v(f), name_c))
 
-Each image is classified by its own text features, so each image costs a pass over all classes, in training and in
-testing. Where one set of text features is needed (regularizers, geometry, a second stage's start) it is the normalised
+Each image is classified by its own text features, so each image costs a pass over all classes, in training and testing.
+Where a single set of text features is needed (regularizers, geometry, a second stage's start), it is the normalised
 mean over the batch in training, and otherwise g(v(m), name_c) with the mean m of the training features so far.
 
-Differs from [1] in: any batch size (the images pass the text tower one after the other, in bounded memory).
+Differs from [1] in: any batch size (the text tower encodes the prompts of one image after the other, in bounded
+memory).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NARROWING = 16
 """Ratio of the widths of the image feature and the hidden layer, as in [1]."""
 
 AT_ONCE = 8
-"""Images whose text features are in memory at once in testing, (AT_ONCE, C, d)."""
+"""Images whose text features (AT_ONCE, C, d) are in memory at once at test time."""
 
 
 def logits_per_image(embeddings: Tensor, texts: Tensor, scale: float) -> Tensor:

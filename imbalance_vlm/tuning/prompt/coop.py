@@ -33,7 +33,7 @@ class CoOp(PromptTuning):
 
     Args:
         prompt: the prompt and its start.
-        csc: a context per class, instead of one that all classes share.
+        csc: whether each class has its own context, instead of one that all classes share.
         crops: views of the training images.
         memory: limits on the memory of the text tower.
     """
@@ -75,10 +75,10 @@ def starting_context(prompted: PromptedText, n_ctx: int | None, words: str | Non
     """The start of a context: the embeddings of words, or N(0, .02) from torch's global generator.
 
     Args:
-        prompted: gives the width, the classes and the embeddings of words.
+        prompted: provides the width, the classes and the embeddings of words.
         n_ctx: number of context tokens; None for as many as the words have, or 4.
         words: words to start from, or None.
-        csc: a context per class, all of which start from the same words.
+        csc: whether each class has its own context; all start from the same words.
 
     Returns:
         (n_ctx, w), or (C, n_ctx, w).

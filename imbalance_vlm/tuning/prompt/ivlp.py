@@ -1,4 +1,4 @@
-"""IVLP: independent vision and language prompting, with deep prompts in both towers that are not coupled.
+"""IVLP: independent vision and language prompting, with uncoupled deep prompts in both towers.
 
 [0] Rasheed, Khattak, Maaz, Khan, Khan. Fine-tuned CLIP Models are Efficient Video Learners. CVPR 2023. (the design)
     Khattak, Rasheed, Maaz, Khan, Khan. MaPLe: Multi-modal Prompt Learning. CVPR 2023. (the comparison with MaPLe)
@@ -25,7 +25,7 @@ from imbalance_vlm.tuning.prompt.vision_tokens import TwoTowerHead, TwoTowerTuni
 
 
 class IVLPHead(TwoTowerHead):
-    """Deep prompts in both towers, each with parameters of its own.
+    """Deep prompts in both towers, each with its own parameters.
 
     Args:
         prompted, images, context, rest, depth, logit_scale: see `TwoTowerHead`.
@@ -50,7 +50,7 @@ class IVLPHead(TwoTowerHead):
 
 
 class IVLP(TwoTowerTuning):
-    """Deep prompts in both towers, each with parameters of its own.
+    """Deep prompts in both towers, each with its own parameters.
 
     Args:
         tokens: number of learned tokens in the image tower.

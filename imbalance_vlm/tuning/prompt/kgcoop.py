@@ -26,9 +26,10 @@ class KgCoOp(CoOp):
 
     Args:
         weight: weight of the distance.
-        target: what to stay near: the first of the dataset's sentences ("template"), or the mean of all ("ensemble").
+        target: frozen text features: those of the dataset's first sentence ("template"), or the mean over all
+            ("ensemble").
         prompt: the prompt and its start.
-        csc: a context per class, instead of one that all classes share.
+        csc: whether each class has its own context, instead of one that all classes share.
         crops: views of the training images.
         memory: limits on the memory of the text tower.
     """

@@ -2,14 +2,14 @@
 
 [0] Khattak, Rasheed, Maaz, Khan, Khan. MaPLe: Multi-modal Prompt Learning. CVPR 2023.
 [1] github.com/muzairkhattak/multimodal-prompt-learning, trainers/maple.py and configs/trainers/MaPLe: 2 tokens, SGD
-    3.5e-3 with one epoch of warm-up at 1e-5, batch 4, 5 epochs; across data sets depth 3, SGD 2.6e-3, 2 epochs
+    3.5e-3 with one epoch of warm-up at 1e-5, batch 4, 5 epochs; across datasets depth 3, SGD 2.6e-3, 2 epochs
 
     text:   [start, P_0, "of a", name, ".", end];   at block i < D, P_i replaces P_0
     image:  [class, patches, A_0 P_0 + b_0];        at block i < D, A_i P_i + b_i replaces the last tokens
     P_0 starts from "a photo", P_i from N(0, .02)
 
-Differs from [1] in: each A_i starts at values of its own, where [1] copies those of A_1 to all later ones; the b_i do
-not decay, by the convention of this package's optimizers; any depth that both towers have, and the model's own widths.
+Differs from [1] in: each A_i is initialised separately, where [1] copies A_1 to all later ones; the b_i do not decay,
+like all biases in this package; any depth that both towers have, and the model's own widths.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MaPLeHead(TwoTowerHead):
 
 
 class MaPLe(TwoTowerTuning):
-    """Deep text prompts, and image prompts that are linear in them. Across data sets the paper uses depth 3.
+    """Deep text prompts, and image prompts that are linear in them. Across datasets the paper uses depth 3.
 
     Args:
         prompt: the prompts and their start.

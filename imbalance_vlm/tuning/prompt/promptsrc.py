@@ -1,20 +1,20 @@
-"""PromptSRC: deep prompts that stay in agreement with the frozen model, and their average over the epochs.
+"""PromptSRC: deep prompts kept consistent with the frozen model, and averaged over the epochs.
 
 [0] Khattak, Wasim, Naseer, Khan, Yang, Khan. Self-regulating Prompts: Foundational Model Adaptation without
     Forgetting. ICCV 2023.
 [1] github.com/muzairkhattak/PromptSRC, trainers/promptsrc.py and configs/trainers/PromptSRC: 4 + 4 tokens, depth 9,
     SGD 2.5e-3 with one epoch of warm-up at 1e-5, batch 4, 20 epochs, average around epoch 15 with deviation 1;
-    few-shot: 50 epochs, around 30 with 30 or 45 with 5; across data sets: depth 3, around 6 with 10
+    few-shot: 50 epochs, around 30 with 30 or 45 with 5; across datasets: depth 3, around 6 with 10
 
     L = loss + 25 mean |t - t'| + 10 mean |f - f'| + mean_n sum_c q'_nc (log q'_nc - log q_nc) / C
     t (C, d), f (N, d): unit features with prompts, t', f' those of the frozen model; q, q' the softmax of the logits
-    v = sum_e w_e v_e,   w_e ~ exp(-(e - mu)^2 / (2 sigma^2)),   v_e: all that is trained, after epoch e = 1..E
+    v = sum_e w_e v_e,   w_e ~ exp(-(e - mu)^2 / (2 sigma^2)),   v_e: the trained parameters after epoch e = 1..E
 
 The divergence is from the frozen model to the prompted one, as [1] computes it, for any loss in L. The two means of
 absolute differences are over all entries.
 
-Differs from [1] in: t' is the renormalised mean of unit features over the data set's sentences, where [1] averages
-features of any length over 60 sentences of ImageNet's; the weights are computed without underflow, so that a training
+Differs from [1] in: t' is the renormalised mean of unit features over the dataset's sentences, where [1] averages
+features of any length over 60 of ImageNet's sentences; the weights are computed without underflow, so that a training
 shorter than mu works (its last epoch has nearly all the weight).
 """
 
@@ -49,7 +49,7 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> Tensor:
 
 
 class PromptSRCHead(IVLPHead):
-    """Deep prompts in both towers; it also keeps the frozen model's features of a training batch.
+    """Deep prompts in both towers, and the frozen model's features of the last training batch.
 
     Attributes:
         frozen: (N, d) unit features of the last training batch without prompts; None before the first.
@@ -65,12 +65,12 @@ class PromptSRCHead(IVLPHead):
 
 
 class SelfRegulation(Regularizer):
-    """Agreement of image features and logits with the frozen model; it also holds the average over the epochs.
+    """Keeps image features and logits consistent with the frozen model, and averages the prompts over the epochs.
 
     The term on the text features is a `TextAnchor`.
 
     Args:
-        head: gives the frozen features of the batches, and the parameters; it is not a part of this module.
+        head: provides the frozen features of the batches and the parameters; it is not a submodule.
         epoch_weights: w_e of the epochs 1..E.
         image: weight of the term on image features.
         logits: weight of the term on logits.
@@ -90,10 +90,10 @@ class SelfRegulation(Regularizer):
         self.register_buffer("average", torch.zeros_like(start))  # (P,), the sum so far; a checkpoint holds it
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))  # number of epochs in the sum
 
-    def gather(self, together: Callable[[Tensor], Tensor]) -> None:
+    def gather(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
         head = self._head[0]
         if head.frozen is not None:
-            head.frozen = together(head.frozen)
+            head.frozen = gather_rows(head.frozen)
 
     def forward(self, outputs: StepOutputs) -> Tensor:
         head, frozen_text = self._head[0], outputs.frozen_text
@@ -120,13 +120,13 @@ class SelfRegulation(Regularizer):
 
     @torch.no_grad()
     def apply_average(self) -> None:
-        """Set the head to the average, if it is one over all epochs."""
+        """Set the head to the average, if it covers all epochs."""
         if int(self.epochs) == len(self.epoch_weights):
             nn.utils.vector_to_parameters(self.average, self._head[0].parameters())
 
 
 class PromptSRC(IVLP):
-    """Deep prompts in both towers under self-regulation.
+    """Deep prompts in both towers, kept consistent with the frozen model.
 
     Args:
         tokens: number of learned tokens in the image tower.
@@ -134,7 +134,7 @@ class PromptSRC(IVLP):
         image: weight of the distance to the frozen image features.
         logits: weight of the divergence from the frozen model's predictions.
         mean: epoch, counted from 1, around which the prompts are averaged.
-        std: standard deviation of the weights around it, in epochs.
+        std: standard deviation of the weights around `mean`, in epochs.
         prompt: the prompts and their start.
         crops: views of the training images.
         memory: limits on the memory of the text tower.
@@ -178,12 +178,12 @@ class PromptSRC(IVLP):
         return [TextAnchor(distance="mean_l1", weight=self.text_weight), self._regulation]
 
     def after_epoch(self, head: Head, epoch: int) -> None:
-        """Called after each epoch, counted from 1: the trained values are added to the average."""
+        """Add the trained values to the average; called after each epoch, counted from 1."""
         if self._regulation is not None:
             self._regulation.add_epoch(epoch)
 
     def finish(self, head: Head) -> None:
-        """The head becomes the average over the epochs."""
+        """Set the head to the average over the epochs."""
         if self._regulation is not None:
             self._regulation.apply_average()
 

@@ -15,7 +15,7 @@ class Wording(SettingGroup):
     """Words of a prompt.
 
     Args:
-        init: words that the context starts from; random, or null, for a start from N(0, .02).
+        init: words that the context starts from; "random" or null for a start from N(0, .02).
         suffix: text directly after the class name. The papers' full stop halves the accuracy of a model that was
             trained on captions without one.
     """
@@ -34,9 +34,6 @@ class Prompt(Wording):
     """A prompt whose context is learned at the input of the text tower.
 
     Args:
-        init: words that the context starts from; random, or null, for a start from N(0, .02).
-        suffix: text directly after the class name. The papers' full stop halves the accuracy of a model that was
-            trained on captions without one.
         n_ctx: number of context tokens; null for as many as `init` has, or 4 without words.
         position: place of the class name: after the context ("end"), in the middle of it, or before it ("front").
     """
@@ -50,10 +47,8 @@ class DeepPrompt(Wording):
     """Prompts that are learned at several depths of both towers.
 
     Args:
-        init: words that the context starts from; random, or null, for a start from N(0, .02).
-        suffix: text directly after the class name.
-        n_ctx: number of learned tokens in the text tower; further words of `init` stay as they are.
-        depth: number of blocks of each tower that receive tokens of their own; all blocks of a tower that has fewer.
+        n_ctx: number of learned tokens in the text tower; further words of `init` stay frozen.
+        depth: number of blocks of each tower that receive their own tokens; all blocks of a tower that has fewer.
     """
 
     n_ctx: Count = 2
@@ -65,9 +60,9 @@ class TextMemory(SettingGroup):
     """Limits on the memory of the text tower; the results do not depend on them.
 
     Args:
-        memory_gb: memory of the text tower that the backward pass may keep, in GiB; it decides how many classes are
+        memory_gb: memory in GiB that the text tower may keep for the backward pass; it determines how many classes are
             encoded at once.
-        chunk: number of classes that are encoded at once; null lets `memory_gb` decide.
+        chunk: number of classes that are encoded at once; null derives it from `memory_gb`.
     """
 
     memory_gb: Annotated[Positive, ComputeOnly] = 2.0

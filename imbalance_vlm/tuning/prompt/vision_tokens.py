@@ -8,11 +8,11 @@
     [class, patches, P_i] enter block i < D, where P_i replaces the outputs of block i - 1 for P_(i-1)
     the outputs of the last block for the prompts are removed
 
-The order of tokens makes no difference to attention, and prompts have no position. After the image's own tokens, as in
-[1], they leave these where poolings and decoders expect them.
+Attention does not depend on the order of tokens, and prompts have no position. They come after the image's own tokens,
+as in [1], which then stay where poolings and decoders expect them.
 
-Differs from [1] in: any of the towers that `imbalance_vlm/tuning/peft/towers.py` knows, also one that pools its tokens;
-a depth beyond that of the tower is reduced to it; the width is the model's.
+Differs from [1] in: any of the towers that `imbalance_vlm/tuning/peft/towers.py` supports, including those that pool
+their tokens; the depth is at most that of the tower; the width is the model's.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ STD = 0.02
 
 
 class VisionTokens:
-    """The image features of an encoder as a function of images and of tokens that are inserted among theirs.
+    """The image features of an encoder as a function of images and of tokens inserted among theirs.
 
-    It holds no parameters and is not a module: a head that learns tokens holds a VisionTokens, and copies of the head
-    share it. The tower is changed during a pass only.
+    It is not a module and has no parameters: heads that learn tokens hold one, and copies of a head share it. The tower
+    is modified during a pass only.
 
     Args:
         encoder: frozen; its precision is used.
         method: name of the method, for errors.
 
     Raises:
-        InputError: an image tower that is not a vision transformer, or one whose attention takes no further tokens.
+        InputError: an image tower that is not a vision transformer, or whose attention cannot take more tokens.
     """
 
     def __init__(self, encoder: Encoder, method: str) -> None:
@@ -73,7 +73,7 @@ class VisionTokens:
 
         Args:
             pixels: (B, 3, H, W).
-            tokens: up to L tensors (n, w) for the first blocks of the tower; () for the tower as it is.
+            tokens: up to L tensors (n, w) for the first blocks of the tower; () for the unchanged tower.
             kind: see `imbalance_vlm.encoders.base.KINDS`.
 
         Raises:
@@ -128,7 +128,7 @@ class TwoTowerHead(PromptHead):
         prompted: the text features as a function of the context.
         images: the image features as a function of their tokens.
         context: (n, w), start of the learned tokens.
-        rest: (m, w) tokens after them that are not learned; m may be 0.
+        rest: (m, w) frozen tokens after them; m may be 0.
         depth: number of blocks of the text tower that receive learned tokens, starting with the first.
         logit_scale: the model's exp(logit_scale).
     """

@@ -6,9 +6,9 @@
 
     z_c = exp(logit_scale) * cos(f(x; P), t_c)      P: tokens of `imbalance_vlm/tuning/peft/vpt.py`, t_c: frozen
 
-Differs from [1] in: 10 tokens (8 there); they come after the class token, do not pass the norm before the blocks and
-start uniform, as in [0]'s code, where [1] appends them before the norm, from N(0, .02); t_c is over the data set's
-sentences, where [1] has "a photo of a" alone.
+Differs from [1] in: 10 tokens (8 in [1]); they come after the class token, skip the norm before the blocks and start
+from a uniform distribution, as in the code of [0], where [1] appends them before the norm, from N(0, .02); t_c is
+averaged over the dataset's sentences, where [1] uses "a photo of a" alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class VPT(Tuning):
 
     Args:
         tokens: number of tokens per block that receives any.
-        deep: every block receives tokens of its own; false inserts them before the first block only.
+        deep: whether every block receives its own tokens; otherwise tokens are inserted before the first block only.
         crops: views of the training images.
     """
 
