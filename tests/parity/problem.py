@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,6 +54,11 @@ def images() -> Tensor:
     return torch.randn(STEPS_PER_EPOCH * BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+def photograph() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(50, 70, 3) uint8: an image that is larger than what the model reads, and not square."""
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
 def labels() -> Tensor:
     """(40,) int64: a long tail over the six classes."""
     return torch.tensor([0, 0, 0, 1, 1, 2, 3, 4] * 2 + [0, 1, 2, 0, 5, 1, 3, 0] * 3)
@@ -65,6 +72,12 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def start(*shape: int, scale: float = 0.02, seed: int = 1) -> Tensor:
     """The start of trained values, in place of each side's own random numbers."""
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lively_start(name: str, *shape: int, seed: int) -> Tensor:
+    """A start at which every trained value of a tower's method matters: scales are near 1, all else is of size .1."""
+    noise = start(*shape, scale=0.1, seed=seed)
+    return 1 + noise if name.endswith(("scale", "ln.weight")) else noise
 
 
 def checksum(value: Tensor) -> list[float]:

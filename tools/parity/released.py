@@ -32,9 +32,12 @@ class Recording:
         source: its checkout, or the folder in it that holds the code.
         file: the file of the method in the repository.
         commit: of the checkout; None to ask git.
+        changes: what was changed in the released code to run it here, one sentence.
     """
 
-    def __init__(self, name: str, repository: str, source: Path, file: str, commit: str | None = None) -> None:
+    def __init__(
+        self, name: str, repository: str, source: Path, file: str, commit: str | None = None, changes: str = ""
+    ) -> None:
         self.name = name
         self.about: dict[str, Any] = {
             "repository": f"https://github.com/{repository}",
@@ -42,6 +45,8 @@ class Recording:
             "file": file,
             "torch": torch.__version__.partition("+")[0],
         }
+        if changes:
+            self.about["changes"] = changes
         self.runs: dict[str, Any] = {}
 
     def add(
@@ -51,11 +56,16 @@ class Recording:
         losses: list[float],
         rates: list[float],
         values: Mapping[str, Tensor],
+        differs: str = "",
     ) -> None:
-        """Keep a training: its settings, the loss and rate of each step, and the trained values after the last."""
+        """Keep a training: its settings, the loss and rate of each step, and the trained values after the last.
+
+        `differs` states in one sentence how ours differs on purpose, if it does.
+        """
         checksums = {name: problem.checksum(value) for name, value in values.items()}
-        self.runs[case] = {"settings": settings, "losses": losses, "rates": rates, "values": checksums}
-        print(f"{self.name}, {case}: loss {losses[0]:.6f} -> {losses[-1]:.6f}")
+        run = {"settings": settings, "losses": losses, "rates": rates, "values": checksums}
+        self.runs[case] = run | ({"differs": differs} if differs else {})
+        print(f"{self.name}, {case}: " + (f"loss {losses[0]:.6f} -> {losses[-1]:.6f}" if losses else "no training"))
 
     def write(self) -> None:
         RECORDS.mkdir(exist_ok=True)
@@ -74,12 +84,31 @@ def prepare_clip(source: Path, *folders: Path) -> None:
         make(self, optimizer, last_epoch)
 
     LRScheduler.__init__ = make_of_three  # type: ignore[method-assign]
-    for kind in (Tensor, nn.Module):
-        kind.cuda = lambda self, *device: self  # type: ignore[method-assign,assignment]
+    without_cuda()
     shutil.copy(problem.VOCABULARY, source / "clip" / "bpe_simple_vocab_16e6.txt.gz")
     from clip import clip
 
     clip.tokenize.__defaults__ = (problem.CONTEXT_LENGTH, *clip.tokenize.__defaults__[1:])
+
+
+def released_module(path: Path, changes: Mapping[str, str] | None = None) -> Any:
+    """A released source file as a module, with `changes` of its text, which must all occur."""
+    text = path.read_text()
+    for old, new in (changes or {}).items():
+        assert old in text, f"{path} no longer has {old!r}"
+        text = text.replace(old, new)
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(text, str(path), "exec"), module.__dict__)
+    return module
+
+
+def without_cuda() -> None:
+    """Let released code that was written for a GPU run on the CPU."""
+    for kind in (Tensor, nn.Module):
+        kind.cuda = lambda self, *device: self  # type: ignore[method-assign,assignment]
+    torch.cuda.FloatTensor = torch.FloatTensor
+    torch.cuda.DoubleTensor = torch.DoubleTensor
 
 
 def released_clip(build: Callable[..., nn.Module], *more: Any) -> nn.Module:
