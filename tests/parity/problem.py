@@ -75,9 +75,9 @@ def start(*shape: int, scale: float = 0.02, seed: int = 1) -> Tensor:
 
 
 def lively_start(name: str, *shape: int, seed: int) -> Tensor:
-    """A start at which every trained value of a tower's method matters: scales are near 1, all else is of size .1."""
+    """A start at which every trained value matters: scales and norms are near 1, all else is of size .1."""
     noise = start(*shape, scale=0.1, seed=seed)
-    return 1 + noise if name.endswith(("scale", "ln.weight")) else noise
+    return 1 + noise if name.endswith(("scale", "ln.weight", "norm1.weight", "norm2.weight")) else noise
 
 
 def checksum(value: Tensor) -> list[float]:

@@ -13,11 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from imbalance_vlm.balancing.losses.base import Loss
+from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import create_encoder
+from imbalance_vlm.encoders.sources import FeatureSource
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.factory import text_directions
+from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.runs.build import build_parts, make_context, make_training, make_tuning
 from imbalance_vlm.runs.resources import Resources
@@ -29,6 +33,9 @@ from tests.parity import problem
 
 RECORDS = Path(__file__).parent / "records"
 TOLERANCE = 1e-4  # relative
+
+MEASURED: dict[tuple[str, str], float] = {}
+"""Largest relative difference of a loss, by record and case; filled by `check` for `tests.parity.measure`."""
 
 
 def record_of(name: str) -> dict[str, Any]:
@@ -69,6 +76,7 @@ def replay(
     novel_names: tuple[str, ...] = (),
     start: Start = plain_start,
     decay_all: bool = False,
+    criterion: Loss | None = None,
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Train 20 steps.
 
@@ -81,6 +89,7 @@ def replay(
         start: where each trained value starts.
         decay_all: decay biases, norms and scales too, as plain SGD does. Ours decays matrices only; no setting changes
             that, so it is done to the optimizer.
+        criterion: takes the place of the recipe's loss, for a pair of head and loss that a recipe refuses.
 
     Returns:
         Loss and rate of each step, and the trained values after the last, by their released names.
@@ -92,7 +101,7 @@ def replay(
         "training": {"epochs": problem.EPOCHS, "batch_size": problem.BATCH},
     }
     (resolved,) = plan(_merged(defaults, recipe)).recipes
-    encoder = create_encoder(f"local-dir:{folder}")
+    encoder = create_encoder(f"local-dir:{folder}", final_norm=resolved["encoder"]["final_norm"])
     labels = problem.labels()
     counted = np.repeat(np.arange(len(problem.NAMES)), problem.COUNTS)  # labels of a training set of these counts
     split = Split(FileImages(folder, tuple(f"{number}.png" for number in range(len(counted)))), counted)
@@ -110,6 +119,7 @@ def replay(
         )
         parts = build_parts(resolved, data, tuning, context, TextStarts(encoder, context.kind))
         head, objective = parts.head, parts.objective
+        objective.criterion = criterion or objective.criterion
         assert {name.split("[")[0].removesuffix(".T") for name in names.values()} == {
             name for name, value in head.named_parameters() if value.requires_grad
         }
@@ -138,16 +148,67 @@ def replay(
         return losses, rates, {theirs: _value(head, ours).detach().clone() for theirs, ours in names.items()}
 
 
+def replay_stage(
+    run: Mapping[str, Any],
+    second_stage: SecondStage,
+    head: Head,
+    embeddings: Tensor,
+    names: Mapping[str, str],
+    *,
+    start: Start = plain_start,
+    decayed: tuple[str, ...] = (),
+    nesterov: bool = False,
+) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Train a second stage 20 steps on the embeddings of a fixed first stage.
+
+    The module, its loss and the use of the first stage are ours. The rates and the decay are the record's: ours lets
+    the rate fall at every step and decays matrices only, and no setting changes that.
+
+    Args:
+        run: the record.
+        second_stage: blank.
+        head: the first stage.
+        embeddings: (40, d) of the problem's images.
+        names: as in `replay`.
+        start: as in `replay`.
+        decayed: released names of the values that decay by 5e-4.
+        nesterov: the kind of momentum.
+
+    Returns:
+        As `replay`.
+    """
+    losses: list[float] = []
+
+    def train(module: torch.nn.Module, criterion: Loss, make_sampler: Any, training: Any) -> None:
+        values = {theirs: module.get_parameter(ours) for theirs, ours in names.items()}
+        assert set(values.values()) == {value for value in module.parameters() if value.requires_grad}
+        with torch.no_grad():
+            for number, (name, value) in enumerate(values.items(), start=1):
+                value.copy_(start(number, name, value))
+        groups = [{"params": [value], "weight_decay": 5e-4 * (name in decayed)} for name, value in values.items()]
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=nesterov)
+        batches = list(zip(embeddings.split(problem.BATCH), problem.labels().split(problem.BATCH), strict=True))
+        for rate, (rows, targets) in zip(run["rates"], batches * problem.EPOCHS, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = criterion(module(rows), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+
+    source = FeatureSource([embeddings.numpy()], problem.labels().numpy(), torch.device("cpu"))
+    second_stage.fit(Stage(head, source, None, LongTail(problem.COUNTS), train, lambda: (embeddings, embeddings)))
+    trained = {theirs: second_stage.get_parameter(ours).detach() for theirs, ours in names.items()}
+    return losses, run["rates"], trained
+
+
 def _value(head: torch.nn.Module, name: str) -> Tensor:
     """A trained value in the shape that the released code has it in."""
     name, _, entry = name.partition("[")
     value = head.get_parameter(name.removesuffix(".T"))
     value = value.t() if name.endswith(".T") else value
     return value[int(entry[:-1])] if entry else value
-
-
-MEASURED: dict[tuple[str, str], float] = {}
-"""Largest relative difference of a loss, by record and case; filled by `check` for `tests.parity.measure`."""
 
 
 def check(
