@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.locations import MINI_CLIP
 
 MODEL = MINI_CLIP / "icons-large"
@@ -52,6 +53,17 @@ def write_model(folder: Path) -> Path:
 def images() -> Tensor:
     """(40, 3, 32, 32) float32, as the model reads them; batch b of an epoch is rows 8 b to 8 b + 7."""
     return torch.randn(STEPS_PER_EPOCH * BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def features(model: Path) -> Tensor:
+    """(40, 192) image embeddings of the problem, from the model in a folder, scaled to a mean square of 1."""
+    embeddings = create_encoder(f"local-dir:{model}").image_features(images(), "embedding").detach()
+    return embeddings / embeddings.square().mean().sqrt()
+
+
+def second_view(rows: Tensor) -> Tensor:
+    """Features of another view of the same images."""
+    return rows + start(*rows.shape, scale=0.5, seed=3)
 
 
 def photograph() -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -77,6 +77,7 @@ def replay(
     start: Start = plain_start,
     decay_all: bool = False,
     criterion: Loss | None = None,
+    features: Tensor | None = None,
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Train 20 steps.
 
@@ -90,6 +91,7 @@ def replay(
         decay_all: decay biases, norms and scales too, as plain SGD does. Ours decays matrices only; no setting changes
             that, so it is done to the optimizer.
         criterion: takes the place of the recipe's loss, for a pair of head and loss that a recipe refuses.
+        features: (40, w) of the problem's images, read by the head in place of the encoder's.
 
     Returns:
         Loss and rate of each step, and the trained values after the last, by their released names.
@@ -141,8 +143,11 @@ def replay(
                 objective.on_epoch(epoch, problem.EPOCHS)
             set_rates(optimizer, schedule, number)
             rates.append(optimizer.param_groups[0]["lr"])
-            features = pixels if tuning.reads_pixels else encoder.image_features(pixels, context.kind).detach()
-            losses += [float(loss) for loss in step([torch.arange(len(targets))], iter([(features, targets)]))]
+            if features is not None:
+                inputs = features.split(problem.BATCH)[first]
+            else:
+                inputs = pixels if tuning.reads_pixels else encoder.image_features(pixels, context.kind).detach()
+            losses += [float(loss) for loss in step([torch.arange(len(targets))], iter([(inputs, targets)]))]
             if first == problem.STEPS_PER_EPOCH - 1:
                 tuning.after_epoch(head, epoch + 1)
         return losses, rates, {theirs: _value(head, ours).detach().clone() for theirs, ours in names.items()}

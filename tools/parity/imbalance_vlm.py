@@ -25,8 +25,8 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 5e-4, "layer_decay": 1.0, "net": "openai_clip_vit_large_patch14", "loss_type": "softmax",
     "freeze_backbone": False, "extra_fc": None, "decoder_depth": 3, "decoder_mlp_ratio": 0.5, "decoder_num_heads": 4,
 }  # fmt: skip
-"""As the released config_generator_imb_clip.py writes them, with a shorter training at a lower rate; it sets no gradient clipping,
-because the training reads `clip_grad` and the configuration says `clip`."""
+"""As the released config_generator_imb_clip.py writes them, with a shorter training at a lower rate; it clips no
+gradients, because the training reads `clip_grad` and the configuration says `clip`."""
 LOSSES = ("softmax", "cbw_loss", "focal_loss", "balanced_softmax", "grw_loss", "lade_loss", "ldam_loss")
 STAGES = {"crt": "softmax", "lws": "softmax", "disalign": "grw_loss", "marc": "grw_loss"}
 """Second stages, and the loss that each is trained with."""
@@ -73,7 +73,8 @@ def build_net(nets: Any, transformers_clip: Any, **settings: Any) -> nn.Module:
     )
     tower = vision_tower(transformers_clip, problem.weights())
     missing, unexpected = net.vision_model.load_state_dict(tower, strict=False)
-    assert not unexpected and set(missing) <= {"embeddings.position_ids"}
+    assert not unexpected
+    assert set(missing) <= {"embeddings.position_ids"}
     trained = {name: value for name, value in net.named_parameters() if not name.startswith("vision_model")}
     with torch.no_grad():
         for number, (name, value) in enumerate(trained.items(), start=1):

@@ -6,6 +6,7 @@ SOURCE is a checkout of github.com/shijxcs/LIFT. Needs yacs and ftfy, which the 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ def train(trainer_module: Any, settings: dict[str, Any]) -> tuple[list[float], l
     config = _C.clone()
     config.merge_from_list([part for item in settings.items() for part in item])
     config.merge_from_list(["backbone", "CLIP-ViT", "prec", "fp32", "num_epochs", problem.EPOCHS])
-    config.merge_from_list(["init_head", "text_feat", "output_dir", "/tmp/lift"])
+    config.merge_from_list(["init_head", "text_feat", "output_dir", tempfile.mkdtemp()])
     trainer = object.__new__(trainer_module.Trainer)
     values = {"cfg": config, "device": torch.device("cpu"), "classnames": list(problem.NAMES), "accum_step": 1}
     values |= {"cls_num_list": list(problem.COUNTS), "num_classes": len(problem.NAMES)}

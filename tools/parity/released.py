@@ -5,11 +5,12 @@ The released code is not a part of the project: it is read from a checkout, whos
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -99,14 +100,62 @@ def released_module(path: Path, changes: Mapping[str, str] | None = None) -> Any
         text = text.replace(old, new)
     module = ModuleType(path.stem)
     module.__file__ = str(path)
-    exec(compile(text, str(path), "exec"), module.__dict__)
+    exec(compile(text, str(path), "exec"), module.__dict__)  # noqa: S102
     return module
+
+
+def released_definitions(path: Path, names: Collection[str], offers: Mapping[str, Any]) -> dict[str, Any]:
+    """Some functions and classes of a released file, with `offers` in place of its imports."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
+    defined = dict(offers)
+    exec(compile(tree, str(path), "exec"), defined)  # noqa: S102
+    return {name: defined[name] for name in names}
+
+
+def train_classifier(
+    parameters: Mapping[str, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    features: Tensor,
+    *,
+    lr: float = 0.01,
+    weight_decay: float = 0.0,
+) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """20 steps of SGD with momentum .9 at a constant rate, for released code that has no loop apart from its data.
+
+    Args:
+        parameters: to train.
+        loss: of features (8, d) and labels (8,).
+        features: (40, d) of the problem's images.
+        lr: rate.
+        weight_decay: of all parameters.
+
+    Returns:
+        Losses, rates, and the trained parameters.
+    """
+    optimizer = torch.optim.SGD(parameters.values(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    batches = list(zip(features.split(problem.BATCH), problem.labels().split(problem.BATCH), strict=True))
+    losses = []
+    for rows, targets in batches * problem.EPOCHS:
+        value = loss(rows, targets)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses, [lr] * len(losses), dict(parameters)
+
+
+def start_all(parameters: Mapping[str, Tensor]) -> None:
+    """Set each value to `problem.start`, by its place."""
+    with torch.no_grad():
+        for number, value in enumerate(parameters.values(), start=1):
+            value.copy_(problem.start(*value.shape, seed=number))
 
 
 def without_cuda() -> None:
     """Let released code that was written for a GPU run on the CPU."""
     for kind in (Tensor, nn.Module):
-        kind.cuda = lambda self, *device: self  # type: ignore[method-assign,assignment]
+        kind.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
     torch.cuda.FloatTensor = torch.FloatTensor
     torch.cuda.DoubleTensor = torch.DoubleTensor
 
