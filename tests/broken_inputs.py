@@ -24,7 +24,7 @@ from tests.data.miniatures import MINIATURES, file_states, write_image
 SECONDS = 20
 """After which a command counts as hanging; each takes a fraction of one second."""
 RESULT_FILES = ("result.json", ".safetensors", ".csv", ".md", ".tmp", ".png")
-"""Ends of the files that a command must not leave behind when it fails; locks and checkpoints may stay."""
+"""Ends of the files that a command must not leave when it fails; locks and checkpoints may stay."""
 
 
 @contextmanager
@@ -101,7 +101,7 @@ class Workspace:
 
     # -- expectations ------------------------------------------------------------------------------------------------
     def assert_refused(self, command: list[str], *words: str) -> None:
-        """The command ends with one error message that holds all of these words, and leaves nothing behind."""
+        """The command ends with one error message that holds all of these words, and no file."""
         self.capsys.readouterr()
         data, results = file_states(self.data), result_files(self.folder)
         with time_limit():

@@ -1,4 +1,4 @@
-"""A run in a process of its own, killed at a moment of choice."""
+"""Runs that are killed in a process of their own, or interrupted in this one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 import imbalance_vlm
+from imbalance_vlm.balancing.objective import Objective
 
 ENVIRONMENT = {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
 
@@ -29,3 +34,17 @@ def kill_when(path: Path, ready: Callable[[], bool]) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def interrupted_before_epoch(number: int) -> Iterator[None]:
+    """What trains in here is interrupted before this epoch, counted from 0, begins."""
+    on_epoch = Objective.on_epoch
+
+    def stop(self: Objective, epoch: int, epochs: int) -> None:
+        if epoch == number:
+            raise KeyboardInterrupt
+        on_epoch(self, epoch, epochs)
+
+    with mock.patch.object(Objective, "on_epoch", stop), pytest.raises(KeyboardInterrupt):
+        yield

@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 from imbalance_vlm import InputError
-from imbalance_vlm.files import read_json, read_safetensors_header
+from imbalance_vlm.files import (
+    disk_errors,
+    expanded,
+    locked,
+    read_checked_json,
+    read_json,
+    read_safetensors_header,
+    write_checked_json,
+    write_text,
+)
 
 
 def test_a_header_is_read_without_the_tensors(tmp_path: Path) -> None:
@@ -33,3 +42,58 @@ def test_json_must_be_an_object(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(InputError, match=message):
             read_json(tmp_path / "a.json")
+
+
+def test_checked_json_is_read_as_written_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "list.json"
+    assert read_checked_json(file) is None
+    write_checked_json(file, [["a", 1], None])
+    assert read_checked_json(file) == [["a", 1], None]
+    content = file.read_bytes()
+    for damaged in (b"", content[:-4], content.replace(b"1]", b"2]"), b"[" * 100_000, b"\xff" + content, b"[1]"):
+        file.write_bytes(damaged)
+        assert read_checked_json(file) is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "in a file"])
+def test_a_lock_that_cannot_be_used_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.touch()
+        path = path / "lock"
+    with pytest.raises(InputError, match="lock cannot be written: .*; remove it"), locked(path):
+        raise AssertionError("the lock was taken")
+
+
+def test_nested_json_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="must hold JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_text_with_the_bytes_of_a_name_is_valid(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.csv", "caf\udce9.png,café\n")
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "caf\\udce9.png,café\n"
+
+
+def test_a_folder_that_cannot_be_made_is_refused() -> None:
+    folder = Path("/proc/x/run")  # neither a permission nor a file in the way: there is no such folder
+    message = "/proc/x/run cannot be written: No such file or directory; free some space"
+    with pytest.raises(InputError, match=message), disk_errors(folder):
+        folder.mkdir(parents=True)
+
+
+def test_errors_of_files_that_are_read_are_not_errors_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path / "cache" / "entry"):
+        (tmp_path / "images" / "1.png").read_bytes()
+
+
+def test_the_home_folder_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/x") == tmp_path / "x"
+    with pytest.raises(InputError, match="'~nobody_here/x' names the home folder of a user who does not exist"):
+        expanded("~nobody_here/x")

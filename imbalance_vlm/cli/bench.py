@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from imbalance_vlm.cli.common import command
+from imbalance_vlm.cli.common import command, path
 from imbalance_vlm.components.settings import documented_arguments
 
 BENCHMARKS = {
@@ -51,7 +51,7 @@ def parser_of(function: Callable[..., Any], prog: str, description: str) -> argp
         default = "" if parameter.default is None else f" (default {_words(parameter.default)})"
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            type=get_args(kind)[0] if several else Path if kind is Path else kind,
+            type=get_args(kind)[0] if several else path if kind is Path else kind,
             nargs="+" if several else None,
             default=parameter.default,
             help=f"{documentation.get(name, '')}{default}".replace("%", "%%"),

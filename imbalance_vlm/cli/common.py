@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 Do = Callable[[argparse.Namespace], int | None]
 
@@ -14,3 +18,11 @@ def command(commands: Any, name: str, do: Do, summary: str, description: str = "
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=description or summary)
     parser.set_defaults(do=do)
     return parser
+
+
+def path(text: str) -> Path:
+    """The type of every argument that is a path: with `~` as the home folder."""
+    try:
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

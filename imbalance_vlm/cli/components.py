@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from imbalance_vlm.cli.common import command
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 
 def add(commands: Any) -> None:
@@ -53,16 +53,16 @@ def show(options: argparse.Namespace) -> None:
     from imbalance_vlm.recipe.load import list_recipes
 
     catalogue.load_plugins()
-    name = options.name
+    name, is_file = options.name, expanded(options.name).is_file()
     entries = [(kind, registry.get(name)) for kind, registry in catalogue.REGISTRIES.items() if name in registry]
     if entries and not options.overrides:
         print(show_component(entries), end="")
         return
     recipes = list_recipes()
-    if entries and name not in recipes and not Path(name).is_file():
+    if entries and name not in recipes and not is_file:
         raise InputError(f"{name!r} is a component, and overrides are for recipes, got {' '.join(options.overrides)}")
     names = [name for registry in catalogue.REGISTRIES.values() for name in registry.names()] + recipes
-    if name not in names and not Path(name).is_file() and (hint := did_you_mean(name, names)):
+    if name not in names and not is_file and (hint := did_you_mean(name, names)):
         raise InputError(f"{name!r} is not a component, a recipe file or a packaged recipe.{hint}")
     print(show_recipe(name, options.overrides), end="")
 

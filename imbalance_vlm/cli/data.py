@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from imbalance_vlm.cli.common import command
+from imbalance_vlm.cli.common import command, path
 
 EXIT_FINDINGS = 1
 SOURCE = "a recipe, a folder of class folders, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz)"
@@ -35,7 +35,7 @@ def _add_verify(actions: Any) -> None:
         "Exit status: 0 without findings, 1 with findings, 2 for bad input.",
     )
     _add_source(parser)
-    parser.add_argument("--out", type=Path, help="write report.md, report.json, findings.csv, ... to this folder")
+    parser.add_argument("--out", type=path, help="write report.md, report.json, findings.csv, ... to this folder")
     parser.add_argument("--embeddings", action="store_true", help="search for wrong labels with the recipe's encoder")
     parser.add_argument(
         "--neighbours", type=int, default=10, help="nearest images that must agree on another class (default 10)"
@@ -62,7 +62,7 @@ def _add_show(actions: Any) -> None:
     _add_source(parser)
     parser.add_argument("--classes", type=int, default=5, help="classes from each end (default 5)")
     parser.add_argument("--images", type=int, default=8, help="images of each class (default 8)")
-    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="default: contact_sheet.png")
+    parser.add_argument("--out", type=path, default=Path("contact_sheet.png"), help="default: contact_sheet.png")
 
 
 def verify(options: argparse.Namespace) -> int:

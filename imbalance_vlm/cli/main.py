@@ -7,6 +7,7 @@ so that `--help` and `ls` answer at once.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 for success, 1 for findings in data, 2 for bad input, 130 after Ctrl-C.
     """
     options = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return options.do(options) or 0
     except InputError as error:

@@ -6,22 +6,28 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from imbalance_vlm.cli.common import command
+from imbalance_vlm.cli.common import command, path
 
 
 def add(commands: Any) -> None:
     parser = command(commands, "table", table, "make a table of finished runs")
-    parser.add_argument("places", nargs="*", type=Path, default=[Path("runs")], help="run folders, or folders of them")
+    parser.add_argument("places", nargs="*", type=path, default=[Path("runs")], help="run folders, or folders of them")
     parser.add_argument("--format", default="markdown", help="markdown (default), latex, csv; parquet needs --out")
     parser.add_argument("--columns", help="comma-separated; all by default")
     parser.add_argument("--sort", help="column to sort by, best first")
-    parser.add_argument("--out", type=Path, help="write to this file; its suffix is .md, .tex, .csv or .parquet")
+    parser.add_argument("--out", type=path, help="write to this file; its suffix is .md, .tex, .csv or .parquet")
 
     parser = command(commands, "predict", predict, "classify new images with a finished run")
-    parser.add_argument("run", type=Path, help="the folder of a finished run (with result.json)")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
-    parser.add_argument("--out", type=Path, help="write a CSV file instead of printing it")
+    parser.add_argument("run", type=path, help="the folder of a finished run (with result.json)")
+    parser.add_argument("images", nargs="+", type=path, help="image files, or folders of them")
+    parser.add_argument("--out", type=path, help="write a CSV file instead of printing it")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
+    parser.add_argument(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="images that cannot be read: list them and stop (raise, the default), or leave them out (skip)",
+    )
 
 
 def table(options: argparse.Namespace) -> None:
@@ -42,7 +48,8 @@ def predict(options: argparse.Namespace) -> None:
     from imbalance_vlm.files import write_text
     from imbalance_vlm.runs.classifier import predict_images
 
-    content = predict_images(options.run, options.images, options.device).to_csv(index=False, float_format="%.4f")
+    rows = predict_images(options.run, options.images, options.device, options.on_error)
+    content = rows.to_csv(index=False, float_format="%.4f")
     if options.out:
         write_text(options.out, content)
     else:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from imbalance_vlm import launcher
-from imbalance_vlm.cli.common import command
+from imbalance_vlm.cli.common import command, path
 
 SHOWN = ("recipe", "dataset", "encoder", "tuning", "head", "balancing", "overall", "many", "medium", "few")
 """Columns of a single run's table."""
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser = command(commands, "run", run, "run a recipe or a study and print its table")
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe (`imbalance-vlm ls recipes`)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as training.epochs=5")
-    parser.add_argument("--runs", default="runs", help="folder for the run folders (default: runs)")
+    parser.add_argument("--runs", type=path, default="runs", help="folder for the run folders (default: runs)")
     parser.add_argument("--force", action="store_true", help="run again what is finished")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="number of a study's runs at a time (default 1)")

@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from imbalance_vlm.components.ranges import Natural
 from imbalance_vlm.data.class_names import spoken
+from imbalance_vlm.data.contents import content_hashes
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.data.lists import expanded
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.data.tails import Factor, subsample_by_counts, tail_counts
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ class CifarLTReader:
         batches = CIFAR[self.name]
         place = batches.place(expanded(self.root))
         files = [place / file for file in batches.files]
-        words = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-        return hashlib.sha256(";".join(words).encode()).hexdigest()
+        return hashlib.sha256(";".join(content_hashes(files)).encode()).hexdigest()
 
 
 def _images(

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_vlm.data.lists import expanded, text_of
+from imbalance_vlm.data.lists import text_of
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded, printable
 
 SYNONYMS = {
     "n03773504": "missile",
@@ -28,11 +29,13 @@ def spoken(identifier: str) -> str:
     >>> spoken("apartment_building-outdoor")
     'apartment building-outdoor'
     """
-    return " ".join(identifier.replace("_", " ").split())
+    return " ".join(printable(identifier).replace("_", " ").split())
 
 
 def read_names(file: Path) -> dict[str, str]:
     """Class names by the identifier of their folders, from a file with one `<identifier> <name>` per line.
+
+    An identifier that holds a space is followed by a tab.
 
     Raises:
         InputError: a line without a name, or a repeated identifier; with its number and text.
@@ -41,7 +44,7 @@ def read_names(file: Path) -> dict[str, str]:
     for number, line in enumerate(text_of(file).splitlines(), 1):
         if not line.strip():
             continue
-        key, _, name = line.strip().partition(" ")
+        key, _, name = line.strip().partition("\t" if "\t" in line.strip() else " ")
         if not name.strip() or key in names:
             problem = "the identifier comes twice" if key in names else "must be `identifier name`"
             raise InputError(f"{file}, line {number}: {problem}, such as `n01440764 tench`, got {line.strip()[:200]!r}")
@@ -94,6 +97,32 @@ def distinct(names: Sequence[str], keys: Sequence[str], better: Mapping[str, str
         name if times[name] == 1 else (better or {}).get(key, f"{name} ({key})")
         for name, key in zip(names, keys, strict=True)
     )
+
+
+def of_folders(folders: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    """(C,) names of the classes of these folders.
+
+    Args:
+        folders: (C,) their names.
+        file: the names to use instead: as `read_names` reads them, or for folders whose names are numbers as
+            `names_by_label` does.
+
+    Raises:
+        InputError: a folder that the file does not name.
+    """
+    if file is None:
+        return tuple(map(spoken, folders))
+    numeric = all(folder.isascii() and folder.isdigit() for folder in folders)
+    names = names_by_label(expanded(file)) if numeric else read_names(expanded(file))
+    keys = [str(int(folder)) if numeric and folder not in names else folder for folder in folders]
+    unknown = [folder for folder, key in zip(folders, keys, strict=True) if key not in names]
+    if unknown:
+        hint = f" (it names {', '.join(list(names)[:3])}, ...)" if numeric else did_you_mean(unknown[0], names)
+        raise InputError(
+            f"every class folder must be named in `class_names` {file}, got {unknown[0]!r}{hint}; add a line "
+            f"`{unknown[0]}<TAB>name` for it, or leave `class_names` out"
+        )
+    return tuple(names[key] for key in keys)
 
 
 def labels_and_names(words: Sequence[str], file: Path | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:

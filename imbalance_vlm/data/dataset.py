@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from imbalance_vlm.data.contents import content_hashes
+from imbalance_vlm.data.pixels import read_rgb
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.long_tail import LongTail
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
+_NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""Formats that Pillow recognises but cannot decode by itself, or that hold no pixels."""
+
+
+def _image_suffixes() -> frozenset[str]:
+    Image.init()
+    formats = set(Image.OPEN) - _NO_IMAGES
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats)
+
+
+IMAGE_SUFFIXES = _image_suffixes()
+"""The suffixes of all formats that Pillow can decode."""
+IMAGE_KINDS = ".jpg, .png, .tif, .webp or another suffix that Pillow reads"
 
 
 def has_image_name(name: str) -> bool:
@@ -28,7 +43,7 @@ def has_image_name(name: str) -> bool:
     >>> has_image_name("1.JPG"), has_image_name("._1.jpg"), has_image_name("notes.txt")
     (True, False, False)
     """
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 class Images(Protocol):
@@ -45,14 +60,6 @@ class Images(Protocol):
     def take(self, keep: NDArray[np.int64]) -> Images:
         """The images of these rows, in this order."""
         ...
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB. 16-bit images are scaled to 8 bits: Pillow would clip them, mostly to white."""
-    if image.mode.startswith("I"):  # "I;16" and its variants; "I" in older versions of Pillow
-        values = np.asarray(image)
-        image = Image.fromarray((values >> 8 if values.max() > 255 else values).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +97,11 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images in files, decoded on access.
+    """Images in files, decoded on access; see `imbalance_vlm.data.pixels`.
 
-    The fingerprint covers each file's relative path, size and modification time: reading the metadata of a million
-    files takes seconds, reading their bytes hours.
+    The fingerprint covers each file's relative path and content: a folder that is moved or copied keeps its features,
+    and two folders of the same names never share any. The files are read once for it; see
+    `imbalance_vlm.data.contents`.
     """
 
     root: Path
@@ -102,21 +110,16 @@ class FileImages:
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for path in self.paths:
-            try:
-                status = (self.root / path).stat()
-            except OSError as error:  # a dangling link, or no permission: reported when the image is read
-                digest.update(f"{path}\0{error.errno}\n".encode())
-                continue
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        hashes = content_hashes([self.root / path for path in self.paths])
+        for path, content in zip(self.paths, hashes, strict=True):
+            digest.update(f"{path}\0{content}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.root / self.paths[index]) as image:
-            return rgb(image)
+        return read_rgb(self.root / self.paths[index])
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -168,6 +171,9 @@ class Dataset:
         templates: sentences with one `{}` for the class name; several are ensembled.
         flips: whether a mirrored image still shows its class ("arrow left" does not).
         skipped: paths of images left out because they are missing or unreadable.
+        passed_over: number of files of the source that are not read, by reason: a suffix, "hidden", ...
+        left_out: number of images that the protocol does not use.
+        notes: sentences about the source that a user should read.
         group_counts: (C,) counts by which classes are many, medium or few, where they differ from those of "train" (a
             thinned dataset whose groups are those of the full one).
         test_only: whether the dataset is for testing only (ImageNet-V2), without a "train" split.
@@ -183,6 +189,9 @@ class Dataset:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     flips: bool = True
     skipped: Sequence[str] = field(default=())
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
     group_counts: NDArray[np.int64] | None = None
     test_only: bool = False
     allow_empty: bool = False
@@ -218,6 +227,10 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def num_images(self) -> int:
+        return sum(map(len, self.splits.values()))
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:

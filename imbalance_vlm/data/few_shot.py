@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from imbalance_vlm.data.class_names import imagenet_names, of_wnids, spoken
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, SPLITS, Dataset, FileImages, Split, has_image_name
+from imbalance_vlm.data.dataset import IMAGE_KINDS, SPLITS, Dataset, FileImages, Split, has_image_name
 from imbalance_vlm.data.lists import (
     LabelledPaths,
     OnError,
     check_labels,
-    expanded,
     file_splits,
     files_identity,
     find,
@@ -38,6 +37,7 @@ from imbalance_vlm.data.lists import (
 )
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 SPLIT_FILE = "train, val and test in JSON, each a list of [relative path, label, class name]"
 COOP = "the code of CoOp (Zhou et al., Learning to Prompt for Vision-Language Models): its page on datasets links it"
@@ -359,7 +359,7 @@ def _in_folders(root: Path, base: str, folders: Sequence[str]) -> Split:
         start = "/".join(part for part in (base, folder) if part)
         names = sorted(name for name in os.listdir(root / start) if has_image_name(name))
         if not names:
-            raise InputError(f"the class folder {root / start} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise InputError(f"the class folder {root / start} must hold images ({IMAGE_KINDS})")
         paths += [f"{start}/{name}" for name in names]
         labels += [label] * len(names)
     return Split(FileImages(root, tuple(paths)), labels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm.data.class_names import labels_and_names, spoken
-from imbalance_vlm.data.dataset import Dataset, Split, rgb
-from imbalance_vlm.data.lists import expanded, files_identity
+from imbalance_vlm.data.dataset import Dataset, FileImages, Split
+from imbalance_vlm.data.lists import files_identity
+from imbalance_vlm.data.pixels import read_rgb, to_rgb
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +31,19 @@ class HFImages:
         data: a `datasets.Dataset` with only this column.
         column: its name.
         rows: (N,) which of its rows, in order.
-        stamp: hash of the files that hold it.
+        root: the folder of the files that hold it.
         prefix: the beginning of the images' names in listings.
     """
 
     data: Any
     column: str
     rows: NDArray[np.int64]
-    stamp: str
+    root: Path
     prefix: str
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.stamp}\0{self.prefix}\0".encode() + self.rows.tobytes()).hexdigest()
+        return hashlib.sha256(f"{_files_hash(self.root)}\0{self.prefix}\0".encode() + self.rows.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,18 +51,16 @@ class HFImages:
     def __getitem__(self, index: int) -> Image.Image:
         value = self.data[int(self.rows[index])][self.column]
         if isinstance(value, Mapping):  # an image that the dataset does not decode
-            value = Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
-        if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value))
-        if not isinstance(value, Image.Image):
-            raise ValueError(f"column {self.column!r} must hold images, got {type(value).__name__}")
-        return rgb(value)
+            value = value.get("bytes") or Path(value["path"])
+        if isinstance(value, (bytes, Path)):
+            return read_rgb(value)
+        return to_rgb(value)
 
     def name(self, index: int) -> str:
         return f"{self.prefix}{self.rows[index]}"
 
     def take(self, keep: NDArray[np.int64]) -> HFImages:
-        return HFImages(self.data, self.column, self.rows[keep], self.stamp, self.prefix)
+        return HFImages(self.data, self.column, self.rows[keep], self.root, self.prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +93,10 @@ class HFDiskReader:
         root = expanded(self.root)
         parts = _parts(root, self.image_column, self.label_column)
         labels, names = self._labels(parts)
-        stamp = _stamp(root)
         splits, start = {}, 0
         for split, part in parts.items():
             column = part.select_columns([self.image_column])
-            images = HFImages(column, self.image_column, np.arange(len(part)), stamp, f"{split}/")
+            images = HFImages(column, self.image_column, np.arange(len(part)), root, f"{split}/")
             splits[split] = Split(images, labels[start : start + len(part)])
             start += len(part)
         return Listing(
@@ -131,14 +129,14 @@ class HFDiskReader:
         return self.list().dataset()
 
     def identity(self) -> str:
-        """Hash of the names, sizes and modification times of the files, and of the content of the class names."""
-        return _stamp(expanded(self.root), self.class_names)
+        """Hash of the names and contents of the files and of the class names."""
+        return _files_hash(expanded(self.root)) + files_identity([self.class_names])
 
 
-def _stamp(root: Path, class_names: Path | None = None) -> str:
+def _files_hash(root: Path) -> str:
+    """Hash of the names and contents of all files in a folder."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    words = [f"{f.relative_to(root).as_posix()}\0{f.stat().st_size}\0{f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join([*words, files_identity([class_names])]).encode()).hexdigest()
+    return FileImages(root, tuple(file.relative_to(root).as_posix() for file in files)).fingerprint
 
 
 def _parts(root: Path, image_column: str, label_column: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 OnError = Literal["raise", "skip"]
 """What an image that is missing or unreadable does: "raise" stops, "skip" leaves it out and the result counts it."""
@@ -112,11 +113,6 @@ def find(name: str | Sequence[str], folders: Iterable[Path], content: str, origi
 def list_folders(root: Path, lists: Path | None, *subfolders: str) -> list[Path]:
     """The folders in which a benchmark's lists are searched for: `lists`, else root and folders in it."""
     return [expanded(lists)] if lists else [root, root / "lists", *(root / name for name in subfolders)]
-
-
-def expanded(path: Path) -> Path:
-    """The path with `~` replaced by the home folder."""
-    return Path(path).expanduser()
 
 
 def check_labels(lists: Mapping[Path, LabelledPaths]) -> int:
@@ -218,7 +214,7 @@ def files_identity(files: Iterable[Path | None]) -> str:
     digest = hashlib.sha256()
     for file in filter(None, files):
         file = expanded(file)
-        digest.update(f"{file.name}\0".encode())
+        digest.update(f"{file.name}\0".encode("utf-8", "surrogatepass"))
         digest.update(file.read_bytes() if file.is_file() else b"missing")
     return digest.hexdigest()
 
@@ -229,11 +225,11 @@ def folders_identity(root: Path, paths: Iterable[str]) -> str:
     Adding, removing or renaming a file changes it. A benchmark's images are not edited in place; if one is, the
     fingerprint of `FileImages`, by which features are cached, changes.
     """
-    digest = hashlib.sha256(str(root.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
     for folder in sorted({path.rpartition("/")[0] for path in paths}):
         try:
             changed = (root / folder).stat().st_mtime_ns
         except OSError:
             changed = -1
-        digest.update(f"{folder}\0{changed}\n".encode())
+        digest.update(f"{folder}\0{changed}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -27,7 +27,6 @@ from imbalance_vlm.data.lists import (
     LabelledPaths,
     OnError,
     check_labels,
-    expanded,
     file_splits,
     files_identity,
     find,
@@ -39,6 +38,7 @@ from imbalance_vlm.data.lists import (
 )
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 OLTR = "the ImageNet-LT release of Liu et al., Large-Scale Long-Tailed Recognition in an Open World (OLTR)"
 OLTR_PLACES = OLTR.replace("ImageNet", "Places")

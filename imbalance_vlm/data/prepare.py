@@ -15,6 +15,7 @@ from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.reader import Listing, Reader
 from imbalance_vlm.data.subsets import base_novel, few_shot, with_decay
 from imbalance_vlm.data.tails import Factor, Order, Shift, Tail, with_shifted_test, with_tail
+from imbalance_vlm.data.walk import describe_passed_over
 from imbalance_vlm.errors import InputError
 
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
@@ -35,6 +36,15 @@ def create_dataset(name: str, **settings: Any) -> Dataset:
     allowed = catalogue.DATASETS.get(name).settings() | settings_of(apply_protocol)
     section = {"name": name, **checked_settings(f"dataset '{name}'", allowed, settings)}
     return _protocol_of(section, make_reader(section).read())
+
+
+def summary(dataset: Dataset) -> str:
+    """What became of all images and other files of the source: those used, left out and passed over."""
+    parts = [f"{dataset.num_images:,} images of {dataset.num_classes:,} classes used"]
+    parts += [f"{dataset.left_out:,} left out by the protocol"] if dataset.left_out else []
+    parts += [f"{len(dataset.skipped):,} skipped"] if dataset.skipped else []
+    parts += [describe_passed_over(dataset.passed_over)] if dataset.passed_over else []
+    return f"{dataset.name}: {'; '.join(parts)}"
 
 
 def make_reader(section: Section) -> Reader:
@@ -101,7 +111,8 @@ def _protocol_of(section: Section, dataset: Dataset) -> Dataset:
             f"dataset '{dataset.name}' must have at least 2 classes, got {dataset.num_classes} "
             f"({dataset.class_names[0]!r}); is `root` the folder above the class folders?"
         )
-    return apply_protocol(dataset, **{key: section[key] for key in settings_of(apply_protocol) if key in section})
+    used = apply_protocol(dataset, **{key: section[key] for key in settings_of(apply_protocol) if key in section})
+    return replace(used, left_out=dataset.num_images - used.num_images)
 
 
 # -- the protocol ----------------------------------------------------------------------------------------------------

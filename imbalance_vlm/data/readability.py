@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import stat
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
+from imbalance_vlm.data.contents import image_faults
 from imbalance_vlm.data.dataset import Dataset, FileImages, Images
 from imbalance_vlm.data.lists import OnError
 from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, write_json
-from imbalance_vlm.progress import bar
 
 MOST_SHOWN = 20
 
@@ -36,54 +30,22 @@ def read_decodable(listing: Listing, on_error: OnError) -> Dataset:
         reasons |= {split.images.name(row): reason for row, reason in bad_rows.items()}
         splits[name] = split.take(np.array([row for row in range(len(split)) if row not in bad_rows], np.int64))
     if reasons and on_error == "raise":
-        shown = "\n".join(f"  - {path}: {reason}" for path, reason in list(reasons.items())[:MOST_SHOWN])
-        more = f"\n  ... and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
         raise InputError(
-            f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{shown}{more}\n"
-            "Replace them, or set data.on_error to skip to leave them out"
+            f"{describe_unreadable(reasons)}\nReplace them, or set data.on_error to skip to leave them out"
         )
     return replace(listing, splits=splits).dataset(sorted(reasons))
 
 
-def unreadable(images: Images) -> dict[int, str]:
-    """The rows of the images that cannot be decoded completely, each with the reason.
+def describe_unreadable(reasons: Mapping[str, str]) -> str:
+    """The images that cannot be read, by name with the reason, one per line."""
+    shown = "\n".join(f"  - {path}: {reason}" for path, reason in list(reasons.items())[:MOST_SHOWN])
+    more = f"\n  ... and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
+    return f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{shown}{more}"
 
-    The result is cached under the images' fingerprint, so a dataset is read through once. JPEG files are decoded at an
-    eighth of their size, which still walks through all their data and notices a truncated file.
-    """
+
+def unreadable(images: Images) -> dict[int, str]:
+    """The rows of the images that cannot be decoded completely, each with the reason; see `image_faults`."""
     if not isinstance(images, FileImages):
         return {}
-    cached = cache_folder() / "readable" / f"{images.fingerprint}.json"
-    if cached.is_file():
-        try:
-            content = json.loads(cached.read_text(encoding="utf-8"))
-            return {int(row): str(reason) for row, reason in content.items()}
-        except (OSError, ValueError):
-            cached.unlink(missing_ok=True)
-    reasons = {}
-    with (
-        warnings.catch_warnings(),  # outside of the pool: the filters belong to the process, not to a thread
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        bar(len(images), "check images", "img") as progress,
-    ):
-        warnings.simplefilter("ignore")
-        for row, reason in enumerate(pool.map(lambda path: _reason(images, path), images.paths, chunksize=64)):
-            if reason:
-                reasons[row] = reason
-            progress.update()
-    write_json(cached, reasons)
-    return reasons
-
-
-def _reason(images: FileImages, path: str) -> str:
-    """Why an image cannot be decoded, or ""."""
-    try:
-        file = images.root / path
-        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would block for ever
-            return "not a regular file"
-        with Image.open(file) as image:
-            image.draft("RGB", (32, 32))
-            image.load()
-    except Exception as error:  # decoders raise a dozen types, all of which mean the same here
-        return " ".join(str(error).split()) or type(error).__name__
-    return ""
+    faults = image_faults([images.root / path for path in images.paths])
+    return {row: fault for row, fault in enumerate(faults) if fault}

@@ -46,7 +46,10 @@ class Reader(Protocol):
         ...
 
     def identity(self) -> str:
-        """A string that changes whenever `read` would give another dataset; cheap, without opening images."""
+        """A string that changes whenever `read` would give another dataset.
+
+        Files are read once for it, at most; see `imbalance_vlm.data.contents`.
+        """
         ...
 
 
@@ -99,7 +102,7 @@ class Listing:
         undivided: the split to draw, where the source does not say which images are for testing: all of them are in
             "train" then. None where the source has splits.
         empty_folders: class folders without an image, relative to the root.
-        other_files: number of files that are no images by their names, by suffix.
+        passed_over, notes: as in `Dataset`.
     """
 
     name: str
@@ -111,7 +114,8 @@ class Listing:
     test_only: bool = False
     undivided: DrawnSplit | None = None
     empty_folders: tuple[str, ...] = ()
-    other_files: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def divided(self) -> Listing:
         """The listing with its test and validation images drawn, where the source does not name them.
@@ -120,6 +124,13 @@ class Listing:
             InputError: there are no training or no test images.
         """
         splits = self.undivided.draw(self.splits["train"]) if self.undivided else self.splits
+        if self.undivided and "test" not in splits:
+            largest = int(self.splits["train"].counts(len(self.class_names)).max())
+            remedy = "set data.test_fraction=0.5" if largest > 1 else "add images: a class needs two of them"
+            raise InputError(
+                f"dataset '{self.name}' must have images for 'test', but a test_fraction of "
+                f"{self.undivided.test_fraction:g} of a class sets none aside (the largest has {largest}); {remedy}"
+            )
         for required in ("test",) if self.test_only else ("train", "test"):
             if required not in splits:
                 raise InputError(
@@ -145,6 +156,8 @@ class Listing:
             templates=self.templates,
             flips=self.flips,
             skipped=skipped,
+            passed_over=self.passed_over,
+            notes=self.notes,
             group_counts=self.group_counts,
             test_only=self.test_only,
         )

@@ -4,12 +4,15 @@ A copy holds plain pixels, (H, W, 3) uint8, with the shorter side at the request
 PIL images (bicubic): if that is the model's input size, and its preprocessing is bicubic, no number changes. Pixels are
 stored rather than PNG files, which take as long to decode as a JPEG file of twice the width and height; a copy of
 256 x 341 pixels takes 262 kB. Copies lie in the cache folder, never beside the user's images, named by a hash of the
-image's path, size and modification time, and are written atomically: a kill leaves a complete copy or none.
+image's place and state, so that reading a copy does not read the image. They end with a checksum, and are written
+atomically: a kill leaves a complete copy or none, and a damaged one is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Images, Split
+from imbalance_vlm.data.pixels import PIXELS_VERSION
+from imbalance_vlm.data.state_table import file_state
+from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import cache_folder, write_atomically
 
-VERSION = "1"
+VERSION = "2"
 """Increased whenever copies are made differently."""
+
+
+_VERSIONS = f"{VERSION}.{PIXELS_VERSION}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +50,7 @@ class ResizedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.images.fingerprint} resized {self.size} {VERSION}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.images.fingerprint} resized {self.size} {_VERSIONS}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,15 +59,17 @@ class ResizedImages:
         path = self.path(index)
         if path is None:
             return resized(self.images[index], self.size)
-        try:
-            return Image.fromarray(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, TypeError, EOFError):  # no copy yet, or a damaged one
-            pass
+        copy = read_copy(path)
+        if copy is not None:
+            return copy
         image = self.images[index]
         if min(image.size) <= self.size:
             return image
         copy = resized(image, self.size)
-        write_atomically(path, lambda temporary: np.save(temporary, np.asarray(copy)))
+        try:
+            write_copy(path, copy)
+        except InputError as error:
+            raise InputError(f"{error}; or set encoder.resized to 0, for no smaller copies of images") from error
         return copy
 
     def name(self, index: int) -> str:
@@ -73,16 +84,41 @@ class ResizedImages:
             return None
         if isinstance(self.images, FileImages):  # by the file only, so that all lists of the same files share copies
             file = (self.images.root / self.images.paths[index]).absolute()
-            status = file.stat()
-            source = f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
+            source = f"{file}\0{file_state(file.stat())}"
         else:
             source = f"{self._images_fingerprint}\0{index}"
-        key = hashlib.sha256(f"{VERSION}\0{source}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{_VERSIONS}\0{source}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
         return self.folder / str(self.size) / key[:2] / f"{key}.npy"
 
     @cached_property
     def _images_fingerprint(self) -> str:
         return self.images.fingerprint
+
+
+def write_copy(path: Path, image: Image.Image) -> None:
+    """Write an RGB image as an array with a checksum after it."""
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(image))
+    content = stream.getvalue()
+    write_atomically(path, lambda temporary: temporary.write_bytes(content + _checksum(content)))
+
+
+def read_copy(path: Path) -> Image.Image | None:
+    """The image that `write_copy` wrote; None where there is none, or a damaged one."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if content[-4:] != _checksum(memoryview(content)[:-4]):
+        return None
+    try:
+        return Image.fromarray(np.load(io.BytesIO(content), allow_pickle=False))
+    except (ValueError, TypeError, EOFError):
+        return None
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")
 
 
 def resized(image: Image.Image, size: int) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbalance_vlm.data.class_names import labels_and_names
-from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.lists import LabelledPaths, OnError, expanded, file_splits, files_identity, read_existing
+from imbalance_vlm.data.dataset import Dataset, FileImages
+from imbalance_vlm.data.lists import LabelledPaths, OnError, file_splits, files_identity, read_existing
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,16 +86,10 @@ class TableReader:
         return read_existing(self.list(), self.on_error)
 
     def identity(self) -> str:
-        """Hash of the content of the table and the names, and of the sizes and modification times of the images."""
+        """Hash of the contents of the table, the names and the images."""
         file = expanded(self.file)
-        digest = hashlib.sha256(files_identity([file, self.class_names]).encode())
-        for path in _filled(file, _read(file, self.path_column), self.path_column):
-            try:
-                status = (self._root / path).stat()
-                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-            except OSError:
-                digest.update(f"{path}\0missing\n".encode())
-        return digest.hexdigest()
+        paths = tuple(_filled(file, _read(file, self.path_column), self.path_column))
+        return files_identity([file, self.class_names]) + FileImages(self._root, paths).fingerprint
 
     @property
     def _root(self) -> Path:

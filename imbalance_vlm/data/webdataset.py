@@ -14,7 +14,6 @@ kept in the cache folder.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -28,11 +27,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imbalance_vlm.data.class_names import labels_and_names
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, Dataset, Split, rgb
-from imbalance_vlm.data.lists import expanded, files_identity, leads_out
+from imbalance_vlm.data.contents import content_hashes
+from imbalance_vlm.data.dataset import IMAGE_KINDS, IMAGE_SUFFIXES, Dataset, Split
+from imbalance_vlm.data.lists import files_identity, leads_out
+from imbalance_vlm.data.pixels import read_rgb
 from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
+from imbalance_vlm.data.state_table import file_state
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, write_json
+from imbalance_vlm.files import cache_folder, expanded, read_checked_json, write_checked_json
 from imbalance_vlm.progress import bar
 
 LabelFile = Literal["cls", "txt", "json"]
@@ -44,19 +46,18 @@ class TarImages:
 
     Args:
         shards: the tar files.
-        stamp: hash of the files.
         places: (N, 3) shard, first byte and length of each image.
         names: (N,) names in listings.
     """
 
     shards: tuple[Path, ...]
-    stamp: str
     places: NDArray[np.int64]
     names: tuple[str, ...]
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.stamp.encode() + self.places.tobytes()).hexdigest()
+        hashes = content_hashes(self.shards)
+        return hashlib.sha256("".join(hashes).encode() + self.places.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -66,14 +67,13 @@ class TarImages:
         with self.shards[shard].open("rb") as stream:
             stream.seek(start)
             content = stream.read(length)
-        with Image.open(io.BytesIO(content)) as image:
-            return rgb(image)
+        return read_rgb(content)
 
     def name(self, index: int) -> str:
         return self.names[index]
 
     def take(self, keep: NDArray[np.int64]) -> TarImages:
-        return TarImages(self.shards, self.stamp, self.places[keep], tuple(self.names[row] for row in keep))
+        return TarImages(self.shards, self.places[keep], tuple(self.names[row] for row in keep))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +111,14 @@ class WebDatasetReader:
         samples = _samples(shards, self.label_file, self.label_key)
         words = [sample.label for part in samples.values() for _, sample in part]
         labels, names = labels_and_names(words, self.class_names, str(root))
-        stamp, start = _stamp_of_all(root), 0
+        start = 0
         splits: dict[str, Split] = {}
         for split, part in samples.items():
             places = np.array([(number, sample.start, sample.length) for number, sample in part], np.int64)
             image_names = tuple(
                 f"{files[number].relative_to(root).as_posix()}/{sample.name}" for number, sample in part
             )
-            images = TarImages(files, stamp, places, image_names)
+            images = TarImages(files, places, image_names)
             splits[split] = Split(images, labels[start : start + len(part)])
             start += len(part)
         return Listing(
@@ -139,16 +139,12 @@ class WebDatasetReader:
         return self.list().dataset()
 
     def identity(self) -> str:
-        """Hash of the names, sizes and modification times of the shards, and of the content of the class names."""
-        return _stamp_of_all(expanded(self.root), self.class_names)
-
-
-def _stamp_of_all(root: Path, class_names: Path | None = None) -> str:
-    digest = hashlib.sha256()
-    for _split, shard in _shards(root):
-        digest.update(f"{shard.relative_to(root).as_posix()}\0{_stamp(shard)}\n".encode())
-    digest.update(files_identity([class_names]).encode())
-    return digest.hexdigest()
+        """Hash of the names and contents of the shards and of the class names."""
+        root = expanded(self.root)
+        shards = [shard for _, shard in _shards(root)]
+        names = [shard.relative_to(root).as_posix() for shard in shards]
+        words = [*names, *content_hashes(shards), files_identity([self.class_names])]
+        return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -160,11 +156,6 @@ class _Sample:
 
 
 _Numbered = tuple[int, _Sample]
-
-
-def _stamp(shard: Path) -> str:
-    status = shard.stat()
-    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _shards(root: Path) -> list[tuple[str, Path]]:
@@ -203,16 +194,16 @@ def _samples(shards: Sequence[tuple[str, Path]], label_file: str, label_key: str
 
 
 def _index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
-    """The samples of a shard, cached under the shard's path, size and modification time."""
-    key = hashlib.sha256(f"1\0{shard.resolve()}\0{_stamp(shard)}\0{label_file}\0{label_key}".encode()).hexdigest()
+    """The samples of a shard, cached under the shard's path and state."""
+    key = hashlib.sha256(
+        f"2\0{shard.resolve()}\0{file_state(shard.stat())}\0{label_file}\0{label_key}".encode()
+    ).hexdigest()
     cached = cache_folder() / "webdataset" / f"{key}.json"
-    if cached.is_file():
-        try:
-            return [_Sample(*row) for row in json.loads(cached.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError):
-            cached.unlink(missing_ok=True)
+    rows = read_checked_json(cached)
+    if rows is not None:
+        return [_Sample(*row) for row in rows]
     samples = _read_index(shard, label_file, label_key)
-    write_json(cached, [[s.name, s.start, s.length, s.label] for s in samples])
+    write_checked_json(cached, [[s.name, s.start, s.length, s.label] for s in samples])
     return samples
 
 
@@ -257,7 +248,7 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
             "set `label_file` to cls, txt or json"
         )
     if not images:
-        raise InputError(f"{shard} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), and holds none")
+        raise InputError(f"{shard} must hold images ({IMAGE_KINDS}), and holds none")
     return [_Sample(name, start, length, labels[sample]) for sample, (name, start, length) in images.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -48,7 +49,9 @@ class Encoder(Protocol):
 
     def width(self, kind: str) -> int: ...
     def image_features(self, pixels: Tensor, kind: str) -> Tensor: ...
-    def text_features(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor: ...
+    def text_features(
+        self, class_names: Sequence[str], templates: Sequence[str], *, normalize_each: bool = True
+    ) -> Tensor: ...
     def text_in(self, kind: str, text_features: Tensor) -> Tensor: ...
 
 
@@ -74,7 +77,7 @@ def file_fingerprint(path: Path) -> str:
     for file in files:
         if file.is_file():
             status = file.stat()
-            digest.update(file.name.encode() + b"\0" + _content_digest(file, status.st_size, status.st_mtime_ns))
+            digest.update(os.fsencode(file.name) + b"\0" + _content_digest(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
 
 

@@ -1,9 +1,11 @@
 """The feature cache: each image goes through a frozen tower once, for all recipes.
 
 An entry is a folder named by the SHA-256 of everything that its numbers depend on (weights, view, images, precision,
-kind of features). It holds `features.bin`, rows in C order, and `meta.json`. Rows are appended in chunks to
-`features.partial`; after a kill, the next run resumes from the last complete chunk, and the finished file is moved into
-place in one step. Reading maps the file, so a set larger than memory needs memory only for the rows in use.
+kind of features). It holds `features.bin`, rows in C order, `features.sums`, the CRC-32 of each chunk of rows, and
+`meta.json`. Rows are appended in chunks to `features.partial`; after a kill, the next run resumes from the last
+complete chunk, and the finished file is moved into place in one step. Reading compares the checksums and maps the file,
+so a set larger than memory needs memory only for the rows in use. It writes nothing: a complete entry may belong to
+another user, or lie on a disk that is mounted for reading only.
 
 Resized copies of images (`imbalance_vlm.data.resized_cache`) are kept beside the features, and are listed and pruned
 here.
@@ -16,21 +18,26 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, disk_errors, write_json
-from imbalance_vlm.progress import bar
+from imbalance_vlm.files import cache_folder, disk_errors, locked, read_json, write_json
+from imbalance_vlm.progress import bar, note
 
 CHUNK = 1024
 """Rows per chunk, the most that a kill loses. The batches are always the same, and so are the bytes after a resume."""
+SUM = np.dtype("<u4")
+"""How a checksum is stored."""
+ARRAYS = ("features.bin", "features.partial")
 
 Encode = Callable[[int], Iterator[NDArray[Any]]]
 """`encode(start)` yields the rows from `start` to the last, in order, in blocks of any size."""
@@ -81,27 +88,30 @@ class FeatureCache:
             encode: see `Encode`.
 
         Returns:
-            A read-only memory map of `shape`.
+            A read-only memory map of `shape`. An entry that is damaged is computed again, with a note.
 
         Raises:
-            InputError: too little space, on the disk or within the limit.
+            InputError: an entry that cannot be written; too little space, on the disk or within the limit.
         """
         described = dict(made_from) | {"shape": list(shape), "dtype": dtype}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
         folder = self.root / key
         finished = folder / "features.bin"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if finished.is_file() and finished.stat().st_size != size:  # truncated, by a copy or a disk repair
-            finished.unlink(missing_ok=True)
-        if not finished.is_file():
+        chunk_bytes = size // shape[0] * CHUNK
+        if not _is_sound(folder, size, chunk_bytes):
             self._check_limit(size)
             with disk_errors(folder, _REMEDY):
                 folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(str(folder / "lock")):  # a second run waits for the first and then reads its result
-                if not finished.is_file():
+            # A second run waits for the first and then reads its result.
+            with locked(folder / "lock", _REMEDY):
+                if not _is_sound(folder, size, chunk_bytes):
+                    if finished.exists():
+                        note(f"the cached features in {folder} are damaged, and are computed again")
                     self._make(folder, described, shape, np.dtype(dtype), encode)
-        try:
+        with suppress(OSError):  # another user's, or on a disk mounted for reading only
             os.utime(folder)
+        try:
             return np.memmap(finished, dtype=dtype, mode="r", shape=shape)
         except FileNotFoundError:  # another process has just removed it to make room
             return self.get(made_from, shape, dtype, encode)
@@ -110,9 +120,9 @@ class FeatureCache:
         self, folder: Path, described: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any], encode: Encode
     ) -> None:
         rows, row_bytes = shape[0], int(np.prod(shape[1:])) * dtype.itemsize
-        partial = folder / "features.partial"
-        written = partial.stat().st_size if partial.is_file() else 0
-        start = written // row_bytes // CHUNK * CHUNK
+        partial, sums = folder / "features.partial", folder / "features.sums"
+        complete = _checked_chunks(partial, sums, row_bytes * CHUNK)
+        start = min(complete * CHUNK, rows)
         self.prune(self.limit - rows * row_bytes, folder, finished_only=True)
         with disk_errors(folder, _REMEDY):
             write_json(folder / "meta.json", described)
@@ -122,23 +132,36 @@ class FeatureCache:
                     f"the feature cache {self.root} needs {rows * row_bytes / 1e6:.0f} MB for {rows} images, the disk "
                     f"has {free / 1e6:.0f} MB left; {_REMEDY}"
                 )
+            for file in (partial, sums):
+                file.touch()
             with (
-                partial.open("r+b" if written else "wb") as stream,
+                partial.open("r+b") as stream,
+                sums.open("r+b") as sums_stream,
                 bar(rows, f"encode {described.get('split', 'images')}", "img", start) as progress,
             ):
-                stream.truncate(start * row_bytes)
-                stream.seek(start * row_bytes)
-                done = start
-                for block in encode(start):
+                for opened, position in ((stream, start * row_bytes), (sums_stream, complete * SUM.itemsize)):
+                    opened.truncate(position)
+                    opened.seek(position)
+                done, checksum = start, 0
+                for block in encode(start) if start < rows else ():
                     if block.shape[1:] != shape[1:]:
                         raise ValueError(f"encode({start}) must yield rows of shape {shape[1:]}, got {block.shape[1:]}")
-                    stream.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
-                    stream.flush()
-                    done += len(block)
+                    block = np.ascontiguousarray(block, dtype=dtype)
+                    for part in np.split(block, range(-done % CHUNK, len(block), CHUNK)):  # each within one chunk
+                        content = part.tobytes()
+                        stream.write(content)
+                        stream.flush()
+                        checksum = zlib.crc32(content, checksum)
+                        done += len(part)
+                        if len(part) and (done % CHUNK == 0 or done == rows):
+                            sums_stream.write(np.array(checksum, SUM).tobytes())
+                            sums_stream.flush()
+                            checksum = 0
                     progress.update(len(block))
                 if done != rows:
                     raise ValueError(f"encode({start}) must yield rows {start} to {rows}, got {done - start} rows")
-                os.fsync(stream.fileno())
+                for opened in (stream, sums_stream):
+                    os.fsync(opened.fileno())
         os.replace(partial, folder / "features.bin")
 
     def _check_limit(self, needed: int) -> None:
@@ -153,12 +176,15 @@ class FeatureCache:
         entries = []
         for folder in self.root.glob("*/"):
             try:
-                meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+                meta = read_json(folder / "meta.json")
             except (OSError, ValueError):
                 meta = {}
-            size = sum(file.stat().st_size for file in folder.glob("features.*"))
-            complete = (folder / "features.bin").is_file()
-            entries.append(CacheEntry(folder, meta, size, folder.stat().st_mtime, complete))
+            try:
+                size = sum((folder / name).stat().st_size for name in ARRAYS if (folder / name).is_file())
+                complete = (folder / "features.bin").is_file()
+                entries.append(CacheEntry(folder, meta, size, folder.stat().st_mtime, complete))
+            except OSError:  # removed since, or another user's
+                continue
         yield from sorted(entries, key=lambda entry: -entry.used)
 
     def prune(
@@ -248,11 +274,34 @@ def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
 def _remove(folder: Path) -> bool:
     """Remove an entry, unless a run is writing it."""
     try:
-        with FileLock(str(folder / "lock"), timeout=0):
+        with locked(folder / "lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
-    except Timeout:
+    except (Timeout, InputError):  # being written, or another user's
         return False
-    return True
+    return not folder.exists()
+
+
+def _is_sound(folder: Path, size: int, chunk_bytes: int) -> bool:
+    """Whether an entry is complete, of this many bytes, and as it was written."""
+    try:
+        if (folder / "features.bin").stat().st_size != size:  # truncated, by a copy or a disk repair
+            return False
+    except OSError:
+        return False
+    return _checked_chunks(folder / "features.bin", folder / "features.sums", chunk_bytes) == -(-size // chunk_bytes)
+
+
+def _checked_chunks(file: Path, sums: Path, chunk_bytes: int) -> int:
+    """The number of chunks from the first one that agree with their checksums."""
+    try:
+        content, expected = np.memmap(file, np.uint8, "r"), np.fromfile(sums, SUM)
+    except (OSError, ValueError):  # none, or empty
+        return 0
+    for number, checksum in enumerate(expected.tolist()):
+        chunk = content[number * chunk_bytes : (number + 1) * chunk_bytes]
+        if not len(chunk) or zlib.crc32(chunk.data) != checksum:
+            return number
+    return len(expected)
 
 
 _REMEDY = (

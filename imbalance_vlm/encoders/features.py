@@ -15,6 +15,7 @@ from PIL import Image
 from imbalance_vlm.components.ranges import Natural, NonNegative
 from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loader import Decoder, pixel_batches
+from imbalance_vlm.data.pixels import PIXELS_VERSION
 from imbalance_vlm.data.preprocessing import PartialView, View
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder
@@ -143,7 +144,7 @@ def _made_from(encoder: Encoder, split: Split, kind: str, view: View, descriptio
         "weights": encoder.fingerprint,
         "precision": encoder.precision,
         "final_norm": str(encoder.final_norm),
-        "version": FEATURES_VERSION,
+        "version": f"{FEATURES_VERSION}.{PIXELS_VERSION}",
         "view": view.key(),
         "images": split.images.fingerprint,
         "split": description,

@@ -143,7 +143,14 @@ class OpenClipEncoder(nn.Module):
             )
         return self._tokens(pixels)[:, 0]
 
-    def text_features(self, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 512) -> Tensor:
+    def text_features(
+        self,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        batch_size: int = 512,
+        *,
+        normalize_each: bool = True,
+    ) -> Tensor:
         """Unit text features of class names, each the renormalised mean over the templates' unit features.
 
         Source: prompt ensembling in embedding space, Radford et al., ICML 2021, section 3.1.4.
@@ -152,6 +159,7 @@ class OpenClipEncoder(nn.Module):
             class_names: one per class; an underscore is read as a space, as in prompts.
             templates: sentences with one `{}` for the name.
             batch_size: sentences that are encoded at once.
+            normalize_each: whether features are normalised before their mean as well.
 
         Returns:
             (C, d).
@@ -164,7 +172,8 @@ class OpenClipEncoder(nn.Module):
                 ids = self.tokenizer(sentences[start : start + batch_size]).to(self.device)
                 with torch.no_grad(), autocast(self.device, self.precision):
                     parts.append(self.module.encode_text(ids).float())  # type: ignore[operator]
-            total = total + F.normalize(torch.cat(parts), dim=-1)
+            features = torch.cat(parts)
+            total = total + (F.normalize(features, dim=-1) if normalize_each else features)
         return F.normalize(total, dim=-1)
 
     def text_in(self, kind: str, text_features: Tensor) -> Tensor:

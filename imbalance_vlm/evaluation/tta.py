@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from imbalance_vlm.data.dataset import rgb
 from imbalance_vlm.data.decoders import to_tensor
+from imbalance_vlm.data.pixels import to_rgb
 from imbalance_vlm.data.preprocessing import Preprocessing, View
 from imbalance_vlm.encoders.sources import PixelSource, Source
 from imbalance_vlm.errors import InputError
@@ -65,7 +65,7 @@ class PlacedCrop:
 
     def scaled(self, image: Image.Image) -> Image.Image:
         """The whole image at the size that all crops are taken from."""
-        image = rgb(image)
+        image = to_rgb(image)
         width, height = (self.shorter_side * side // min(image.size) for side in image.size)
         return image.resize((width, height), Image.Resampling[self.base.interpolation.upper()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from imbalance_vlm.encoders.sources import Source, evaluation_rows
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.progress import note
+
+_WNID = re.compile(r"n\d{8}")
+"""A synset of WordNet, as the folders of ImageNet are called."""
 
 
 def create_head(
@@ -62,10 +66,10 @@ def create_head(
 
 def text_directions(encoder: Encoder, kind: str, class_names: Sequence[str], text_features: Tensor) -> Tensor:
     """(C, w) unit directions of the class names in the space of the image features of `kind`."""
-    if all(name.isdigit() for name in class_names):
+    if all(name.isdigit() or _WNID.fullmatch(name) for name in class_names):
         note(
-            "the class names are numbers, which mean little to a text tower; name the class folders, or set "
-            "data.class_names"
+            f"the class names are numbers or identifiers such as {class_names[0]!r}, which mean little to a text "
+            "tower; rename the class folders, or name a file of names with data.class_names"
         )
     return encoder.text_in(kind, text_features)
 

@@ -14,6 +14,7 @@ import yaml
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import NAMING
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import RECIPE, Component, join, shared_settings
 
@@ -97,7 +98,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         InputError: neither a file nor a known name.
     """
-    path = Path(name)
+    path = expanded(name)
     if path.is_file():
         return path
     short = re.sub(r"^recipes/|\.ya?ml$", "", path.as_posix())
@@ -229,12 +230,14 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """ "training.epochs=5" as ("training.epochs", 5): the value is YAML."""
+    """ "training.epochs=5" as ("training.epochs", 5): the value is YAML, or a path of bytes that YAML cannot hold."""
     key, sign, value = text.partition("=")
     if not sign or not key or any(not part for part in key.split(".")):
         raise RecipeError([Problem("", f"an override must look like key.path=value, got {text!r}", COMMAND_LINE)])
     try:
         return key, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.reader.ReaderError:
+        return key, value
     except yaml.YAMLError as error:
         raise RecipeError([Problem(key, f"not valid YAML: {value!r}", COMMAND_LINE)]) from error
 

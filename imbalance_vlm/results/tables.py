@@ -11,7 +11,7 @@ import pandas as pd
 
 from imbalance_vlm.errors import InputError, did_you_mean, one_of
 from imbalance_vlm.evaluation.base import Column, registered_columns
-from imbalance_vlm.files import write_atomically
+from imbalance_vlm.files import write_atomically, write_text
 from imbalance_vlm.results.columns import COST, IDENTITY, SAMPLES, table_columns
 
 
@@ -251,4 +251,4 @@ def save_table(frame: pd.DataFrame, path: Path, columns: Columns | None = None) 
             raise InputError("Parquet files need pyarrow: pip install 'imbalance_vlm[parquet]'") from error
         return
     content = format_table(frame, suffix, columns)
-    write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_text(path, content)

@@ -236,8 +236,18 @@ def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) 
     for key, part in (("second_stage", model.second_stage), ("post_hoc", model.post_hoc)):
         if part is not None and part.needs_validation and "val" not in data.splits:
             name = recipe["balancing"][key]["name"]
+            remedy = _validation_remedy(recipe, data)
             raise InputError(
                 f"`balancing.{key}` '{name}' chooses a setting on validation images, and dataset '{data.name}' has "
-                f"none; give the setting (`imbalance-vlm show {name}` lists them), or set images aside, for a folder "
-                "with data.val_fraction=0.1"
+                f"none; give the setting (`imbalance-vlm show {name}` lists them), or {remedy}"
             )
+
+
+def _validation_remedy(recipe: Recipe, data: Dataset) -> str:
+    """What gives a dataset validation images: a share that sets one aside in its largest class, where it can be set."""
+    if "val_fraction" not in recipe["data"]:
+        return "take a dataset that has validation images"
+    largest = int(data.counts.max())
+    if largest < 2:
+        return "add images: no class has more than one to train on, so none can be set aside"
+    return f"set images aside with data.val_fraction={0.1 if largest >= 6 else 0.5}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,19 @@ import yaml
 
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, FileImages, Split
+from imbalance_vlm.data.dataset import IMAGE_KINDS, FileImages, Split
+from imbalance_vlm.data.lists import OnError
 from imbalance_vlm.data.loader import Decoder
-from imbalance_vlm.data.readability import unreadable
+from imbalance_vlm.data.readability import describe_unreadable, unreadable
 from imbalance_vlm.data.resized_cache import resized_split
+from imbalance_vlm.data.walk import LINKED_TWICE, Identity, describe_passed_over, file_identity, walk
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.sources import ImageSource, PixelSource, Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.evaluate import evaluate
-from imbalance_vlm.files import read_json, write_json, write_text
+from imbalance_vlm.files import expanded, read_json, write_json, write_text
 from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.progress import note
 from imbalance_vlm.recipe.load import read_yaml
 from imbalance_vlm.results.result import read_result
 from imbalance_vlm.runs.build import feature_kind, make_context, make_head, make_model, make_tuning
@@ -93,7 +98,7 @@ class TrainedClassifier:
             InputError: no finished run, or an encoder that is not the one the run was trained on.
         """
         catalogue.load_plugins()
-        folder = Path(folder)
+        folder = expanded(folder)
         recipe, classes = _saved(folder)
         groups = recipe["evaluation"]["groups"]
         long_tail = LongTail(
@@ -152,11 +157,12 @@ class TrainedClassifier:
         """(C,) names."""
         return tuple(self.long_tail.class_names)
 
-    def predict(self, images: Sequence[str | Path] | FileImages) -> pd.DataFrame:
+    def predict(self, images: Sequence[str | Path] | FileImages, on_error: OnError = "raise") -> pd.DataFrame:
         """Classify images.
 
         Args:
-            images: image files, or folders of them (with all folders below); or the result of `find_images`.
+            images: image files, or folders of them (with all folders below); or the `images` of `find_images`.
+            on_error: what an image that cannot be read does: "raise" lists all of them, "skip" leaves them out.
 
         Returns:
             One row per image: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
@@ -166,7 +172,7 @@ class TrainedClassifier:
         """
         import pandas as pd
 
-        files = images if isinstance(images, FileImages) else find_images(images)
+        files = images if isinstance(images, FileImages) else find_images(images, on_error).images
         predictions = evaluate(self.model, self.source(files), (), BATCH)
         return pd.DataFrame(
             {
@@ -201,18 +207,24 @@ class TrainedClassifier:
         self.close()
 
 
-def predict_images(run: str | Path, images: Sequence[str | Path], device: str = "auto") -> pd.DataFrame:
+def predict_images(
+    run: str | Path, images: Sequence[str | Path], device: str = "auto", on_error: OnError = "raise"
+) -> pd.DataFrame:
     """Classify images with the model of a finished run; see `TrainedClassifier.predict`.
+
+    A note says how many images are classified, and what is passed over.
 
     Args:
         run: the folder of a finished run.
         images: image files, or folders of them (with all folders below).
         device: where the model runs: "auto" (a GPU where there is one), "cpu", "cuda", ...
+        on_error: what an image that cannot be read does: "raise" lists all of them, "skip" leaves them out.
     """
-    _saved(Path(run))  # a wrong folder or image is reported before the encoder is loaded, which may take a minute
-    files = find_images(images)
+    _saved(expanded(run))  # a wrong folder or image is reported before the encoder is loaded, which may take a minute
+    found = find_images(images, on_error)
+    note(found.summary)
     with TrainedClassifier.load(run, device) as classifier:
-        return classifier.predict(files)
+        return classifier.predict(found.images)
 
 
 def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,28 +249,63 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return recipe, classes
 
 
-def find_images(places: Sequence[str | Path]) -> FileImages:
-    """The image files among these files and folders.
+@dataclass(frozen=True, eq=False)
+class FoundImages:
+    """The images in some places.
+
+    Args:
+        images: those that can be read.
+        unreadable: those that cannot, by name with the reason.
+        passed_over: number of other files, by reason.
+    """
+
+    images: FileImages
+    unreadable: Mapping[str, str]
+    passed_over: Mapping[str, int]
+
+    @property
+    def summary(self) -> str:
+        """What became of all files, in one line; then the images that cannot be read."""
+        parts = [f"{len(self.images):,} image{'s' * (len(self.images) > 1)} classified"]
+        parts += [f"{len(self.unreadable):,} skipped"] if self.unreadable else []
+        parts += [describe_passed_over(self.passed_over)] if self.passed_over else []
+        return "; ".join(parts) + (f"\n{describe_unreadable(self.unreadable)}" if self.unreadable else "")
+
+
+def find_images(places: Sequence[str | Path], on_error: OnError = "raise") -> FoundImages:
+    """The images among these files and folders. A file that is named itself is an image, whatever its suffix.
+
+    Args:
+        places: files, and folders that are searched with all folders below.
+        on_error: what an image that cannot be read does: "raise" lists all of them, "skip" leaves them out.
 
     Raises:
         InputError: a place that does not exist, no images at all, or images that cannot be read.
     """
-    paths: list[Path] = []
-    for place in map(Path, places):
+    paths: dict[Identity, str] = {}
+    passed_over: Counter[str] = Counter()
+    for place in dict.fromkeys(map(expanded, places)):
         if not place.exists():
             raise InputError(f"no such image or folder: {place}")
-        if place.is_dir():
-            paths += sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not place.is_dir():
+            listed = {str(place): file_identity(str(place))}
         else:
-            paths.append(place)
+            below = walk(place)
+            passed_over += below.passed_over
+            listed = {str(place / path): identity for path, identity in below.images.items()}
+        for path, identity in listed.items():
+            if paths.setdefault(identity, path) != path:
+                passed_over[LINKED_TWICE] += 1
     if not paths:
-        raise InputError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places))}")
-    files = FileImages(Path(), tuple(map(str, paths)))
-    reasons = unreadable(files)
-    if reasons:
-        lines = "\n".join(f"  - {files.name(row)}: {reason}" for row, reason in reasons.items())
-        raise InputError(f"{len(reasons)} image{'s' if len(reasons) > 1 else ''} cannot be read:\n{lines}")
-    return files
+        words = describe_passed_over(passed_over)
+        raise InputError(f"no images ({IMAGE_KINDS}) in {', '.join(map(str, places))}{'; ' * bool(words)}{words}")
+    files = FileImages(Path(), tuple(paths.values()))
+    bad_rows = unreadable(files)
+    reasons = {files.name(row): reason for row, reason in bad_rows.items()}
+    if reasons and (on_error == "raise" or len(reasons) == len(files)):
+        raise InputError(f"{describe_unreadable(reasons)}\nReplace them, or set on_error to skip to leave them out")
+    readable = files.take(np.array([row for row in range(len(files)) if row not in bad_rows], np.int64))
+    return FoundImages(readable, reasons, passed_over)
 
 
 def plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.recipe.schema import datasets_in, settings_in
 from imbalance_vlm.runs.resources import Resources
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever the same recipe gives other numbers than before: a changed default, formula or order of draws.
 Finished runs of an earlier version are then run again, and are not averaged with those of a later one."""
 

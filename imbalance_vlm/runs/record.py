@@ -16,7 +16,7 @@ from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.base import columns_of
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy
-from imbalance_vlm.files import write_atomically, write_json
+from imbalance_vlm.files import ENCODING, write_atomically, write_json
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.columns import evaluator_sections
 from imbalance_vlm.recipe.schema import SAMPLER
@@ -62,6 +62,8 @@ def describe(
         },
         "images": {name: len(split) for name, split in data.splits.items()} | {"skipped": len(data.skipped)},
         "skipped": list(data.skipped),
+        "passed_over": dict(data.passed_over),
+        "left_out": data.left_out,
         "paper": recipe["paper"],
         "environment": environment(device),
     }
@@ -101,7 +103,7 @@ def write_run(
 
 def _write_predictions(path: Path, data: Dataset, predictions: Predictions) -> None:
     images = data.splits["test"].images
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", **ENCODING) as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "label", "predicted", "confidence"])
         rows = zip(predictions.labels, predictions.predicted, predictions.confidence, strict=True)

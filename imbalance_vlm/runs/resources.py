@@ -13,11 +13,13 @@ from torch import Tensor
 from imbalance_vlm.balancing.prototypes import create_prototypes
 from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import Dataset
-from imbalance_vlm.data.prepare import create_dataset, dataset_identity
+from imbalance_vlm.data.prepare import create_dataset, dataset_identity, summary
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.factory import encoder_spec
 from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.heads.prototype import PrototypeKind
+from imbalance_vlm.launcher import rank
+from imbalance_vlm.progress import note
 from imbalance_vlm.training.devices import fast_layout
 
 T = TypeVar("T")
@@ -51,9 +53,13 @@ class Resources:
 
     Changes of files are not noticed in the lifetime of this object: it belongs to one call of `run`, or to a program
     whose data and weights do not change meanwhile.
+
+    Args:
+        announce: whether a note says what became of the images and other files of each dataset that is read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: bool = False) -> None:
+        self._announce = announce and rank() == 0
         self._datasets = Recent(16)  # base and novel halves come in pairs, and others are tested by transfer
         self._encoders = Recent(2)
         self._prototypes = Recent(2)
@@ -62,7 +68,14 @@ class Resources:
 
     def dataset(self, section: Section) -> Dataset:
         """The dataset of a recipe's `data` section, as the run draws it."""
-        return self._datasets.get_or_make(_key(section), lambda: create_dataset(**section))
+
+        def read() -> Dataset:
+            dataset = create_dataset(**section)
+            if self._announce:
+                note("; ".join([summary(dataset), *dataset.notes]))
+            return dataset
+
+        return self._datasets.get_or_make(_key(section), read)
 
     def dataset_identity(self, section: Section) -> str:
         """Identifies the data of a `data` section, without opening an image."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
+from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, write_json
+from imbalance_vlm.files import disk_errors, expanded, locked, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
@@ -68,8 +68,9 @@ def run(
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}")
     planned = plan(recipe, overrides)
-    resources = Resources()
-    folders = _folders(planned, Path(runs), resources)
+    resources = Resources(announce=True)
+    root = expanded(runs)
+    folders = _folders(planned, root, resources)
     if not planned.is_study:
         return _run_or_read(planned.recipes[0], folders[0], force, device, resources)
     draws_plot = _draws_plot(planned)
@@ -88,7 +89,7 @@ def run(
         _run_of_study(resolved, folder, force, device, resources)
         for resolved, folder in _with_progress(planned, folders)
     ]
-    return _report(planned, results, Path(runs) / planned.name, draws_plot)
+    return _report(planned, results, root / planned.name, draws_plot)
 
 
 def _folders(planned: Plan, root: Path, resources: Resources) -> list[Path]:
@@ -152,9 +153,11 @@ def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, res
 def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
     if not force and (finished := read_result(folder)):
         return finished
+    # Read first: the run's folder may lie in the dataset's, and bad data shall leave nothing behind.
+    resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder.parent / f".{folder.name}.lock")):
+    with locked(folder.parent / f".{folder.name}.lock"):
         if not force and (finished := read_result(folder)):  # another process has run it meanwhile
             return finished
         if force:

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from imbalance_vlm.data.dataset import has_image_name
 from imbalance_vlm.data.lists import leads_out
 from imbalance_vlm.data.reader import SPLIT_WORDS
+from imbalance_vlm.data.state_table import file_state
+from imbalance_vlm.data.walk import is_hidden
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import bar
 from imbalance_vlm.verification.findings import Finding
@@ -31,15 +33,13 @@ class Member:
 
     Args:
         name: its path in the archive.
-        size: number of bytes.
-        stamp: a number that changes with its content, as far as the archive's index tells.
+        state: changes with its content, as far as the archive's index tells.
         location: where to read it; None where it was inspected while the archive was streamed.
         inspection: the result of that, or of its entry in the index.
     """
 
     name: str
-    size: int
-    stamp: int
+    state: str
     location: Location | None
     inspection: Inspection | None = None
 
@@ -73,8 +73,8 @@ def is_archive(file: Path) -> bool:
 
 
 def is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return has_image_name(path.name) and "__MACOSX" not in path.parts
+    *folders, file = PurePosixPath(name).parts
+    return has_image_name(file) and not any(map(is_hidden, folders))
 
 
 def read_archive(file: Path) -> Archive:
@@ -118,7 +118,7 @@ def _read_zip(file: Path) -> Archive:
             if entry.file_size == 0:
                 result = Inspection("zero_byte")
             location = None if result else Location(str(file), number, entry.file_size, name)
-            archive.members.append(Member(name, entry.file_size, status.st_mtime_ns ^ entry.CRC, location, result))
+            archive.members.append(Member(name, f"{file_state(status)} {entry.CRC}", location, result))
     return archive
 
 
@@ -162,13 +162,11 @@ def _add_tar_entry(archive: Archive, file: Path, stream: tarfile.TarFile | None,
         archive.other_files += 1
     elif stream is not None:
         content = stream.extractfile(entry)
-        archive.members.append(
-            Member(entry.name, entry.size, 0, None, inspect_bytes(content.read() if content else b""))
-        )
+        archive.members.append(Member(entry.name, "", None, inspect_bytes(content.read() if content else b"")))
     else:
         empty = Inspection("zero_byte") if entry.size == 0 else None
         location = None if empty else Location(str(file), entry.offset_data, entry.size)
-        archive.members.append(Member(entry.name, entry.size, file.stat().st_mtime_ns, location, empty))
+        archive.members.append(Member(entry.name, f"{file_state(file.stat())} {entry.offset_data}", location, empty))
 
 
 def structure(names: list[str]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait as wait_for_end
 
 from PIL import Image
 
+from imbalance_vlm.data.pixels import to_rgb
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.progress import bar
 from imbalance_vlm.verification.collection import Collection, ListedImage
@@ -22,9 +23,9 @@ from imbalance_vlm.verification.inspection import (
     Location,
     bombs_refused,
     error_text,
-    file_state,
     inspect,
     inspect_image,
+    state_of,
 )
 from imbalance_vlm.verification.inspection_cache import InspectionCache
 
@@ -49,8 +50,8 @@ def inspect_images(collection: Collection, workers: int) -> list[Inspection]:
             image = images[first]
             if image.location is None:
                 continue
-            state = file_state(image.location.path) if image.size < 0 else (image.size, image.stamp)
-            results[first] = state if isinstance(state, Inspection) else cache.get(*key, *state)
+            state = image.state or state_of(image.location.path)
+            results[first] = state if isinstance(state, Inspection) else cache.get(*key, state)
             if results[first] is None and not isinstance(state, Inspection):
                 keys.append(key)
                 locations.append(image.location)
@@ -58,7 +59,7 @@ def inspect_images(collection: Collection, workers: int) -> list[Inspection]:
         progress.update(len(images) - len(keys) - len(in_memory))
         for number, inspection in inspect_all(locations, workers):
             results[rows_of[keys[number]][0]] = inspection
-            cache.add(*keys[number], *states[number], inspection)
+            cache.add(*keys[number], states[number], inspection)
             progress.update()
         for row in in_memory:
             results[row] = _inspect_in_memory(images[row])
@@ -79,7 +80,7 @@ def _inspect_in_memory(image: ListedImage) -> Inspection:
 
 
 def load_image(image: ListedImage) -> Image.Image:
-    """The image itself, a JPEG file reduced to a size for display; raises whatever its decoder does."""
+    """The image itself in upright RGB, a JPEG file reduced to a size for display; raises whatever its decoder does."""
     with bombs_refused():
         if image.memory is not None:
             images, row = image.memory
@@ -88,8 +89,7 @@ def load_image(image: ListedImage) -> Image.Image:
             raise ValueError(f"{image.name} was read from a stream and cannot be read again")
         with Image.open(io.BytesIO(image.location.read())) as opened:
             opened.draft("RGB", (256, 256))
-            opened.load()
-            return opened
+            return to_rgb(opened)
 
 
 def inspect_all(locations: Sequence[Location], workers: int) -> Iterator[tuple[int, Inspection]]:

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.class_names import spoken
-from imbalance_vlm.data.dataset import IMAGE_SUFFIXES, Dataset, FileImages, Images
+from imbalance_vlm.data.dataset import IMAGE_KINDS, Dataset, FileImages, Images
 from imbalance_vlm.data.prepare import list_dataset
 from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.state_table import file_state
 from imbalance_vlm.data.table import TABLE_SUFFIXES
+from imbalance_vlm.data.walk import describe_passed_over
 from imbalance_vlm.data.webdataset import TarImages
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 from imbalance_vlm.recipe.load import list_recipes, load
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.verification.archives import ENDINGS, is_archive, read_archive, structure
@@ -40,8 +43,7 @@ class ListedImage:
         label: its class, -1 for none.
         container: the folder or archive, by which inspections are cached.
         location: where its bytes lie; None for an image in memory or read from a stream.
-        size: number of bytes, -1 where the file system must be asked.
-        stamp: a number that changes with its content.
+        state: changes with its content; "" where the file system must be asked.
         inspection: the result where it is known without reading the image.
         memory: the images of its split and its row there, for an image without location.
     """
@@ -51,8 +53,7 @@ class ListedImage:
     label: int
     container: str = ""
     location: Location | None = None
-    size: int = -1
-    stamp: int = 0
+    state: str = ""
     inspection: Inspection | None = None
     memory: tuple[Images, int] | None = field(default=None, repr=False)
 
@@ -125,7 +126,7 @@ def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
     """
     if isinstance(source, Mapping):
         return _of_recipe(source, overrides, "recipe")
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if path.is_dir():
         return _of_path(path, text, overrides)
     if path.is_file() and is_archive(path):
@@ -177,6 +178,7 @@ def _of_dataset(source: str, listing: Listing, dataset: Dataset, section: Mappin
             Finding("empty_class", path=folder, detail="a class folder without images")
             for folder in listing.empty_folders
         ),
+        notes=tuple(filter(None, [describe_passed_over(listing.passed_over), *listing.notes])),
         roots=_roots(section, images),
         group_counts=dataset.group_counts,
         dataset=dataset,
@@ -185,7 +187,7 @@ def _of_dataset(source: str, listing: Listing, dataset: Dataset, section: Mappin
 
 def _roots(section: Mapping[str, Any], images: Sequence[ListedImage]) -> tuple[Path, ...]:
     """The user's folders of a data section: those that it names, or for a table the one that holds all its images."""
-    named = tuple(Path(str(section[key])).expanduser() for key in ("root", "lists") if section.get(key))
+    named = tuple(expanded(section[key]) for key in ("root", "lists") if section.get(key))
     if named or not section.get("file"):
         return named
     folders = {os.path.dirname(os.path.abspath(image.location.path)) for image in images if image.location}
@@ -210,7 +212,7 @@ def _images_of(images: Images, labels: Sequence[int], split: str) -> list[Listed
             for path, label in zip(images.paths, labels, strict=True)
         ]
     if isinstance(images, TarImages):
-        stamps = [shard.stat().st_mtime_ns for shard in images.shards]
+        states = [file_state(shard.stat()) for shard in images.shards]
         containers = [str(shard.resolve()) for shard in images.shards]
         return [
             ListedImage(
@@ -219,8 +221,7 @@ def _images_of(images: Images, labels: Sequence[int], split: str) -> list[Listed
                 label,
                 containers[shard],
                 Location(containers[shard], start, length),
-                length,
-                stamps[shard] ^ start,
+                f"{states[shard]} {start}",
             )
             for name, label, (shard, start, length) in zip(images.names, labels, images.places.tolist(), strict=True)
         ]
@@ -241,12 +242,8 @@ def _of_path(path: Path, source: str, overrides: Sequence[str]) -> Collection:
         notes.append(
             "nothing says which images are for testing: all are counted together, but a recipe would set some aside"
         )
-    if listing.other_files:
-        most_common = sorted(listing.other_files.items(), key=lambda item: -item[1])[:5]
-        shown = ", ".join(f"{count:,} {suffix}" for suffix, count in most_common)
-        notes.append(f"files that are no images by their names are skipped: {shown}")
     with_encoder = any(text.startswith("encoder") for text in full)
-    return replace(collection, notes=tuple(notes), recipe=recipe if with_encoder else None)
+    return replace(collection, notes=(*notes, *collection.notes), recipe=recipe if with_encoder else None)
 
 
 def section_for(path: Path) -> dict[str, Any]:
@@ -277,10 +274,7 @@ def _of_archive(file: Path, source: str) -> Collection:
     archive = read_archive(file)
     if not archive.members:
         problems = "; ".join(f"{finding.kind}: {finding.path} ({finding.detail})" for finding in archive.findings[:3])
-        raise InputError(
-            f"{source} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), and holds none"
-            f"{'; ' * bool(problems)}{problems}"
-        )
+        raise InputError(f"{source} must hold images ({IMAGE_KINDS}), and holds none{'; ' * bool(problems)}{problems}")
     places = structure([member.name for member in archive.members])
     classes = sorted({folder for _, folder in places if folder})
     label_of = {name: label for label, name in enumerate(classes)}
@@ -292,8 +286,7 @@ def _of_archive(file: Path, source: str) -> Collection:
             label_of.get(folder, -1),
             container,
             member.location,
-            member.size,
-            member.stamp,
+            member.state,
             member.inspection,
         )
         for member, (split, folder) in zip(archive.members, places, strict=True)

@@ -105,8 +105,7 @@ def thumbnail(listed: ListedImage) -> Image.Image:
         scale = SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-        scaled = image.convert("RGBA").resize(size, resampling)
-        tile.paste(scaled, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2), scaled)
+        tile.paste(image.resize(size, resampling), ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
     except Exception:  # decoders raise a dozen types, all of which mean the same here
         tile.paste(BROKEN, (0, 0, SIDE, SIDE))
         font = ImageFont.load_default(FONT)

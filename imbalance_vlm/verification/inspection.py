@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from imbalance_vlm.data.dataset import rgb
+from imbalance_vlm.data.pixels import orientation, to_rgb
+from imbalance_vlm.data.state_table import file_state
 
 MOST_PIXELS = 89_478_485
 """The most pixels that an image may declare: PIL's own limit, a quarter of a GB in RGB."""
@@ -72,7 +73,7 @@ class Inspection:
     Args:
         problem: "missing", "zero_byte", "truncated", "unreadable", "bomb", or "".
         detail: the decoder's message.
-        content: hash of the bytes, in hexadecimal digits.
+        content: hash of the bytes, in hexadecimal digits; "" where they could not be read.
         perceptual_hash: 128 bits in hexadecimal digits; "" where there is none.
         width: in pixels.
         height: in pixels.
@@ -97,13 +98,13 @@ def inspect(location: Location) -> Inspection:
         content = location.read()
     except FileNotFoundError:
         return Inspection("missing")
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+    except (OSError, MemoryError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
         return Inspection("unreadable", error_text(error))
     return inspect_bytes(content)
 
 
 def inspect_bytes(content: bytes) -> Inspection:
-    """Inspect one image by its bytes."""
+    """Inspect one image by its bytes; one that no run could read has a problem here too."""
     if not content:
         return Inspection("zero_byte")
     if len(content) > MOST_BYTES:
@@ -118,7 +119,11 @@ def inspect_bytes(content: bytes) -> Inspection:
             width, height = image.size
             image.draft("L", (32, 32))
             image.load()
+            if orientation(image) > 4:  # a quarter turn
+                width, height = height, width
             return Inspection("", "", digest, perceptual_hash(image), width, height)
+    except MemoryError:  # says nothing about the image: without a hash, it is not kept
+        return Inspection("unreadable", "too little memory")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Inspection("bomb", f"declares more than {MOST_PIXELS:,} pixels", digest, "", width, height)
     except UnidentifiedImageError:
@@ -160,11 +165,8 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def grey_values(image: Image.Image, side: int) -> NDArray[np.int16]:
-    """(side, side) mean grey values, with transparent parts on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    grey = image if image.mode == "L" else rgb(image).convert("L")
+    """(side, side) mean grey values of the upright image."""
+    grey = to_rgb(image).convert("L")
     return np.asarray(grey.resize((side, side), Image.Resampling.BOX), np.int16)
 
 
@@ -173,8 +175,8 @@ def error_text(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def file_state(path: str) -> tuple[int, int] | Inspection:
-    """Size and modification time of a file, or what is wrong with it without opening it."""
+def state_of(path: str) -> str | Inspection:
+    """The state of a file, or what is wrong with it without opening it."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -185,4 +187,4 @@ def file_state(path: str) -> tuple[int, int] | Inspection:
         return Inspection("unreadable", "not a file")
     if status.st_size == 0:
         return Inspection("zero_byte")
-    return status.st_size, status.st_mtime_ns
+    return file_state(status)

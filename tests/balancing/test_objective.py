@@ -72,32 +72,6 @@ def test_on_epoch_of_a_resumed_run_starts_with_its_epoch(tmp_path: Path) -> None
     assert recorder.notes[0] == (2, 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [("weighted", {"defer": 0.5}), ("seesaw", {}), ("gaussian_clouded", {"head_scale": 1.0}), ("lade", {})],
-)
-def test_resumed_run_ends_like_an_uninterrupted_one(
-    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def loss() -> Loss:
-        torch.manual_seed(0)
-        return create_loss(name, np.bincount(LABELS), **settings)
-
-    wanted = trained(tmp_path / "uninterrupted", loss(), "progressive")
-    interrupted = loss()
-    on_epoch = interrupted.on_epoch
-
-    def stop_at_three(epoch: int, epochs: int) -> None:
-        if epoch == 3:
-            raise KeyboardInterrupt
-        on_epoch(epoch, epochs)
-
-    monkeypatch.setattr(interrupted, "on_epoch", stop_at_three)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "killed", interrupted, "progressive")
-    assert torch.equal(trained(tmp_path / "killed", loss(), "progressive"), wanted)
-
-
 def test_deferred_weights_change_the_second_half_only(tmp_path: Path) -> None:
     """defer 0.5 of 4 epochs: after 2 epochs the run is that of cross-entropy, after 4 it is not."""
 

@@ -13,13 +13,7 @@ from torch.nn import functional as F
 
 import imbalance_vlm
 from imbalance_vlm import InputError
-from imbalance_vlm.balancing.prototypes import (
-    assign_prototypes,
-    create_prototypes,
-    max_cosine,
-    uniformity,
-    welch_bound,
-)
+from imbalance_vlm.balancing.prototypes import assign_prototypes, create_prototypes, max_cosine, uniformity, welch_bound
 from imbalance_vlm.heads.prototype import PrototypeKind
 
 
@@ -90,9 +84,9 @@ def test_prototypes_are_determined_by_the_seed(classes: int, dim: int) -> None:
 @pytest.mark.parametrize(("classes", "dim"), [(10, 16), (17, 16), (24, 16)])
 def test_seed_only_rotates_a_closed_form(classes: int, dim: int) -> None:
     prototypes = [create_prototypes(classes, dim, seed=seed) for seed in range(3)]
-    for one, other in itertools.combinations(prototypes, 2):
-        torch.testing.assert_close(gram(one), gram(other), rtol=0, atol=1e-6)
-        assert (one - other).norm() > 1
+    for first, second in itertools.combinations(prototypes, 2):
+        torch.testing.assert_close(gram(first), gram(second), rtol=0, atol=1e-6)
+        assert (first - second).norm() > 1
 
 
 def test_rotations_favour_no_direction() -> None:

@@ -23,14 +23,3 @@ def test_cache_path_ls_and_prune(capsys: Capture, tmp_path: Path) -> None:
     assert "removed 0 entries" in capsys.readouterr().out
     assert main(["cache", "prune"]) == 0
     assert "removed 2 entries" in capsys.readouterr().out
-
-
-def test_smaller_copies_of_images_are_listed_and_pruned(recipe_file: str, capsys: Capture) -> None:
-    assert main(["run", recipe_file, "encoder.resized=8"]) == 0
-    capsys.readouterr()
-    assert main(["cache", "ls"]) == 0
-    assert "65 images with a shorter side of 8" in capsys.readouterr().out
-    assert main(["cache", "prune", "--max-gb", "1"]) == 0
-    assert "removed 0 smaller copies" in capsys.readouterr().out
-    assert main(["cache", "prune"]) == 0
-    assert "removed 65 smaller copies" in capsys.readouterr().out

@@ -46,13 +46,6 @@ def test_show_prints_the_methods_of_a_family(capsys: Capture) -> None:
     assert "method: adaptformer, adapter, lora" in capsys.readouterr().out
 
 
-def test_show_prints_what_a_method_trains_in_the_image_tower(capsys: Capture) -> None:
-    assert main(["show", "adaptformer"]) == 0
-    output = capsys.readouterr().out
-    assert "crops: " in output, "a setting of the family"
-    assert "trains in the image tower of" in output
-
-
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, name) for kind, registry in catalogue.REGISTRIES.items() for name in registry.names()],

@@ -40,8 +40,29 @@ def test_run_of_a_study_prints_its_rows_and_names_its_plot(recipe_file: str, cap
 def test_only_the_first_of_several_processes_prints(
     recipe_file: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("imbalance_vlm.launcher.rank", lambda: 1)
+    monkeypatch.setenv("RANK", "1")
     assert main(["run", recipe_file]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "results: " not in captured.err
+
+
+def test_the_folder_of_runs_may_start_at_the_home_folder(
+    recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["run", recipe_file, "--runs=~/r"]) == 0
+    assert f"results: {tmp_path}/home/r/tiny/seed0-" in capsys.readouterr().err
+    assert not Path("~").exists()
+
+
+def test_a_folder_of_runs_that_cannot_be_made_is_refused(recipe_file: str, capsys: Capture) -> None:
+    assert main(["run", recipe_file, "--runs", "/proc/x"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: /proc/x/tiny/seed0-")
+    assert "cannot be written: No such file or directory; " in error
+
+
+def test_a_run_says_how_many_images_it_uses(recipe_file: str, capsys: Capture) -> None:
+    assert main(["run", recipe_file]) == 0
+    assert "colours: 65 images of 4 classes used\n" in capsys.readouterr().err

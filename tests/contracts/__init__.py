@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
@@ -34,16 +35,21 @@ def over(registry: Registry, contracts: tuple[Contract, ...]) -> pytest.MarkDeco
     )
 
 
-def on_bad(bad: Mapping[Any, Contract]) -> pytest.MarkDecorator:
-    """Parametrize a test by (contract, component): a component that is wrong on purpose, and what it breaks."""
-    pairs = [(contract, component) for component, contract in bad.items()]
-    return pytest.mark.parametrize(
-        ("contract", "component"), pairs, ids=[f"{contract.__name__}-{one.__name__}" for contract, one in pairs]
-    )
+@dataclass(frozen=True)
+class Suite:
+    """The contracts of a kind of component, and components on which `test_suites.py` sees them fail and hold.
 
+    Attributes:
+        contracts: all contracts of the kind.
+        bad: components that are wrong on purpose, each with the contract that it breaks.
+        sound: components that break no contract.
+        of: makes what a contract takes out of a component.
+    """
 
-def each(contracts: tuple[Contract, ...]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("contract", contracts, ids=lambda contract: contract.__name__)
+    contracts: tuple[Contract, ...]
+    bad: Mapping[Any, Contract]
+    sound: tuple[Any, ...]
+    of: Callable[[Any], Any] = lambda component: component
 
 
 # -- making components ---------------------------------------------------------------------------------------------
@@ -74,7 +80,7 @@ def variants(entry: Entry, make: Callable[[Entry, Mapping[str, Any]], object]) -
     or else to one other value. What `make` refuses is left out.
     """
     changed = [{name: value} for name, setting in entry.settings().items() for value in other_values(setting)]
-    return [{}, *(settings for settings in changed if _is_accepted(lambda one=settings: make(entry, one)))]
+    return [{}, *(settings for settings in changed if _is_accepted(lambda settings=settings: make(entry, settings)))]
 
 
 def _is_accepted(make: Callable[[], object]) -> bool:
@@ -104,8 +110,8 @@ def other_values(setting: Setting) -> list[Any]:
     """The names that the setting accepts beside its default; if it has no list of names, one other value."""
     names = [name for name in _literals(setting.annotation) if setting.required or name != setting.default]
     numbers = [value for value in (0.65, 0.4, 3, 2, True, False, [1], [0.5], "x") if fits(setting.annotation, value)]
-    others = [value for value in numbers if setting.required or not _same(value, setting.default)]
-    return names or others[:1]
+    changed = [value for value in numbers if setting.required or not _same(value, setting.default)]
+    return names or changed[:1]
 
 
 def _same(value: Any, default: Any) -> bool:

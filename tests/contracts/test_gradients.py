@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,12 +20,11 @@ from imbalance_vlm.heads.text import TextHead
 from imbalance_vlm.long_tail import LongTail
 from tests.contracts import (
     Contract,
+    Suite,
     close,
-    each,
     global_random_numbers_untouched,
     noting,
     offers,
-    on_bad,
     over,
     section_of,
     variants,
@@ -123,8 +121,8 @@ def linear_transforms_add_up(make: Make) -> None:
     transform = started(make(), trained)
     if transform.is_linear:
         halves = [flat(gradients(transform, trained, rows)) for rows in torch.arange(IMAGES).chunk(2)]
-        whole = flat(gradients(transform, trained))
-        assert close((halves[0] + halves[1]) / 2, whole, 1e-9), "the gradient of a split batch is another one"
+        of_batch = flat(gradients(transform, trained))
+        assert close((halves[0] + halves[1]) / 2, of_batch, 1e-9), "the gradient of a split batch is another one"
 
 
 def continues_after_a_resume(make: Make) -> None:
@@ -315,18 +313,4 @@ BAD: dict[type[Sound], Contract] = {
     ShrinksTheFrozenText: outputs_are_left_as_they_are,
 }
 
-
-@on_bad(BAD)
-def test_a_bad_transform_is_caught(contract: Contract, component: Any) -> None:
-    with pytest.raises(AssertionError):
-        contract(component)
-
-
-@pytest.mark.parametrize("transform", [PlainGradient, Sound])
-@each(CONTRACTS)
-def test_a_sound_transform_is_not(contract: Contract, transform: Any) -> None:
-    contract(transform)
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (PlainGradient, Sound))

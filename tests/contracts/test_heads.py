@@ -23,13 +23,12 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.linear import LinearHead
 from tests.contracts import (
     Contract,
+    Suite,
     close,
-    each,
     is_ours,
     noting,
     offers,
     on_another_device,
-    on_bad,
     over,
     section_of,
     variants,
@@ -147,10 +146,10 @@ def directions_are_copied(make: Make) -> None:
     case = make(directions=directions)
     before = case.head(case.features())
     away_from_its_start(case)
-    assert torch.equal(directions, unit_rows(3)), "the head changes the directions that it was given"
+    assert torch.equal(directions, unit_rows(3)), "the head changes the directions that it starts from"
     case = make(directions=directions)
     directions.zero_()
-    assert close(case.head(case.features()), before), "the head shares memory with the directions that it was given"
+    assert close(case.head(case.features()), before), "the head shares memory with the directions that it starts from"
 
 
 def state_dict_round_trip(make: Make) -> None:
@@ -163,8 +162,8 @@ def state_dict_round_trip(make: Make) -> None:
     for seed in (2, 3):
         features = case.features(seed=seed)
         assert torch.equal(other(features), head(features)), "the state_dict does not hold all of the state"
-        for one in (head, other):
-            one.observe(one.embed(features).detach(), targets())
+        for observer in (head, other):
+            observer.observe(observer.embed(features).detach(), targets())
 
 
 def observing_is_no_training(make: Make) -> None:
@@ -432,16 +431,4 @@ def of(build: Callable[[Tensor], Head]) -> Make:
     return make
 
 
-@on_bad(BAD)
-def test_a_bad_head_is_caught(contract: Contract, component: type[Sound]) -> None:
-    with pytest.raises(AssertionError):
-        contract(of(component))
-
-
-@each(CONTRACTS)
-def test_a_sound_head_is_not(contract: Contract) -> None:
-    contract(of(Sound))
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,), of)

@@ -20,12 +20,11 @@ from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.long_tail import LongTail
 from tests.contracts import (
     Contract,
+    Suite,
     counting_fetches,
-    each,
     is_ours,
     offers,
     on_another_device,
-    on_bad,
     over,
     refuses,
     section_of,
@@ -403,16 +402,4 @@ def of(build: Callable[..., Loss]) -> Make:
     return lambda counts, **settings: build(LongTail.of(counts), **settings)
 
 
-@on_bad(BAD)
-def test_a_bad_loss_is_caught(contract: Contract, component: type[Loss]) -> None:
-    with pytest.raises(AssertionError):
-        contract(of(component))
-
-
-@each(CONTRACTS)
-def test_a_sound_loss_is_not(contract: Contract) -> None:
-    contract(of(Sound))
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,), of)

@@ -9,23 +9,12 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
-from tests.contracts import (
-    Contract,
-    each,
-    global_random_numbers_untouched,
-    noting,
-    offers,
-    on_bad,
-    over,
-    section_of,
-    variants,
-)
+from tests.contracts import Contract, Suite, global_random_numbers_untouched, noting, offers, over, section_of, variants
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -176,8 +165,8 @@ CONTRACTS = (
 
 
 def maker(entry: Entry, settings: Mapping[str, Any]) -> Make:
-    def make(parameters: Any, **others: Any) -> torch.optim.Optimizer:
-        accepted = {name: value for name, value in others.items() if name in entry.settings()}
+    def make(parameters: Any, **changes: Any) -> torch.optim.Optimizer:
+        accepted = {name: value for name, value in changes.items() if name in entry.settings()}
         optimizer: torch.optim.Optimizer = entry.make(
             section_of(entry, **{**settings, **accepted}), offers(parameters=parameters)
         )
@@ -206,8 +195,8 @@ class Sound(torch.optim.SGD):
 
     def parts(self, group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
         matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
-        others = [parameter for parameter in group["params"] if parameter.ndim <= 1]
-        return [{**group, "params": matrices, "weight_decay": weight_decay}, {**group, "params": others}]
+        vectors = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+        return [{**group, "params": matrices, "weight_decay": weight_decay}, {**group, "params": vectors}]
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -298,17 +287,4 @@ BAD: dict[type[Sound], Contract] = {
     Overflows: works_in_half_precision,
 }
 
-
-@on_bad(BAD)
-def test_a_bad_optimizer_is_caught(contract: Contract, component: Any) -> None:
-    with pytest.raises(AssertionError):
-        contract(component)
-
-
-@each(CONTRACTS)
-def test_a_sound_optimizer_is_not(contract: Contract) -> None:
-    contract(Sound)
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,))

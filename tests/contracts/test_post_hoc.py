@@ -21,13 +21,12 @@ from imbalance_vlm.components.registry import Entry
 from imbalance_vlm.long_tail import LongTail
 from tests.contracts import (
     Contract,
+    Suite,
     close,
-    each,
     is_ours,
     noting,
     offers,
     on_another_device,
-    on_bad,
     over,
     refuses,
     section_of,
@@ -401,17 +400,4 @@ BAD: dict[type[Sound], Contract] = {
     FlipsPredictions: uniform_counts_keep_predictions,
 }
 
-
-@on_bad(BAD)
-def test_a_bad_correction_is_caught(contract: Contract, component: Any) -> None:
-    with pytest.raises(AssertionError):
-        contract(component)
-
-
-@each(CONTRACTS)
-def test_a_sound_correction_is_not(contract: Contract) -> None:
-    contract(Sound)
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,12 +23,11 @@ from imbalance_vlm.heads.text import TextHead
 from imbalance_vlm.long_tail import LongTail
 from tests.contracts import (
     Contract,
+    Suite,
     close,
-    each,
     global_random_numbers_untouched,
     noting,
     offers,
-    on_bad,
     over,
     refuses,
     section_of,
@@ -137,10 +135,7 @@ def order_of_the_batch_does_not_matter(make: Make) -> None:
     outputs = step()
     order = torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(0))
     shuffled = dataclasses.replace(
-        outputs,
-        embeddings=outputs.embeddings[order],
-        targets=outputs.targets[order],
-        logits=outputs.logits[order],
+        outputs, embeddings=outputs.embeddings[order], targets=outputs.targets[order], logits=outputs.logits[order]
     )
     assert close(make().regularizer(shuffled), make().regularizer(outputs), 1e-9), "the order of the batch matters"
 
@@ -380,16 +375,4 @@ def of(build: Callable[..., Regularizer]) -> Make:
     return lambda weight=1.0, text=True: Case(build(weight), needs_text=True)
 
 
-@on_bad(BAD)
-def test_a_bad_regularizer_is_caught(contract: Contract, component: type[Sound]) -> None:
-    with pytest.raises(AssertionError):
-        contract(of(component))
-
-
-@each(CONTRACTS)
-def test_a_sound_regularizer_is_not(contract: Contract) -> None:
-    contract(of(Sound))
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,), of)

@@ -9,24 +9,13 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from imbalance_vlm.balancing.samplers.base import Sampler, epoch_generator
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
-from tests.contracts import (
-    Contract,
-    each,
-    global_random_numbers_untouched,
-    noting,
-    offers,
-    on_bad,
-    over,
-    section_of,
-    variants,
-)
+from tests.contracts import Contract, Suite, global_random_numbers_untouched, noting, offers, over, section_of, variants
 
 Make = Callable[[Tensor, int], Sampler]
 
@@ -186,17 +175,4 @@ BAD: dict[type[Sampler], Contract] = {
     SortsTheLabels: labels_are_left_as_they_are,
 }
 
-
-@on_bad(BAD)
-def test_a_bad_sampler_is_caught(contract: Contract, component: Any) -> None:
-    with pytest.raises(AssertionError):
-        contract(component)
-
-
-@each(CONTRACTS)
-def test_a_sound_sampler_is_not(contract: Contract) -> None:
-    contract(Sound)
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,))

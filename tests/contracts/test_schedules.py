@@ -14,7 +14,7 @@ import pytest
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
 from imbalance_vlm.training.schedules import Schedule
-from tests.contracts import Contract, each, noting, offers, on_bad, over, section_of, variants
+from tests.contracts import Contract, Suite, noting, offers, over, section_of, variants
 
 Make = Callable[..., Schedule]
 
@@ -81,9 +81,9 @@ CONTRACTS = (
 
 
 def maker(entry: Entry, settings: Mapping[str, Any]) -> Make:
-    def make(epochs: int, steps_per_epoch: int, **others: Any) -> Schedule:
+    def make(epochs: int, steps_per_epoch: int, **changes: Any) -> Schedule:
         run = offers(epochs=epochs, steps_per_epoch=steps_per_epoch)
-        schedule: Schedule = entry.make(section_of(entry, **{**settings, **others}), run)
+        schedule: Schedule = entry.make(section_of(entry, **{**settings, **changes}), run)
         return schedule
 
     return make
@@ -151,17 +151,4 @@ BAD: dict[Make, Contract] = {
     starts_after_its_warm_up: warm_up_covers_the_beginning,
 }
 
-
-@on_bad(BAD)
-def test_a_bad_schedule_is_caught(contract: Contract, component: Make) -> None:
-    with pytest.raises(AssertionError):
-        contract(component)
-
-
-@each(CONTRACTS)
-def test_a_sound_schedule_is_not(contract: Contract) -> None:
-    contract(sound)
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (sound,))

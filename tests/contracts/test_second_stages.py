@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,12 +24,11 @@ from imbalance_vlm.heads.linear import LinearHead
 from tests.balancing.second_stages.problem import WIDTH, draws, stage_on
 from tests.contracts import (
     Contract,
+    Suite,
     close,
-    each,
     noting,
     offers,
     on_another_device,
-    on_bad,
     over,
     refuses,
     section_of,
@@ -323,16 +321,8 @@ BAD: dict[type[Sound], Contract] = {
 }
 
 
-@on_bad(BAD)
-def test_a_bad_second_stage_is_caught(contract: Contract, component: type[Sound]) -> None:
-    with pytest.raises(AssertionError):
-        contract(Case(component, linear_head))
+def of(build: Callable[[], SecondStage]) -> Case:
+    return Case(build, linear_head)
 
 
-@each(CONTRACTS)
-def test_a_sound_second_stage_is_not(contract: Contract) -> None:
-    contract(Case(Sound, linear_head))
-
-
-def test_every_contract_is_seen_to_fail() -> None:
-    assert set(BAD.values()) == set(CONTRACTS)
+SUITE = Suite(CONTRACTS, BAD, (Sound,), of)

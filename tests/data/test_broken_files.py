@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imbalance_vlm.data import contents
 from tests.broken_inputs import Workspace, time_limit
 from tests.data.miniatures import encoded, write_image
 
@@ -73,14 +74,12 @@ def test_a_dangling_link_is_named(workspace: Workspace) -> None:
 
 
 def test_an_image_without_read_permission_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_image = Image.open
-
-    def refuse_one(path: Any, *arguments: Any, **options: Any) -> Any:
+    def refuse_one(path: Any, *arguments: Any) -> Any:
         if str(path).endswith("red apple/0.png"):  # chmod has no effect for root
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return open_image(path, *arguments, **options)
+        return open(path, *arguments)
 
-    monkeypatch.setattr(Image, "open", refuse_one)
+    monkeypatch.setattr(contents, "open", refuse_one, raising=False)
     workspace.assert_refused(workspace.run(), "1 image cannot be read", "red apple/0.png", "Permission denied")
 
 

@@ -158,16 +158,60 @@ def test_nothing_is_written_into_the_folder(own: Path, recipe: dict[str, object]
     assert file_states(own) == before
 
 
-def test_hidden_and_other_files_are_ignored(own: Path) -> None:
-    for name in (".hidden.png", "._red.png", "notes.txt", "Thumbs.db"):
-        (own / "train" / "red_apple" / name).write_text("x")
+def test_other_files_are_passed_over_and_counted(own: Path, recipe: dict[str, object]) -> None:
+    apples = own / "train" / "red_apple"
+    for name in (".hidden.png", "._red.png", "notes.txt", "Thumbs.db", "LICENSE"):
+        (apples / name).write_text("x")
+    for folder in (".git", ".ipynb_checkpoints", "@eaDir"):
+        (apples / folder).mkdir()
+        shutil.copy(apples / "0.png", apples / folder / "0.png")
     (own / "train" / ".git").mkdir()
-    assert read_folder(own).counts.tolist() == [6, 12, 24, 3]
+    for loose in (own / "cover.png", own / "test" / "loose.png"):
+        shutil.copy(apples / "0.png", loose)
+    (own / "extra").mkdir()
+    shutil.copy(apples / "0.png", own / "extra" / "0.png")
+    counts = {"hidden": 6, "in no class folder": 2, ".txt": 1, "without a suffix": 1, "beside the splits": 1}
+    data = read_folder(own)
+    assert data.counts.tolist() == [6, 12, 24, 3]
+    assert data.passed_over == counts
+    result = run(recipe, {"data.root": str(own), "training.epochs": 1})
+    assert result.record["passed_over"] == counts  # type: ignore[union-attr]
+
+
+def test_a_run_says_what_it_passes_over(
+    own: Path, recipe: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "train" / "red_apple" / "notes.txt").touch()
+    (own / "train" / "red_apple" / "zero.png").touch()
+    run(recipe, {"data.root": str(own), "data.on_error": "skip", "data.shots": 2, "training.epochs": 1})
+    line = "own: 28 images of 4 classes used; 37 left out by the protocol; 1 skipped; 1 file passed over: 1 .txt"
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+
+
+def test_the_files_of_macos_are_no_class(flat: Path) -> None:
+    shutil.copytree(flat / "red_apple", flat / "__MACOSX" / "red_apple")
+    (flat / "__MACOSX" / "empty").mkdir()
+    assert read_folder(flat).passed_over == {"hidden": 24}
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jpe", "jfif", "jp2", "tga", "pgm"])
+def test_every_format_that_pillow_decodes_is_read(suffix: str, own: Path) -> None:
+    image = Image.new("L" if suffix == "pgm" else "RGB", (16, 16), 7)
+    image.save(own / "train" / "white_cup" / f"x.{suffix}")
+    assert read_folder(own).counts[3] == 4
+
+
+@pytest.mark.parametrize("suffix", ["eps", "pdf", "mpg", "h5"])
+def test_formats_that_are_no_images_are_passed_over(suffix: str, own: Path) -> None:
+    (own / "train" / "white_cup" / f"x.{suffix}").write_bytes(b"x")
+    assert read_folder(own).passed_over == {f".{suffix}": 1}
 
 
 def test_images_in_folders_below_a_class_belong_to_it(own: Path) -> None:
     jpeg(own / "train" / "white_cup" / "more" / "deep.JPEG")
-    assert read_folder(own).counts[3] == 4
+    data = read_folder(own)
+    assert data.counts[3] == 4
+    assert data.notes[0].startswith("1 of the images lie in folders below a class folder, such as train/white_cup/more")
 
 
 def test_images_of_other_modes_are_read_as_rgb(own: Path) -> None:
@@ -184,12 +228,54 @@ def test_folders_that_give_one_class_name_are_refused(own: Path) -> None:
         read_folder(own)
 
 
-@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Test"), ("train", "valid")])
-def test_splits_by_other_names_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
-    for name in names:
-        write_images(tmp_path / "photos" / name, {"red_apple": 2, "blue_car": 2})
-    with pytest.raises(InputError, match="look like splits"):
-        read_folder(tmp_path / "photos")
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
+def test_splits_are_known_by_their_other_names(val: str, tmp_path: Path) -> None:
+    for name, count in (("Training", 3), (val, 2), ("testing", 1)):
+        write_images(tmp_path / "photos" / name, {"red_apple": count, "blue_car": count})
+    data = read_folder(tmp_path / "photos")
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 6, "val": 4, "test": 2}
+
+
+def test_two_folders_for_one_split_are_refused(own: Path) -> None:
+    for name in ("val", "valid"):
+        shutil.copytree(own / "test", own / name)
+    with pytest.raises(InputError, match="both val/ and valid/ are 'val'; merge them"):
+        read_folder(own)
+
+
+def test_without_test_images_every_remedy_works(own: Path) -> None:
+    (own / "test").rename(own / "valid")
+    with pytest.raises(InputError, match=r"no test/: .*data\.test_on=val .*valid/; or set data\.root=(\S+) ") as error:
+        read_folder(own)
+    assert "name them" not in str(error.value)
+    data = read_folder(own, test_on="val")
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 45, "test": 20}
+    assert all(name.startswith("valid/") for name in names(data, "test"))
+    assert str(own / "train") in str(error.value)
+    assert set(read_folder(own / "train").splits) == {"train", "test"}
+
+
+def test_test_images_without_labels_can_be_left_out(own: Path) -> None:
+    (own / "test").rename(own / "val")
+    jpeg(own / "test" / "1.jpg")
+    with pytest.raises(InputError, match=r"images for 'test', but test/ holds none.*or set data\.test_on=val .* val/"):
+        read_folder(own)
+    data = read_folder(own, test_on="val")
+    assert (len(data.splits["test"]), data.passed_over) == (20, {"beside the splits": 1})
+
+
+def test_images_of_the_test_folder_are_counted_where_val_is_tested_on(own: Path) -> None:
+    shutil.copytree(own / "test", own / "val")
+    data = read_folder(own, test_on="val")
+    assert "val" not in data.splits
+    assert data.passed_over == {"beside the splits": 20}
+
+
+def test_testing_on_val_needs_a_val_folder(own: Path, flat: Path) -> None:
+    with pytest.raises(InputError, match=r"no val/: .*set data\.test_on=test"):
+        read_folder(own, test_on="val")
+    with pytest.raises(InputError, match="`test_on` must be 'test'"):
+        read_folder(flat, test_on="val")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_an_error_from_a_worker_is_one_line(workers: int, tmp_path: Path) -> Non
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     loading = PixelLoader(FileImages(tmp_path, ("a.png", "bad.png")), [MODEL], workers=workers)
-    with pytest.raises(InputError, match=r"^image 'bad\.png' cannot be read: cannot identify image file [^\n]*$"):
+    with pytest.raises(InputError, match=r"^image 'bad\.png' cannot be read: cannot identify the image: [^\n]*$"):
         list(loading.batches([[0], [1]]))
     assert len(list(loading.batches([[0], [0]]))) == 2, "the next pass starts afresh"
 
@@ -222,10 +222,10 @@ def test_workers_read_and_the_device_decodes(photographs: FileImages, monkeypatc
 
     monkeypatch.setattr(loader, "decode_on", recorded)
     batches = list(as_on_a_gpu(photographs, MODEL).batches([[0, 1], [2, 3]]))
-    assert decoded == [[1, 3], [3, 1]], "bytes of JPEG files, pixels of others"
+    assert decoded == [[1, 3], [3, 3]], "bytes of plain JPEG files, pixels of others"
     for batch, by_pil in zip(batches, PixelLoader(photographs, [MODEL]).batches([[0, 1], [2, 3]]), strict=True):
         assert float((batch - by_pil).abs().max()) <= 3 * ONE_STEP
-    with pytest.raises(InputError, match=r"batch that begins with a\.jpg, e\.jpg cannot be read"):
+    with pytest.raises(InputError, match=r"image .e\.jpg. cannot be read: cannot identify"):
         list(as_on_a_gpu(photographs, MODEL).batches([[0, 4]]))
 
 

@@ -11,50 +11,30 @@ from torch import Tensor
 WIDTH, TEXT, LAYERS, PATCH, PLACES, CONTEXT = 32, 16, 2, 8, 4, 16
 """Width of the image and the text tower, blocks of each, side of a patch, patches of an image, tokens of a text."""
 
+
+def transformer(width: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+    }
+
+
+VISION = transformer(WIDTH) | {"image_size": 16, "patch_size": PATCH}
+QUICK_GELU = {"hidden_act": "quick_gelu"}
+CLIP_TOKENS = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+SIGLIP_TOKENS = {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
 CLIP_CONFIG = {
     "model_type": "clip",
     "projection_dim": 12,
-    "vision_config": {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": PATCH,
-        "hidden_act": "quick_gelu",
-    },
-    "text_config": {
-        "hidden_size": TEXT,
-        "intermediate_size": 4 * TEXT,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "max_position_embeddings": CONTEXT,
-        "vocab_size": 49408,
-        "hidden_act": "quick_gelu",
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-    },
+    "vision_config": VISION | QUICK_GELU,
+    "text_config": transformer(TEXT) | {"max_position_embeddings": CONTEXT} | CLIP_TOKENS | QUICK_GELU,
 }
 SIGLIP_CONFIG = {
     "model_type": "siglip",
-    "vision_config": {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": PATCH,
-    },
-    "text_config": {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2,
-        "max_position_embeddings": CONTEXT,
-        "vocab_size": 100,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
+    "vision_config": VISION,
+    "text_config": transformer(WIDTH) | {"max_position_embeddings": CONTEXT} | SIGLIP_TOKENS,
 }
 
 

@@ -197,6 +197,111 @@ def test_two_threads_compute_once() -> None:
     assert len(arrays) == 2
 
 
+# -- damage, and entries of others -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["features.bin", "features.sums"])
+@pytest.mark.parametrize("damage", ["zeros", "nan", "one bit", "short", "gone"])
+def test_a_damaged_entry_is_computed_again_with_a_note(
+    name: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    get(Encoder())
+    (path,) = files(name)
+    content = path.read_bytes()
+    damaged = {
+        "zeros": bytes(len(content)),
+        "nan": content[:4] + b"\xff\xff\xff\x7f" + content[8:],
+        "one bit": content[:-1] + bytes([content[-1] ^ 1]),
+        "short": content[:-4],
+        "gone": b"",
+    }
+    path.write_bytes(damaged[damage])
+    if damage == "gone":
+        path.unlink()
+    again, third = Encoder(), Encoder()
+    assert np.array_equal(get(again), VALUES)
+    assert again.encoded == [(0, 4), (4, 8), (8, 10)]
+    noted = "are damaged, and are computed again" in capsys.readouterr().err
+    assert noted == ((name, damage) != ("features.bin", "gone"))
+    assert np.array_equal(get(third), VALUES)
+    assert third.encoded == []
+
+
+def test_a_damaged_part_of_an_interrupted_entry_is_computed_again() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        get(Encoder(fail_at=8))
+    (partial,) = files("features.partial")
+    content = partial.read_bytes()
+    partial.write_bytes(content[:60] + bytes(len(content) - 60))
+    resumed = Encoder()
+    assert np.array_equal(get(resumed), VALUES)
+    assert resumed.encoded == [(4, 8), (8, 10)]
+
+
+def test_blocks_of_any_size_have_the_same_checksums() -> None:
+    get(Encoder())
+    (first,) = files("features.sums")
+
+    def blocks(start: int) -> Iterator[NDArray[Any]]:
+        yield from (VALUES[start:1], VALUES[1:7], VALUES[7:])
+
+    get(blocks, KEY | {"blocks": "others"})
+    assert {path.read_bytes() for path in files("features.sums")} == {first.read_bytes()}
+
+
+def refuse_writing(patch: pytest.MonkeyPatch, number: int) -> None:
+    """The cache as another user, or a disk mounted for reading only, shows it: chmod has no effect for root."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    real_open = os.open
+
+    def open_for_reading(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        return refused() if writes else real_open(path, flags, *more, **options)
+
+    patch.setattr(os, "utime", refused)
+    patch.setattr(os, "open", open_for_reading)
+    patch.setattr(os, "mkdir", refused)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_complete_entry_is_read_without_writing_and_another_is_refused(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get(Encoder())
+    second = Encoder()
+    with monkeypatch.context() as patch:
+        refuse_writing(patch, number)
+        assert np.array_equal(get(second), VALUES)
+        with pytest.raises(InputError, match=r"cannot be written: .*\$IMBALANCE_VLM_CACHE\), or set encoder.cache to"):
+            get(second, {"split": "another"})
+        assert FeatureCache().prune(0) == [], "entries of others stay"
+    assert second.encoded == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_lock_that_is_no_file_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+    get(Encoder())
+    (finished,) = files("features.bin")
+    finished.unlink()
+    lock = finished.with_name("lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir() if kind == "folder" else lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"lock cannot be written: .*put the cache elsewhere"):
+        get(Encoder())
+    assert FeatureCache().prune(0) == []
+
+
+@pytest.mark.parametrize("meta", ["[" * 100_000, "[]", "3", "null", "\xff"])
+def test_damaged_meta_does_not_stop_anything(meta: str) -> None:
+    fill("a")
+    files("meta.json")[0].write_text(meta, encoding="latin-1")
+    get(Encoder(), {"split": "b"})
+    assert {str(entry.meta.get("split")) for entry in FeatureCache().entries()} == {"None", "b"}
+
+
 def fill(*names: str) -> None:
     """Entries, the first one used least recently."""
     for age, name in enumerate(reversed(names)):

@@ -14,11 +14,8 @@ import torch
 
 from imbalance_vlm import InputError
 from imbalance_vlm.components.catalogue import ENCODERS, REGISTRIES
-from imbalance_vlm.components.ranges import ComputeOnly
-from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.base import file_fingerprint
 from imbalance_vlm.encoders.factory import create_encoder, encoder_identity, encoder_spec
-from imbalance_vlm.encoders.features import feature_source
 from imbalance_vlm.encoders.open_clip import OpenClipSpec
 from imbalance_vlm.encoders.timm import TimmSpec
 
@@ -113,13 +110,6 @@ def test_settings_are_checked() -> None:
         create_encoder("mini-clip", pretrain="icons-tiny")
     with pytest.raises(InputError, match="`precision` must be 'fp32' or 'bf16', got 'fp16'"):
         create_encoder("timm:test_vit", precision="fp16")
-
-
-def test_settings_of_the_features_may_change_numbers() -> None:
-    """Also `cache`: tokens are kept in float16, and kept features are always made of images that PIL has read."""
-    settings = settings_of(feature_source)
-    assert list(settings) == ["cache", "token_limit_gb", "decoder", "resized"]
-    assert not any(setting.marked(ComputeOnly) for setting in settings.values())
 
 
 def test_a_folders_fingerprint_covers_names_and_contents(tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ def test_a_plain_state_dict(tmp_path: Path, suffix: str) -> None:
     state = plain().state_dict()
     file = tmp_path / f"weights.{suffix}"
     save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
-    assert_loaded(create_encoder("ViT-fmt", pretrained=str(file)), state)
+    encoder = create_encoder("ViT-fmt", pretrained=str(file))
+    assert_loaded(encoder, state)
+    assert encoder.pretrained == str(file)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -331,26 +333,18 @@ def test_buffers_of_position_numbers_are_left_out(clip_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_the_recorded_features_are_those_of_the_installed_transformers(tmp_path: Path, kind: str) -> None:
+def test_the_recorded_features_are_those_of_the_installed_transformers(kind: str) -> None:
     transformers = pytest.importorskip("transformers", reason="the recorded features stand in where it is missing")
-    shapes, config, vocabulary, images, texts, model, settings = {
-        "clip": (hf.clip_shapes(), hf.CLIP_CONFIG, 49408, CLIP_IMAGES, CLIP_TEXTS, "CLIPModel", "CLIPConfig"),
-        "siglip": (
-            hf.siglip_shapes(),
-            hf.SIGLIP_CONFIG,
-            100,
-            SIGLIP_IMAGES,
-            SIGLIP_TEXTS,
-            "SiglipModel",
-            "SiglipConfig",
-        ),
+    shapes, config, vocabulary, images, texts, model = {
+        "clip": (hf.clip_shapes(), hf.CLIP_CONFIG, 49408, CLIP_IMAGES, CLIP_TEXTS, "CLIP"),
+        "siglip": (hf.siglip_shapes(), hf.SIGLIP_CONFIG, 100, SIGLIP_IMAGES, SIGLIP_TEXTS, "Siglip"),
     }[kind]
     sections = {name: value for name, value in config.items() if name != "model_type"}  # type: ignore[attr-defined]
-    net = getattr(transformers, model)(getattr(transformers, settings)(**sections)).eval()
+    net = getattr(transformers, f"{model}Model")(getattr(transformers, f"{model}Config")(**sections)).eval()
     net.load_state_dict(hf.weights(shapes))  # type: ignore[arg-type]
-    images, ids = hf.inputs(vocabulary)  # type: ignore[arg-type]
+    pixels, ids = hf.inputs(vocabulary)  # type: ignore[arg-type]
     with torch.no_grad():
-        computed = net.get_image_features(pixel_values=images), net.get_text_features(input_ids=ids)
+        computed = net.get_image_features(pixel_values=pixels), net.get_text_features(input_ids=ids)
     for features, expected in zip(computed, (images, texts), strict=True):
         values = getattr(features, "pooler_output", features)[:, :4]
         torch.testing.assert_close(values, torch.tensor(expected), rtol=1e-4, atol=1e-4)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import open_clip
 import pytest
 import timm
@@ -21,20 +20,30 @@ from imbalance_vlm.encoders.factory import create_encoder
 
 
 @pytest.fixture(autouse=True)
-def _empty_cache_and_no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *settings: None)
+def _empty_cache_and_no_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def tried(*settings: Any, **more: Any) -> None:
+    def download(*settings: Any, **more: Any) -> None:
         raise AssertionError("a download was tried")
 
-    monkeypatch.setattr(open_clip, "create_model", tried)
-    monkeypatch.setattr(timm, "create_model", tried)
+    monkeypatch.setattr(open_clip, "create_model", download)
+    monkeypatch.setattr(timm, "create_model", download)
 
 
 @pytest.fixture
-def _no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "offline", lambda: False)
-    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+def hub_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Allows downloads, from a hub at this address."""
+
+    def configure(address: str) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    return configure
+
+
+NOBODY = "http://127.0.0.1:1"
+"""An address at which nothing answers."""
 
 
 def refused(*words: str, **settings: Any) -> None:
@@ -77,23 +86,25 @@ def test_offline_is_respected_and_the_error_has_the_command(settings: dict[str, 
     refused("HF_HUB_OFFLINE is set", command, place, **settings)
 
 
-@pytest.mark.usefixtures("_no_answer")
 @pytest.mark.parametrize(("settings", "command", "place"), CASES)
-def test_a_hub_out_of_reach_is_refused_with_the_command(settings: dict[str, Any], command: str, place: str) -> None:
+def test_a_hub_out_of_reach_is_refused_with_the_command(
+    settings: dict[str, Any], command: str, place: str, hub_at: Callable[[str], None]
+) -> None:
+    hub_at(NOBODY)
     refused("no answer within 5 seconds", command, place, **settings)
 
 
-def test_cached_weights_need_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    requests = []
-    monkeypatch.setattr(hub, "hub_answers", lambda: requests.append(1))
-    monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda name, file: "/there" if file.endswith(".bin") else None
-    )
+def test_cached_weights_need_no_request(hub_at: Callable[[str], None], tmp_path: Path) -> None:
+    hub_at(NOBODY)
+    repository = tmp_path / "hub" / "models--a--b"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("123")
+    (repository / "snapshots" / "123").mkdir(parents=True)
+    (repository / "snapshots" / "123" / "open_clip_pytorch_model.bin").touch()
     hub.require_repository("a/b", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], "weights", "")
-    assert not requests
 
 
-def test_random_weights_need_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_need_no_request() -> None:
     with pytest.raises(InputError, match="a download was tried"):  # by open_clip, without a request to the hub before
         create_encoder("ViT-B-32", pretrained="random")
 
@@ -117,21 +128,18 @@ def server() -> Iterator[str]:
     server.server_close()
 
 
-def test_any_answer_is_an_answer(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", server)
+def test_any_answer_is_an_answer(hub_at: Callable[[str], None], server: str) -> None:
+    hub_at(server)
     assert hub.hub_answers()
 
 
-def test_a_silent_hub_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_hub_is_given_up_on(hub_at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a firewall that drops packets, libraries wait for minutes."""
     monkeypatch.setattr(hub, "SECONDS", 0.2)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert not hub.hub_answers()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from imbalance_vlm.data.dataset import ArrayImages, Split
+from imbalance_vlm.data.dataset import ArrayImages, FileImages, Split
 from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import sources
 from imbalance_vlm.encoders.sources import FeatureSource, PixelSource, evaluation_rows
@@ -70,10 +71,9 @@ def test_images_of_each_epoch_are_the_next_view() -> None:
         assert {float(batch.unique()) for batch, _ in batches} == {epoch % 2}
 
 
-def test_an_evaluation_reads_no_image_to_learn_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    split = Split(ArrayImages(np.zeros((60, 8, 8, 3), np.uint8)), np.zeros(60, np.int64))
+def test_an_evaluation_reads_no_image_to_learn_its_size(tmp_path: Path) -> None:
+    split = Split(FileImages(tmp_path, ("no such file.png",) * 60), np.zeros(60, np.int64))
     source = PixelSource(split, [replace(MODEL, size=(224, 224))], CPU)
-    monkeypatch.setattr(ArrayImages, "__getitem__", None)
     assert [len(rows) for rows in evaluation_rows(source, 1024)] == [27, 27, 6]  # 2^22 numbers
     assert [len(rows) for rows in evaluation_rows(source, 10)] == [10] * 6
 

@@ -79,7 +79,7 @@ def test_weights_of_another_architecture_name_a_tensor(tmp_path: Path) -> None:
     refused("timm:test_vit", "blocks.6.norm1.weight: expected nothing", pretrained=str(tmp_path / "d.pt"))
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights at all"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x08\0\0\0\0\0\0\0{}"])
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     file = tmp_path / f"w.{suffix}"
@@ -95,7 +95,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 def test_unknown_models_and_files_are_refused(tmp_path: Path) -> None:
     refused("timm:resnet5", "unknown timm model 'resnet5'", "Did you mean 'resnet50'?")
     refused("timm:test_vit", "no such file", pretrained=str(tmp_path / "nowhere.pt"))
-    refused("timm:test_vit", "a folder; name the file in it", pretrained=str(tmp_path))
+    words = ("`pretrained` must be true, 'random' or a local checkpoint", "a folder; name the file in it")
+    refused("timm:test_vit", *words, pretrained=str(tmp_path))
     refused("timm:coatnet_0_224", "timm keeps no weights", pretrained=True)
 
 

@@ -19,16 +19,7 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.heads.text import TextHead
 from tests.contracts import refuses
-from tests.evaluation.scenes import (
-    BASE,
-    NOVEL,
-    WIDTH,
-    Features,
-    directions,
-    predictions,
-    text_features,
-    zero_shot,
-)
+from tests.evaluation.scenes import BASE, NOVEL, WIDTH, Features, directions, predictions, text_features, zero_shot
 
 PROTOCOL = ("base", "novel", "h", "joint", "joint_base", "joint_novel", "novel_class_mean")
 

@@ -51,8 +51,8 @@ def equinorm_in_a_loop(rows: list[Floats]) -> float:
     return math.sqrt(sum((norm - mean) ** 2 for norm in norms) / len(norms)) / mean
 
 
-def angles_in_a_loop(rows: list[Floats], others: list[Floats]) -> tuple[float, float]:
-    first, second = centre_in_a_loop(rows), centre_in_a_loop(others)
+def angles_in_a_loop(rows: list[Floats], columns: list[Floats]) -> tuple[float, float]:
+    first, second = centre_in_a_loop(rows), centre_in_a_loop(columns)
     cosines = [
         float(a @ b) / float(np.linalg.norm(a)) / float(np.linalg.norm(b))
         for i, a in enumerate(first)
@@ -108,8 +108,8 @@ def oracle(
         "modality_gap": math.sqrt(float(gap @ gap)),
     }
     pairs = {"image": (means, means), "text": (list(text), list(text)), "text_image": (seen_text, means)}
-    for name, (rows, others) in pairs.items():
-        expected[f"equiangularity_{name}"], expected[f"max_angle_{name}"] = angles_in_a_loop(rows, others)
+    for name, (rows, columns) in pairs.items():
+        expected[f"equiangularity_{name}"], expected[f"max_angle_{name}"] = angles_in_a_loop(rows, columns)
     return expected
 
 
@@ -205,11 +205,11 @@ def test_metrics_at_collapse_have_their_theoretical_values(classes: int, dim: in
         assert value == pytest.approx(0, abs=2e-6), name
 
 
-@pytest.mark.parametrize("kept", [(0, 1), (1, 4, 5), (0, 2, 3, 7, 9)])
-def test_classes_without_samples_do_not_hide_collapse(kept: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("present", [(0, 1), (1, 4, 5), (0, 2, 3, 7, 9)])
+def test_classes_without_samples_do_not_hide_collapse(present: tuple[int, ...]) -> None:
     features, labels, corners = collapsed(10, 16)
-    present = torch.isin(labels, torch.tensor(kept))
-    scores = geometry(features[present], labels[present], 10, classifier=corners, text_features=corners)
+    rows = torch.isin(labels, torch.tensor(present))
+    scores = geometry(features[rows], labels[rows], 10, classifier=corners, text_features=corners)
     for name in set(scores) - {"modality_gap", "effective_rank_text"}:
         assert scores[name] == pytest.approx(0, abs=2e-6), name
 

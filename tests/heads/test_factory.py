@@ -90,3 +90,5 @@ def test_class_names_that_are_numbers_give_a_note(capsys: pytest.CaptureFixture[
     assert not capsys.readouterr().err
     text_directions(TextTower(), "embedding", ["0", "7"], features)  # type: ignore[arg-type]
     assert "the class names are numbers" in capsys.readouterr().err
+    text_directions(TextTower(), "embedding", ["n01440764", "n01443537"], features)  # type: ignore[arg-type]
+    assert "identifiers such as 'n01440764'" in capsys.readouterr().err

@@ -13,17 +13,7 @@ from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.prototypes import create_prototypes
 from imbalance_vlm.heads.prototype_guided import PrototypeGuidedHead, moved_means
 from tests.contracts import counting_fetches, refuses
-from tests.heads.prototype_oracles import (
-    CLASSES,
-    COUNTS,
-    WIDTH,
-    Array,
-    features,
-    guided_logits,
-    stirred,
-    targets,
-    unit,
-)
+from tests.heads.prototype_oracles import CLASSES, COUNTS, WIDTH, Array, features, guided_logits, stirred, targets, unit
 
 
 def means_in_a_loop(means: Array, embeddings: Array, labels: list[int], momentum: float) -> Array:
@@ -113,8 +103,8 @@ def test_guide_has_no_gradient_and_may_move_before_the_backward_pass() -> None:
     loss = F.cross_entropy(head.classify(embeddings), targets())
     head.observe(embeddings.detach(), targets())
     loss.backward()
-    for one, other in zip(head.parameters(), unmoved.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    for parameter, expected in zip(head.parameters(), unmoved.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
 
 
 def test_guides_that_cannot_work_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from imbalance_vlm.balancing.gradients.base import PlainGradient
 from imbalance_vlm.balancing.losses.base import Loss
+from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.second_stages.base import SecondStage, Stage
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.encoders.base import Encoder
@@ -27,8 +30,10 @@ from imbalance_vlm.runs.build import build_parts, make_context, make_training, m
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import BlankStarts
 from imbalance_vlm.training.distributed.processes import ProcessGroup
+from imbalance_vlm.training.first_pass import trained_parameters
 from imbalance_vlm.training.loop import set_rates
 from imbalance_vlm.training.step import TrainingStep
+from imbalance_vlm.tuning.base import Tuning
 from tests.parity import problem
 
 RECORDS = Path(__file__).parent / "records"
@@ -104,7 +109,6 @@ def replay(
     }
     (resolved,) = plan(_merged(defaults, recipe)).recipes
     encoder = create_encoder(f"local-dir:{folder}", final_norm=resolved["encoder"]["final_norm"])
-    labels = problem.labels()
     counted = np.repeat(np.arange(len(problem.NAMES)), problem.COUNTS)  # labels of a training set of these counts
     split = Split(FileImages(folder, tuple(f"{number}.png" for number in range(len(counted)))), counted)
     data = Dataset("parity", problem.NAMES, {"train": split, "test": split}, (problem.TEMPLATE,))
@@ -129,28 +133,47 @@ def replay(
             for number, (theirs, ours) in enumerate(names.items(), start=1):
                 value = _value(head, ours)
                 value.copy_(start(number, theirs, value))
-        _, optimizer, schedule = make_training(resolved, labels, head, tuning)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-            if decay_all:
-                group["weight_decay"] = resolved["training"]["optimizer"]["weight_decay"]
-        objective.gradient.start({name: value for name, value in head.named_parameters() if value.requires_grad})
-        step, losses, rates = TrainingStep(objective, optimizer, ProcessGroup()), [], []
-        for number, (pixels, targets) in enumerate(problem.batches()):
-            epoch, first = divmod(number, problem.STEPS_PER_EPOCH)
-            objective.train()
-            if first == 0:
-                objective.on_epoch(epoch, problem.EPOCHS)
-            set_rates(optimizer, schedule, number)
-            rates.append(optimizer.param_groups[0]["lr"])
-            if features is not None:
-                inputs = features.split(problem.BATCH)[first]
-            else:
-                inputs = pixels if tuning.reads_pixels else encoder.image_features(pixels, context.kind).detach()
-            losses += [float(loss) for loss in step([torch.arange(len(targets))], iter([(inputs, targets)]))]
-            if first == problem.STEPS_PER_EPOCH - 1:
-                tuning.after_epoch(head, epoch + 1)
+        if features is None:
+            pixels = problem.images()
+            features = pixels if tuning.reads_pixels else encoder.image_features(pixels, context.kind).detach()
+        training = partial(_train, resolved, tuning, objective, features, decay_all)
+        transform = objective.gradient
+        if transform.first_epochs:
+            kept = {name: value.detach().clone() for name, value in objective.state_dict().items()}
+            objective.gradient = PlainGradient()
+            _, _, snapshots = training()
+            objective.gradient = transform
+            objective.load_state_dict(kept)
+            transform.learn(snapshots[: transform.first_epochs])
+        losses, rates, _ = training()
+        tuning.finish(head)
         return losses, rates, {theirs: _value(head, ours).detach().clone() for theirs, ours in names.items()}
+
+
+def _train(
+    recipe: Mapping[str, Any], tuning: Tuning, objective: Objective, features: Tensor, decay_all: bool
+) -> tuple[list[float], list[float], list[dict[str, Tensor]]]:
+    """Loss and rate of each step, and the trained parameters after each epoch."""
+    head, labels = objective.head, problem.labels()
+    _, optimizer, schedule = make_training(recipe, labels, head, tuning)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+        if decay_all:
+            group["weight_decay"] = recipe["training"]["optimizer"]["weight_decay"]
+    objective.gradient.start({name: value for name, value in head.named_parameters() if value.requires_grad})
+    step, snapshots = TrainingStep(objective, optimizer, ProcessGroup()), []
+    losses: list[float] = []
+    rates: list[float] = []
+    for epoch in range(problem.EPOCHS):
+        objective.train()
+        objective.on_epoch(epoch, problem.EPOCHS)
+        for rows in torch.arange(len(labels)).split(problem.BATCH):
+            set_rates(optimizer, schedule, len(rates))
+            rates.append(optimizer.param_groups[0]["lr"])
+            losses += [float(loss) for loss in step([rows], iter([(features[rows], labels[rows])]))]
+        tuning.after_epoch(head, epoch + 1)
+        snapshots.append(trained_parameters(objective))
+    return losses, rates, snapshots
 
 
 def replay_stage(

@@ -8,40 +8,27 @@ from typing import Any
 
 Recipe = dict[str, Any]
 
-KIND_OF = {
-    "poly1": "losses",
-    "center": "losses",
-    "repeat_factor": "samplers",
-    "low_rank": "heads",
-    "variance": "regularizers",
-    "text_uniformity": "regularizers",
-    "centralised": "gradients",
-    "scaled_bias": "second_stages",
-    "many_penalty": "post_hoc",
-    "noisy_coop": "prompts",
-    "norm_scale": "peft",
-    "patches": "encoders",
-    "grey": "encoders",
-    "indexed": "datasets",
-    "top_k": "evaluators",
+COMPONENTS = {
+    "poly1": ("losses", "epsilon: a number >= 0 (default 1.0). weight of the second term; 0 is balanced softmax."),
+    "center": ("losses", "rate: a number > 0 and <= 1 (default 0.5). how far a center moves to the mean of a batch."),
+    "repeat_factor": ("samplers", "threshold: a number > 0 and <= 1 (default 0.2)."),
+    "low_rank": ("heads", "rank: a whole number >= 1 (default 8). r, the width of the embedding."),
+    "variance": ("regularizers", "gamma: a number > 0 (default 1.0)."),
+    "text_uniformity": ("regularizers", "sharpness: a number > 0 (default 2.0). t."),
+    "centralised": ("gradients", "settings: none"),
+    "scaled_bias": (
+        "second_stages",
+        "factor: a number >= 0 or null (default null). null chooses 1, 0.5 or 0 on the",
+    ),
+    "many_penalty": ("post_hoc", "penalty: a number >= 0 or null (default null)."),
+    "noisy_coop": ("prompts", "n_ctx: a whole number >= 1 or null (default null). number of context tokens"),
+    "norm_scale": ("peft", "last: a whole number >= 1 (default 2). how many of them."),
+    "patches": ("encoders", "weights: a path (required). a safetensors file"),
+    "grey": ("encoders", "features: 'embedding' or 'class_token' (default embedding)."),
+    "indexed": ("datasets", "index: a string (default index.tsv). name of the index in it."),
+    "top_k": ("evaluators", "k: a whole number >= 1 (default 2). number of guesses."),
 }
-SETTING_OF = {
-    "poly1": "epsilon: a number >= 0 (default 1.0). weight of the second term; 0 is balanced softmax.",
-    "center": "rate: a number > 0 and <= 1 (default 0.5). how far a center moves to the mean of a batch.",
-    "repeat_factor": "threshold: a number > 0 and <= 1 (default 0.2).",
-    "low_rank": "rank: a whole number >= 1 (default 8). r, the width of the embedding.",
-    "variance": "gamma: a number > 0 (default 1.0).",
-    "text_uniformity": "sharpness: a number > 0 (default 2.0). t.",
-    "centralised": "settings: none",
-    "scaled_bias": "factor: a number >= 0 or null (default null). null chooses 1, 0.5 or 0 on the validation set",
-    "many_penalty": "penalty: a number >= 0 or null (default null).",
-    "noisy_coop": "n_ctx: a whole number >= 1 or null (default null). number of context tokens",
-    "norm_scale": "last: a whole number >= 1 (default 2). how many of them.",
-    "patches": "weights: a path (required). a safetensors file",
-    "grey": "features: 'embedding' or 'class_token' (default embedding).",
-    "indexed": "index: a string (default index.tsv). name of the index in it.",
-    "top_k": "k: a whole number >= 1 (default 2). number of guesses.",
-}
+"""Kind of each component, and a part of what `show` prints of its settings."""
 
 
 def merged(recipe: Recipe, **changes: Any) -> Recipe:

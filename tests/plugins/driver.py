@@ -89,10 +89,10 @@ JOBS: dict[str, Callable[..., Any]] = {
     "command": command,
     "plan": lambda recipe, overrides=(): refusal(lambda: plan(recipe, overrides)),
     "refused run": lambda recipe, runs: refusal(lambda: run(recipe, runs)),
-    "refused prediction": lambda *given: refusal(lambda: imbalance_vlm.predict_images(*given, device="cpu")),
+    "refused prediction": lambda *arguments: refusal(lambda: imbalance_vlm.predict_images(*arguments, device="cpu")),
     "run": run,
     "resume": resume,
-    "predict": lambda *given: imbalance_vlm.predict_images(*given, device="cpu").to_dict("list"),
+    "predict": lambda *arguments: imbalance_vlm.predict_images(*arguments, device="cpu").to_dict("list"),
     "copy": lambda source, target: str(shutil.copyfile(source, target)),
 }
 

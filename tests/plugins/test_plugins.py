@@ -22,13 +22,12 @@ from safetensors.torch import save_file
 
 from tests.plugins.cases import (
     ACCEPTED,
-    KIND_OF,
+    COMPONENTS,
     OUT_OF_RANGE,
     PROBE,
     REFUSED,
     REFUSED_ENCODERS,
     REFUSED_RUNS,
-    SETTING_OF,
     merged,
     plain,
     swapped,
@@ -56,8 +55,8 @@ def index(root: Path) -> None:
         rows.append(
             ("val" if split == "train" and file in ("0.png", "1.png") else split, name, f"{split}/{name}/{file}")
         )
-    for name, kept in (("index.tsv", rows), ("no_val.tsv", [row for row in rows if row[0] != "val"])):
-        (root / name).write_text("".join("\t".join(row) + "\n" for row in kept))
+    for name, listed in (("index.tsv", rows), ("no_val.tsv", [row for row in rows if row[0] != "val"])):
+        (root / name).write_text("".join("\t".join(row) + "\n" for row in listed))
 
 
 class Places:
@@ -117,7 +116,7 @@ def checks(places: Places) -> Jobs:
     """What is listed, shown, refused and accepted without running anything."""
     jobs: Jobs = {"other dataset": ["plan", PROBE, ["data.name=indexed"]]}  # comes first: plug-ins are not loaded yet
     jobs |= {"ls": ["command", "ls"], "schema": ["command", "schema"]}
-    jobs |= {f"show {name}": ["command", "show", name] for name in KIND_OF}
+    jobs |= {f"show {name}": ["command", "show", name] for name in COMPONENTS}
     for case, (recipe, name, ours) in REFUSED.items():
         jobs |= {f"{case}: theirs": ["plan", recipe], f"{case}: ours": ["plan", swapped(recipe, name, ours)]}
     for case, changes in REFUSED_ENCODERS.items():
@@ -204,12 +203,12 @@ def outcomes(places: Places) -> Outcomes:
     }
 
     def do(jobs: Jobs, name: str) -> Outcomes:
-        given, received = (places.folder / f"{name}_{what}.json" for what in ("jobs", "outcomes"))
-        given.write_text(json.dumps(jobs))
-        arguments = [sys.executable, str(HERE / "driver.py"), str(given), str(received)]
-        done = subprocess.run(arguments, cwd=places.folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        result: Outcomes = json.loads(received.read_text())
+        job_file, outcome_file = (places.folder / f"{name}_{what}.json" for what in ("jobs", "outcomes"))
+        job_file.write_text(json.dumps(jobs))
+        arguments = [sys.executable, str(HERE / "driver.py"), str(job_file), str(outcome_file)]
+        process = subprocess.run(arguments, cwd=places.folder, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
+        result: Outcomes = json.loads(outcome_file.read_text())
         return result
 
     first = do(checks(places) | refused_runs(places) | runs(places), "first")
@@ -228,15 +227,16 @@ def test_every_component_is_listed_with_its_kind(outcomes: Outcomes) -> None:
         kind: re.findall(r"^  (\S+)", text, re.MULTILINE)
         for kind, text in zip(listing[1::2], listing[2::2], strict=True)
     }
-    assert {name: kind for name, kind in KIND_OF.items() if name in names[kind]} == KIND_OF
+    assert [name for name, (kind, _) in COMPONENTS.items() if name not in names[kind]] == []
     assert "balanced softmax plus epsilon times the missing probability (Leng et al., PolyLoss" in outcomes["ls"]
 
 
-@pytest.mark.parametrize("name", KIND_OF)
+@pytest.mark.parametrize("name", COMPONENTS)
 def test_every_component_is_shown_with_its_settings(name: str, outcomes: Outcomes) -> None:
     text = outcomes[f"show {name}"]
-    assert text.startswith(f"{name} ({KIND_OF[name]}): ")
-    assert SETTING_OF[name] in text
+    kind, setting = COMPONENTS[name]
+    assert text.startswith(f"{name} ({kind}): ")
+    assert setting in text
 
 
 def test_show_lists_what_a_method_trains(outcomes: Outcomes) -> None:
@@ -246,7 +246,7 @@ def test_show_lists_what_a_method_trains(outcomes: Outcomes) -> None:
 
 def test_the_schema_for_editors_knows_every_component(outcomes: Outcomes) -> None:
     text = outcomes["schema"]
-    assert [name for name in KIND_OF if f'"{name}"' not in text and KIND_OF[name] != "encoders"] == []
+    assert [name for name, (kind, _) in COMPONENTS.items() if f'"{name}"' not in text and kind != "encoders"] == []
 
 
 @pytest.mark.parametrize("case", [*REFUSED, *REFUSED_ENCODERS, *REFUSED_RUNS])

@@ -26,13 +26,11 @@ def _name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "_base" not in path.parts], ids=_name)
-def test_packaged_recipes_validate_once_merged(path: Path, validator: jsonschema.Draft202012Validator) -> None:
-    validator.validate(load(path).tree)
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if "_base" not in path.parts], ids=_name)
-def test_packaged_files_validate_as_an_editor_sees_them(path: Path, validator: jsonschema.Draft202012Validator) -> None:
+def test_packaged_recipes_validate_as_an_editor_sees_them_and_once_merged(
+    path: Path, validator: jsonschema.Draft202012Validator
+) -> None:
     validator.validate(read_yaml(path))
+    validator.validate(load(path).tree)
 
 
 GOOD: dict[str, Any] = {

@@ -136,13 +136,7 @@ def test_repeated_seeds_are_refused() -> None:
     assert "seeds" in "\n".join(problems({"seeds": [0, 0, 1]}))
 
 
-VARIED: dict[str, Any] = {
-    "name": "s",
-    "data": {"name": "folder", "root": "x"},
-    "encoder": {"name": "ViT-B-16", "pretrained": "openai"},
-    "tuning": "linear_probe",
-    "grid": {"axes": {"training.epochs": [1, 2]}, "seeds": [0, 1]},
-}
+VARIED = BASE | {"grid": {"axes": {"training.epochs": [1, 2]}, "seeds": [0, 1]}}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,9 @@ def test_the_header_says_what_it_takes(name: str) -> None:
     assert "Hardware and time expected: " in header
     assert "Paper" in header
     assert header.rstrip().endswith("Not verified here.")
+    figures = [f"{value:g}" for value in PUBLISHED.get(name, ())]
+    assert all(figure in header for figure in figures[:1])
+    assert "confirmed" in header or name not in UNCONFIRMED
 
 
 def test_the_ladder_is_the_published_one() -> None:
@@ -131,6 +134,35 @@ def test_the_backbones_show_what_they_cost() -> None:
     assert costs <= set(study.table["columns"])
     names = {recipe["encoder"]["name"] for recipe in study.recipes}
     assert names == {"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-B-16-SigLIP"}
+
+
+def test_lift_is_the_authors_setting() -> None:
+    """The numbers of their configuration, github.com/shijxcs/LIFT."""
+    (recipe,) = plan("imagenet_lt/lift").recipes
+    assert recipe["tuning"] | {"crops": ""} == {
+        "name": "peft",
+        "method": "adaptformer",
+        "width": None,
+        "crops": "",
+        "min_scale": 0.08,
+    }
+    head, optimizer = recipe["head"], recipe["training"]["optimizer"]
+    assert (head["name"], head["init"], head["scale"]) == ("cosine", "text", 25)
+    assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.01, 0.9, 5e-4)
+    assert recipe["training"]["batch_size"] == 128
+    assert recipe["balancing"]["loss"]["name"] == "logit_adjustment"
+    assert recipe["encoder"]["features"] == "class_token"
+    assert recipe["encoder"]["name"].endswith("-quickgelu"), "OpenAI's weights were trained with that activation"
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if "/decoder" in name])
+def test_the_decoder_trains_for_the_published_number_of_steps(name: str) -> None:
+    (recipe,) = plan(name).recipes
+    images = {"imagenet_lt": 115_846, "places_lt": 62_500, "inat2018": 437_513}[name.split("/")[0]]
+    per_epoch = images / recipe["training"]["batch_size"]
+    assert recipe["training"]["epochs"] * per_epoch == pytest.approx(8192, rel=0.05)
+    assert recipe["training"]["schedule"]["warmup_epochs"] * per_epoch == pytest.approx(512, rel=0.02)
+    assert recipe["tuning"]["views"] == recipe["training"]["epochs"], "a new crop at every epoch"
 
 
 # -- base to novel ---------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_results_are_found_below_folders_and_by_their_file(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"schema": 0}, "must be a result of schema 1"), ({"scores": "left out"}, "has no 'scores'")],
+    [({"schema": 0}, "must be a result of schema 1.*--force"), ({"scores": "left out"}, "has no 'scores'.*--force")],
 )
 def test_a_result_of_another_kind_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
@@ -56,6 +56,9 @@ def test_a_damaged_result_and_places_without_results_are_refused(tmp_path: Path)
     folder = written(tmp_path / "run")
     (folder / "result.json").write_text("{")
     with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*is not a result file"):
+        read_result(folder)
+    (folder / "result.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"must be a result of schema 1.*--force"):
         read_result(folder)
     with pytest.raises(InputError, match="no such run or folder"):
         find_results([tmp_path / "nowhere"])

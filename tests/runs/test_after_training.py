@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import imbalance_vlm
 from imbalance_vlm import InputError
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.evaluation.geometry import Geometry
 from imbalance_vlm.results.result import RunResult
+from tests.runs.running import Recipe, run
 
-Recipe = dict[str, Any]
 TEXT_LEARNED = ("image_text_contrast", "text_anchor", "npt", "cpt")
 """Regularizers of text features that prompt tuning learns; tests/tuning has their runs."""
 EXPERTS = ("head=experts", "balancing.loss=sade")
@@ -27,12 +26,6 @@ def with_validation(recipe: Recipe, images: Path) -> Recipe:
     """The recipe over one folder of classes, split into training, validation and test images."""
     data = {"name": "folder", "root": str(images / "train"), "val_fraction": 0.3, "test_fraction": 0.3}
     return recipe | {"data": data, "balancing": {"loss": "cross_entropy"}}
-
-
-def run(recipe: Recipe, *overrides: str) -> RunResult:
-    result = imbalance_vlm.run(recipe, overrides)
-    assert isinstance(result, RunResult)
-    return result
 
 
 def state(result: RunResult) -> dict[str, torch.Tensor]:

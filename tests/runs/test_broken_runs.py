@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import sys
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pytest
 from safetensors.numpy import save_file
 
 from tests.broken_inputs import Workspace
 
 
 def test_a_learning_rate_that_diverges_is_named(workspace: Workspace) -> None:
-    workspace.assert_refused(workspace.run("training.epochs=20", "training.optimizer.lr=1e38"), "lr")
+    command = workspace.run("training.epochs=20", "training.optimizer.lr=1e38")
+    workspace.assert_refused(command, "training loss became", "lower training.optimizer.lr")
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -26,51 +19,11 @@ def test_a_file_in_place_of_the_runs_folder_is_refused(workspace: Workspace) -> 
     workspace.assert_refused(workspace.run("--runs", "full"), "cannot be written", "choose another folder")
 
 
-def test_a_runs_folder_without_write_permission_is_refused(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_folder = Path.mkdir
-
-    def refuse_runs(self: Path, *arguments: Any, **options: Any) -> None:
-        if "runs" in self.parts:  # chmod has no effect for root
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        make_folder(self, *arguments, **options)
-
-    monkeypatch.setattr(Path, "mkdir", refuse_runs)
-    workspace.assert_refused(workspace.run(), "cannot be written: Permission denied", "choose another folder")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux which file is written")
-def test_a_full_disk_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    sync = os.fsync
-
-    def fail_in_runs(handle: int) -> None:
-        if "runs" in os.readlink(f"/proc/self/fd/{handle}"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        sync(handle)
-
-    monkeypatch.setattr(os, "fsync", fail_in_runs)
-    workspace.assert_refused(workspace.run(), "no space left on the disk", "free some space")
-
-
 # -- results ---------------------------------------------------------------------------------------------------------
 def test_a_truncated_result_is_named(workspace: Workspace) -> None:
     file = workspace.finished_run() / "result.json"
     file.write_text(file.read_text()[:200])
     workspace.assert_refused(workspace.run(), "result.json is not a result file", "--force")
-
-
-def test_a_result_of_another_kind_is_named(workspace: Workspace) -> None:
-    (workspace.finished_run() / "result.json").write_text("[1, 2]")
-    workspace.assert_refused(["table", "runs"], "result.json must be a result of schema 1", "--force")
-
-
-def test_a_result_without_scores_is_named(workspace: Workspace) -> None:
-    file = workspace.finished_run() / "result.json"
-    record = json.loads(file.read_text())
-    del record["scores"]
-    file.write_text(json.dumps(record))
-    workspace.assert_refused(["table", "runs"], "result.json", "'scores'", "--force")
 
 
 def test_a_folder_in_place_of_a_result_is_named(workspace: Workspace) -> None:
@@ -84,10 +37,6 @@ def test_a_table_into_a_folder_that_is_a_file_is_refused(workspace: Workspace) -
     workspace.finished_run()
     (workspace.folder / "file").write_text("")
     workspace.assert_refused(["table", "runs", "--out", "file/table.csv"], "cannot be written")
-
-
-def test_a_table_of_no_results_is_refused(workspace: Workspace) -> None:
-    workspace.assert_refused(["table", str(workspace.data)], "no result.json below")
 
 
 # -- predicting ------------------------------------------------------------------------------------------------------
@@ -119,22 +68,9 @@ def test_a_missing_recipe_of_a_run_is_named(workspace: Workspace) -> None:
 def test_an_incomplete_recipe_of_a_run_is_named(workspace: Workspace) -> None:
     run = workspace.finished_run()
     (run / "recipe.resolved.yaml").write_text("name: x\n")
-    workspace.assert_refused(workspace.predict(run), "recipe.resolved.yaml", "'encoder'")
-
-
-def test_a_folder_without_a_run_cannot_predict(workspace: Workspace) -> None:
-    workspace.assert_refused(workspace.predict(workspace.data), "must be the folder of a finished run")
-
-
-def test_an_unreadable_image_to_predict_is_named(workspace: Workspace) -> None:
-    run = workspace.finished_run()
-    file = workspace.folder / "text.jpg"
-    file.write_text("text")
-    workspace.assert_refused(workspace.predict(run, str(file)), "1 image cannot be read", "text.jpg")
-
-
-def test_a_missing_image_to_predict_is_named(workspace: Workspace) -> None:
-    workspace.assert_refused(workspace.predict(workspace.finished_run(), "nowhere"), "no such image or folder: nowhere")
+    workspace.assert_refused(
+        workspace.predict(run), "recipe.resolved.yaml must be a complete recipe", "lacks 'data', 'encoder'", "--force"
+    )
 
 
 def test_predictions_into_a_folder_are_refused(workspace: Workspace) -> None:

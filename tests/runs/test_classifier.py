@@ -14,16 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import imbalance_vlm
 from imbalance_vlm import InputError, TrainedClassifier, create_encoder, predict_images
 from imbalance_vlm.evaluation.evaluate import logits_of
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs import experiment
 from imbalance_vlm.runs.classifier import find_images
 from imbalance_vlm.runs.resources import Resources
+from tests.runs.running import Recipe, run
 
-Recipe = dict[str, Any]
 CPU = torch.device("cpu")
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -40,6 +38,7 @@ CHANGES: dict[str, Recipe] = {
     },
     "crt": {"balancing.second_stage": {"name": "crt", "epochs": 2}},
     "coop": {"tuning": {"name": "prompt", "method": "coop", "views": 0}, "head": "text"},
+    "cocoop": {"tuning": {"name": "prompt", "method": "cocoop", "views": 0}, "head": "text"},
     "promptsrc": {"tuning": {"name": "prompt", "method": "promptsrc"}, "head": "text"},
     "vpt": {"tuning": {"name": "prompt", "method": "vpt", "tokens": 2}, "head": "text"},
     "maple, bf16": {"tuning": {"name": "prompt", "method": "maple"}, "head": "text", "encoder.precision": "bf16"},
@@ -52,12 +51,6 @@ CHANGES: dict[str, Recipe] = {
         "balancing.post_hoc": {"name": "logit_adjustment", "tau": 1.0},
     },
 }
-
-
-def run(recipe: Recipe, changes: Recipe | None = None) -> RunResult:
-    result = imbalance_vlm.run(recipe, changes)
-    assert isinstance(result, RunResult)
-    return result
 
 
 @pytest.fixture
@@ -76,7 +69,7 @@ def test_pass(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def loaded_logits(folder: Path, images: Path) -> Tensor:
     with TrainedClassifier.load(folder, CPU) as classifier:
-        source = classifier.source(find_images([images / "test"]))
+        source = classifier.source(find_images([images / "test"]).images)
         return torch.cat([logits for logits, _ in logits_of(classifier.model, source, 1024)])
 
 
@@ -85,19 +78,19 @@ def loaded_logits(folder: Path, images: Path) -> Tensor:
 def test_loaded_classifier_gives_the_logits_of_the_run(
     name: str, recipe: Recipe, images: Path, test_pass: list[Tensor]
 ) -> None:
-    result = run(recipe, CHANGES[name])
+    result = run(recipe, changes=CHANGES[name])
     assert torch.equal(loaded_logits(result.path, images), torch.cat(test_pass))
 
 
 def test_kept_tokens_differ_by_their_rounding_only(recipe: Recipe, images: Path, test_pass: list[Tensor]) -> None:
     """They are kept in float16; those of new images are computed in float32."""
-    result = run(recipe, CHANGES["decoder"] | {"encoder.cache": True})
+    result = run(recipe, changes=CHANGES["decoder"] | {"encoder.cache": True})
     torch.testing.assert_close(loaded_logits(result.path, images), torch.cat(test_pass), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["linear probe", "zero-shot", "crt", "vpt", "lora"])
+@pytest.mark.parametrize("name", ["linear probe", "zero-shot", "crt", "cocoop", "vpt", "lora", "random mask"])
 def test_predictions_are_those_of_the_run(name: str, recipe: Recipe, images: Path) -> None:
-    result = run(recipe, CHANGES[name])
+    result = run(recipe, changes=CHANGES[name])
     with (result.path / "predictions.csv").open() as stream:
         expected = {row["image"]: row["predicted"] for row in csv.DictReader(stream)}
     frame = predict_images(result.path, [images / "test"])
@@ -111,7 +104,7 @@ def test_predictions_are_those_of_the_run(name: str, recipe: Recipe, images: Pat
 
 @pytest.mark.parametrize("name", ["linear probe", "zero-shot", "coop", "lora", "ncm and post-hoc"])
 def test_a_classifier_is_saved_to_and_loaded_from_any_folder(name: str, recipe: Recipe, images: Path) -> None:
-    result = run(recipe, CHANGES[name])
+    result = run(recipe, changes=CHANGES[name])
     with TrainedClassifier.load(result.path, CPU) as classifier:
         classifier.save(Path("elsewhere") / "copy")
         predictions = classifier.predict([images / "test"])
@@ -123,7 +116,7 @@ def test_a_classifier_is_saved_to_and_loaded_from_any_folder(name: str, recipe: 
 
 
 def test_groups_of_a_dataset_that_was_thinned_are_loaded(recipe: Recipe) -> None:
-    result = run(recipe, {"data.tail": "exponential", "data.tail_factor": 4, "data.split_by": "dataset"})
+    result = run(recipe, changes={"data.tail": "exponential", "data.tail_factor": 4, "data.split_by": "dataset"})
     with TrainedClassifier.load(result.path) as classifier:
         assert classifier.long_tail.group_counts is not None
         assert classifier.long_tail.counts.tolist() == result.record["classes"]["train_counts"]
@@ -166,15 +159,15 @@ def test_first_pass_on_another_encoder_is_not_reused(recipe: Recipe, tiny_clip: 
         "training.epochs": 2,
         "balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1},
     }
-    first = run(recipe, change)
+    first = run(recipe, changes=change)
     again = {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1, "reuse": str(first.path)}}
     with pytest.raises(InputError, match=r"head\.safetensors was trained on another base model"):
-        run(recipe, change | again | {"encoder": {"name": tiny_clip, "pretrained": "random"}})
+        run(recipe, changes=change | again | {"encoder": {"name": tiny_clip, "pretrained": "random"}})
 
 
 @pytest.mark.parametrize("name", ["lora", "full, corrected", "vpt"])
 def test_the_encoder_is_given_back_as_it_was(name: str, recipe: Recipe, images: Path) -> None:
-    result = run(recipe, CHANGES[name])
+    result = run(recipe, changes=CHANGES[name])
     resources = Resources()
     encoder = resources.encoder(plan(recipe, CHANGES[name]).recipes[0]["encoder"], CPU)
     before = {key: value.clone() for key, value in encoder.module.state_dict().items()}
@@ -190,7 +183,7 @@ def test_the_encoder_is_given_back_as_it_was(name: str, recipe: Recipe, images: 
 
 
 def test_the_encoder_is_given_back_when_loading_fails(recipe: Recipe) -> None:
-    result = run(recipe, CHANGES["lora"])
+    result = run(recipe, changes=CHANGES["lora"])
     (result.path / "head.safetensors").write_bytes(b"damaged")
     resources = Resources()
     encoder = resources.encoder(plan(recipe).recipes[0]["encoder"], CPU)
@@ -202,10 +195,11 @@ def test_the_encoder_is_given_back_when_loading_fails(recipe: Recipe) -> None:
 
 # -- bad input -------------------------------------------------------------------------------------------------------
 def test_bad_images_and_folders_are_refused_before_the_encoder_is_loaded(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tiny_clip: str, tmp_path: Path
 ) -> None:
-    result = run(recipe)
-    monkeypatch.setattr(Resources, "encoder", lambda *_: pytest.fail("loaded the encoder"))
+    encoder = shutil.copytree(tiny_clip.removeprefix("local-dir:"), tmp_path / "encoder")
+    result = run(recipe | {"encoder": {"name": f"local-dir:{encoder}"}})
+    shutil.rmtree(encoder)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="finished run"):
@@ -216,17 +210,3 @@ def test_bad_images_and_folders_are_refused_before_the_encoder_is_loaded(
         predict_images(result.path, [tmp_path / "empty"])
     with pytest.raises(InputError, match="1 image cannot be read"):
         predict_images(result.path, [tmp_path / "bad.png"])
-
-
-def test_an_incomplete_recipe_is_refused(recipe: Recipe, images: Path) -> None:
-    result = run(recipe)
-    (result.path / "recipe.resolved.yaml").write_text("name: tiny\nseed: 0\n")
-    with pytest.raises(InputError, match="must be a complete recipe, and lacks 'data', 'encoder'.*--force"):
-        predict_images(result.path, [images / "test"])
-
-
-def test_missing_weights_are_an_error(recipe: Recipe, images: Path) -> None:
-    result = run(recipe)
-    (result.path / "head.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no weights at .*head\.safetensors"):
-        predict_images(result.path, [images / "test"])

@@ -11,26 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-import imbalance_vlm
 from imbalance_vlm import InputError, files
 from imbalance_vlm.encoders.sources import FeatureSource
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.resources import Resources
+from tests.conftest import write_images
+from tests.runs.running import Recipe, run, weights
 
-Recipe = dict[str, Any]
 CPU = torch.device("cpu")
-
-
-def run(recipe: Recipe, *overrides: str, **options: Any) -> RunResult:
-    result = imbalance_vlm.run(recipe, overrides, **options)
-    assert isinstance(result, RunResult)
-    return result
-
-
-def weights(result: RunResult) -> bytes:
-    return (result.path / "head.safetensors").read_bytes()
 
 
 def test_linear_probe_learns_and_fills_its_folder(recipe: Recipe) -> None:
@@ -113,17 +102,6 @@ def test_time_between_checkpoints_changes_no_weight(recipe: Recipe) -> None:
 
 
 # -- what can go wrong -----------------------------------------------------------------------------------------------
-def test_non_finite_loss_stops_with_a_remedy(recipe: Recipe) -> None:
-    optimizer = {"name": "sgd", "lr": 1e38}
-    recipe |= {
-        "training": recipe["training"] | {"optimizer": optimizer},
-        "head": {"name": "linear", "normalise": False},
-    }
-    with pytest.raises(
-        InputError, match=r"training loss became (nan|inf) in epoch \d+ .*lower training\.optimizer\.lr"
-    ):
-        run(recipe)
-    assert not list(Path("runs").rglob("result.json"))
 
 
 def test_full_disk_leaves_no_partial_result(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +132,17 @@ def test_images_of_one_pixel_do_not_stop_a_run(recipe: Recipe, tmp_path: Path) -
     assert result.record["images"]["train"] == 2
 
 
-def test_choice_on_validation_images_needs_them(recipe: Recipe) -> None:
-    with pytest.raises(InputError, match=r"balancing\.post_hoc.*chooses a setting on validation images.*val_fraction"):
-        run(recipe, "balancing.post_hoc=logit_adjustment")
-    assert not list(Path("runs").rglob("seed*"))
+@pytest.mark.parametrize(("images_per_class", "remedy"), [(2, "add images"), (3, "=0.5"), (20, "=0.1")])
+def test_the_remedy_for_missing_validation_images_works(
+    images_per_class: int, remedy: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "flat", {"red_apple": images_per_class, "blue_car": images_per_class})
+    changes = [f"data.root={tmp_path / 'flat'}", "data.test_fraction=0.4", "balancing.post_hoc=logit_adjustment"]
+    with pytest.raises(
+        InputError, match=r"or (add images: .*|set images aside with (data\.val_fraction=\S+))$"
+    ) as error:
+        run(recipe, *changes)
+    assert remedy in str(error.value)
+    if "=" in remedy:
+        setting = str(error.value).rpartition("with ")[2]
+        assert run(recipe, *changes, setting, "training.epochs=1").record["images"]["val"] >= 2

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -26,12 +25,11 @@ from imbalance_vlm.components.ranges import ComputeOnly
 from imbalance_vlm.components.settings import Setting, settings_of
 from imbalance_vlm.recipe.schema import RECIPE, Component, Components, Leaf, Section, shared_settings
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs import identity
 from imbalance_vlm.runs.identity import NUMERICS_VERSION, config_hash, core, recipe_hash, run_folder
 from imbalance_vlm.runs.resources import Resources
+from tests.runs.running import Recipe, run
 
-Recipe = dict[str, Any]
 DEFAULTS = Path(__file__).with_name("defaults.json")
 
 
@@ -133,14 +131,14 @@ def test_a_setting_that_is_added_later_changes_no_hash(recipe: Recipe) -> None:
 def test_new_weights_and_changed_images_change_the_run(recipe: Recipe, tmp_path: Path) -> None:
     weights = Path(shutil.copytree(str(recipe["encoder"]["name"]).removeprefix("local-dir:"), tmp_path / "encoder"))
     root = Path(shutil.copytree(recipe["data"]["root"], tmp_path / "data"))
-    own = complete(recipe, {"encoder.name": f"local-dir:{weights}", "data.root": str(root)})
-    first = hashes(own)
+    resolved = complete(recipe, {"encoder.name": f"local-dir:{weights}", "data.root": str(root)})
+    first = hashes(resolved)
     file = weights / "open_clip_model.safetensors"
     save_file({name: value + 0.01 for name, value in load_file(file).items()}, file)
-    second = hashes(own)
+    second = hashes(resolved)
     image = next((root / "test").rglob("*.png"))
     image.write_bytes(image.read_bytes() + b"more")
-    third = hashes(own)
+    third = hashes(resolved)
     assert len({first[0], second[0], third[0]}) == 3
     assert first[1] == second[1] == third[1]
 
@@ -191,19 +189,17 @@ def test_processes_agree_whatever_order_they_hash_strings_in(recipe: Recipe) -> 
 def test_folder_of_a_run_does_not_depend_on_how_it_is_started(recipe: Recipe) -> None:
     """`runs` is the folder above, and `device` and `force` are no part of a recipe; for `jobs` see test_study.py."""
     first, second = (
-        imbalance_vlm.run(recipe, {"training.epochs": 1}, runs=runs, device=device, force=force)
+        run(recipe, "training.epochs=1", runs=runs, device=device, force=force)
         for runs, device, force in (("a", "auto", False), ("b/c", "cpu", True))
     )
-    assert isinstance(first, RunResult)
-    assert isinstance(second, RunResult)
     assert first.path.relative_to("a") == second.path.relative_to("b/c")
     assert first.record["config"] == second.record["config"]
 
 
 def test_folder_is_named_after_recipe_seed_and_hash(recipe: Recipe) -> None:
-    one = complete(recipe, {"name": "a/b: c?", "seed": 3})
-    folder = run_folder(Path("runs"), one, Resources())
-    assert folder == Path("runs") / "a" / "b- c-" / f"seed3-{recipe_hash(one, Resources())[:16]}"
+    resolved = complete(recipe, {"name": "a/b: c?", "seed": 3})
+    folder = run_folder(Path("runs"), resolved, Resources())
+    assert folder == Path("runs") / "a" / "b- c-" / f"seed3-{recipe_hash(resolved, Resources())[:16]}"
 
 
 # -- defaults --------------------------------------------------------------------------------------------------------
@@ -212,8 +208,8 @@ def settings_by_place() -> dict[str, Setting]:
     settings = {}
     for kind, registry in catalogue.REGISTRIES.items():
         for entry in registry:
-            own = entry.settings() if entry.methods is None else settings_of(entry.load()) if entry.build else {}
-            settings |= {f"{kind} {entry.name}: {name}": setting for name, setting in own.items()}
+            of_entry = entry.settings() if entry.methods is None else settings_of(entry.load()) if entry.build else {}
+            settings |= {f"{kind} {entry.name}: {name}": setting for name, setting in of_entry.items()}
     for path, node in sections("", RECIPE):
         target = node.settings if isinstance(node, Section) else node.shared
         settings |= {f"{path}: {name}": setting for name, setting in shared_settings(target).items()}

@@ -11,17 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 import imbalance_vlm
-from imbalance_vlm.results.result import RunResult, StudyResult
 from tests.killing import ENVIRONMENT, kill_when
+from tests.runs.running import Recipe, losses, run, run_study, weights
 
-Recipe = dict[str, Any]
 EPOCHS = 40
 KILLS = 3
 MANY_KILLS = 20
@@ -29,12 +27,6 @@ GRID = {"grid": {"variants": {"ce": {"balancing.loss": "cross_entropy"}, "bs": {
 
 
 # -- killed once, from the command line ------------------------------------------------------------------------------
-def weights(result: RunResult) -> bytes:
-    return (result.path / "head.safetensors").read_bytes()
-
-
-def losses(result: RunResult) -> list[float]:
-    return [json.loads(line)["loss"] for line in (result.path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_killed_run_resumes_and_ends_with_the_same_weights(
@@ -50,13 +42,11 @@ def test_killed_run_resumes_and_ends_with_the_same_weights(
 
     kill_when(path, has_three_epochs)
     assert not list(Path("killed").rglob("result.json"))
-    resumed = imbalance_vlm.run(recipe, runs="killed", device="cpu")
+    resumed = run(recipe, runs="killed", device="cpu")
     epoch = re.search(r"resuming after epoch (\d+)", capsys.readouterr().err)
     assert epoch
     assert 3 <= int(epoch[1]) < EPOCHS
-    undisturbed = imbalance_vlm.run(recipe, runs="undisturbed", device="cpu")
-    assert isinstance(resumed, RunResult)
-    assert isinstance(undisturbed, RunResult)
+    undisturbed = run(recipe, runs="undisturbed", device="cpu")
     assert weights(resumed) == weights(undisturbed)
     np.testing.assert_equal(resumed.scores, undisturbed.scores)
     assert losses(resumed) == losses(undisturbed)
@@ -70,12 +60,10 @@ def test_killed_study_keeps_its_finished_runs(recipe: Recipe, tmp_path: Path, co
     path.write_text(yaml.safe_dump(recipe | GRID))
     kill_when(path, lambda: len(list(Path("killed").rglob("result.json"))) == 2)
     finished = len(list(Path("killed").rglob("result.json")))
-    resumed = imbalance_vlm.run(recipe | GRID, runs="killed", device="cpu")
+    resumed = run_study(recipe | GRID, runs="killed", device="cpu")
     assert len(computed) == 4 - finished < 4
-    undisturbed = imbalance_vlm.run(recipe | GRID, runs="undisturbed", device="cpu")
-    assert isinstance(resumed, StudyResult)
-    assert isinstance(undisturbed, StudyResult)
-    assert [weights(run) for run in resumed.runs] == [weights(run) for run in undisturbed.runs]
+    undisturbed = run_study(recipe | GRID, runs="undisturbed", device="cpu")
+    assert [weights(result) for result in resumed.runs] == [weights(result) for result in undisturbed.runs]
     scores = ["recipe", "overall", "overall_std", "many", "medium", "few", "nll"]
     assert resumed.table[scores].equals(undisturbed.table[scores])
 

@@ -11,17 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-import imbalance_vlm
 from imbalance_vlm import InputError
-from imbalance_vlm.data.dataset import FileImages
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult, StudyResult
+from imbalance_vlm.results.result import StudyResult
 from imbalance_vlm.runs import preflight as preflight_module
 from imbalance_vlm.runs.preflight import build_only, preflight
 from imbalance_vlm.runs.resources import Resources
+from tests.runs import running
+from tests.runs.running import Recipe, run, weights
 
 CPU = torch.device("cpu")
-Recipe = dict[str, Any]
 COOP = {"tuning": {"name": "prompt", "method": "coop", "views": 0}, "head": "text"}
 
 
@@ -32,9 +31,7 @@ def with_variants(recipe: Recipe, *changes: Recipe) -> Recipe:
 
 
 def run_study(recipe: Recipe, **options: Any) -> StudyResult:
-    result = imbalance_vlm.run(recipe, {"training.epochs": 1}, **options)
-    assert isinstance(result, StudyResult)
-    return result
+    return running.run_study(recipe, "training.epochs=1", **options)
 
 
 @pytest.fixture
@@ -42,8 +39,7 @@ def of_another_encoder(recipe: Recipe) -> Recipe:
     """Reuses the first pass of a run on other weights."""
     first = {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1}, "training.epochs": 2}
     other = {"encoder": {"name": recipe["encoder"]["name"], "pretrained": "random"}}
-    finished = imbalance_vlm.run(recipe, COOP | first | other, runs="elsewhere")
-    assert isinstance(finished, RunResult)
+    finished = run(recipe, changes=COOP | first | other, runs="elsewhere")
     return COOP | {"balancing.gradient": {"name": "subspace", "keep": 2, "rank": 1, "reuse": str(finished.path)}}
 
 
@@ -99,24 +95,19 @@ def test_weights_of_another_encoder_fail_before_the_first_run(
     assert not Path("runs").exists()
 
 
-def test_novel_names_that_are_too_long_fail_before_the_first_run(recipe: Recipe, computed: list[str]) -> None:
-    """They are tested only after the training."""
-    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
-    for split in ("train", "test"):
-        (root / split / "white_cup").rename(root / split / "white_cup_of_many_words_that_do_not_fit")
-    changes = {"data.root": str(root), "data.classes": "base", "evaluation.base_to_novel": True}
-    with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
-        run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
-    assert computed == []
-
-
-def test_names_of_another_dataset_that_are_too_long_fail_before_the_first_run(
-    recipe: Recipe, computed: list[str]
+@pytest.mark.parametrize("tested", ["novel", "transfer"])
+def test_names_of_other_classes_that_are_too_long_fail_before_the_first_run(
+    tested: str, recipe: Recipe, computed: list[str]
 ) -> None:
-    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
+    """They are tested only after the training."""
+    root = shutil.copytree(recipe["data"]["root"], "renamed")
     for split in ("train", "test"):
-        (root / split / "white_cup").rename(root / split / "white_cup_of_many_words_that_do_not_fit")
-    changes = {"evaluation.transfer": {"datasets": [{"name": "folder", "root": str(root)}]}}
+        folder = Path(root) / split / "white_cup"
+        folder.rename(folder.with_name("white_cup_of_many_words_that_do_not_fit"))
+    changes = {
+        "novel": {"data.root": root, "data.classes": "base", "evaluation.base_to_novel": True},
+        "transfer": {"evaluation.transfer": {"datasets": [{"name": "folder", "root": root}]}},
+    }[tested]
     with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
         run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
     assert computed == []
@@ -160,9 +151,8 @@ def test_numbers_of_a_study_are_those_of_its_runs_one_by_one(recipe: Recipe) -> 
     study = run_study(with_variants(recipe, *TRAINS), runs="study")
     for result in study.runs:
         complete = plan(result.path / "recipe.resolved.yaml").recipes[0]
-        alone = imbalance_vlm.run(complete, runs="alone")
-        assert isinstance(alone, RunResult)
-        assert (alone.path / "head.safetensors").read_bytes() == (result.path / "head.safetensors").read_bytes()
+        alone = run(complete, runs="alone")
+        assert weights(alone) == weights(result)
         np.testing.assert_equal(alone.scores, result.scores)
 
 
@@ -182,11 +172,12 @@ def test_random_state_and_encoder_are_left_as_they_were(recipe: Recipe) -> None:
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
 
 
-def test_no_image_is_opened(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_opened(recipe: Recipe) -> None:
     resources = Resources()
+    root = recipe["data"]["root"] = str(shutil.copytree(recipe["data"]["root"], "copy"))
     recipes = plan(with_variants(recipe, *TRAINS, {"head": {"name": "cosine", "init": "class_mean"}})).recipes
     for complete in recipes:
         resources.dataset(complete["data"])  # which opens each image once
-    monkeypatch.setattr(FileImages, "__getitem__", lambda *_: pytest.fail("opened an image"))
+    shutil.rmtree(root)
     for complete in recipes:
         build_only(complete, CPU, resources)

@@ -11,22 +11,13 @@ from typing import Any
 
 import pytest
 
-import imbalance_vlm
 from imbalance_vlm import InputError
 from imbalance_vlm.recipe.study import plan
-from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown
 from imbalance_vlm.runs import record as record_module
 from imbalance_vlm.runs.identity import config_hash
 from imbalance_vlm.runs.record import balancing_words
-
-Recipe = dict[str, Any]
-
-
-def run(recipe: Recipe, *overrides: str) -> RunResult:
-    result = imbalance_vlm.run(recipe, overrides)
-    assert isinstance(result, RunResult)
-    return result
+from tests.runs.running import Recipe, run
 
 
 def refuse_constant(name: str) -> None:

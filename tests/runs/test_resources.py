@@ -24,14 +24,14 @@ def encoder_section(recipe: Recipe) -> Recipe:
 
 
 def test_the_values_used_last_are_kept() -> None:
-    recent, made = Recent(2), []
+    recent, computed = Recent(2), []
 
     def get(key: str) -> str:
-        return recent.get_or_make(key, lambda: made.append(key) or key)
+        return recent.get_or_make(key, lambda: computed.append(key) or key)
 
     for key in ("a", "b", "a", "c", "a", "b"):
         assert get(key) == key
-    assert made == ["a", "b", "c", "b"], "c takes the place of b, which was used before a"
+    assert computed == ["a", "b", "c", "b"], "c takes the place of b, which was used before a"
     assert list(recent) == ["a", "b"]
 
 

@@ -186,14 +186,9 @@ def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     package = _package(tmp_path / "package")
     # Eight small sets cannot fill classes of 18 images from 5 families, and there is no brand set.
     monkeypatch.setattr(build_icons, "brand_names", lambda package: [])
-    monkeypatch.setattr("tools.icons.split.MIN_FAMILIES", 2)
-    monkeypatch.setattr("tools.icons.split.MIN_IMAGES", 6)
-    monkeypatch.setattr("tools.icons.split.TEST_IMAGES", 2)
-    monkeypatch.setattr("tools.icons.split.VAL_IMAGES", 1)
-    monkeypatch.setattr("tools.icons.split.KNOWN_BY", 1)
-    monkeypatch.setattr("tools.icons.split.CLASSES", (1, 30))
-    monkeypatch.setattr("tools.icons.split.TRIES", 20)
-    monkeypatch.setattr("tools.icons.split.CORPUS_SHARE", (0.3, 0.9))
+    limits = {"MIN_FAMILIES": 2, "MIN_IMAGES": 6, "TEST_IMAGES": 2, "VAL_IMAGES": 1, "KNOWN_BY": 1}
+    for name, value in (limits | {"CLASSES": (1, 30), "TRIES": 20, "CORPUS_SHARE": (0.3, 0.9)}).items():
+        monkeypatch.setattr(split, name, value)
     digests = []
     for run in ("first", "second"):
         out, assets = tmp_path / run, tmp_path / run / "assets"

@@ -23,8 +23,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_generated_parts_are_fresh() -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools" / "docs.py", "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, ROOT / "tools" / "docs.py", "--check"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_readme_is_short() -> None:
@@ -53,9 +53,9 @@ def test_plain_open_clip_loads_mini_clip_as_shown(tag: str) -> None:
     assert text.shape == (2, image.shape[1])
 
 
-@pytest.mark.parametrize("kept", sorted((ROOT / "recipes" / "_results").rglob("*.json")), ids=lambda path: path.stem)
-def test_kept_results_name_no_folder_of_the_machine_they_ran_on(kept: Path) -> None:
-    content = json.loads(kept.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("study", sorted((ROOT / "recipes" / "_results").rglob("*.json")), ids=lambda path: path.stem)
+def test_kept_results_name_no_folder_of_the_machine_they_ran_on(study: Path) -> None:
+    content = json.loads(study.read_text(encoding="utf-8"))
     assert not [run for run in content["runs"] if str(run["identity"]["pretrained"]).startswith(("/", "~"))]
 
 
@@ -69,8 +69,8 @@ def test_recipes_shown_on_pages_are_valid() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", *RECIPES], ids=lambda path: path.stem)
 def test_keys_of_recipes_that_texts_mention_exist(page: Path) -> None:
-    known = json_schema()["$defs"]["overrides"]["properties"]
+    keys = json_schema()["$defs"]["overrides"]["properties"]
     sections = "data|encoder|tuning|head|balancing|training|evaluation"
     mentioned = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9]+)+)(?![\w(/])", page.read_text(encoding="utf-8"))
     files = (".py", ".yaml", ".json", ".jsonl", ".csv", ".md")
-    assert [key for key in mentioned if key not in known and not key.endswith(files)] == []
+    assert [key for key in mentioned if key not in keys and not key.endswith(files)] == []

@@ -262,8 +262,8 @@ def test_two_processes_equal_one(corpus: Path, config: Path, tmp_path: Path) -> 
         ]
         assert [process.wait(timeout=120) for process in ranks] == [0] * world
         results[world] = [torch.load(tmp_path / f"of{world}.{rank}", weights_only=True) for rank in range(world)]
-    one, (first, second) = results[1][0], results[2]
-    assert (one["world"], first["world"]) == (1, 2)
-    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
-    for name, gradient in one["gradients"].items():
+    single, (first, second) = results[1][0], results[2]
+    assert (single["world"], first["world"]) == (1, 2)
+    assert first["losses"] == second["losses"] == pytest.approx(single["losses"], abs=1e-5)
+    for name, gradient in single["gradients"].items():
         assert torch.allclose(first["gradients"][name], gradient, rtol=1e-3, atol=1e-5), name

@@ -21,8 +21,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from tools.docs import NOTEBOOK, executed
 executed(NOTEBOOK)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_outputs_are_kept_and_name_no_folder() -> None:

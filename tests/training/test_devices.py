@@ -17,7 +17,7 @@ def test_device_names() -> None:
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:0:0", ""])
 def test_missing_device_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"`device` must be auto, cpu or a GPU of this machine .*got '{name}'"):
         resolve_device(name)

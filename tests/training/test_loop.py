@@ -13,30 +13,9 @@ from torch import Tensor, nn
 from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.losses.base import Loss
-from imbalance_vlm.components.ranges import ComputeOnly
-from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.encoders.sources import FeatureSource
-from imbalance_vlm.training.loop import train
 from imbalance_vlm.training.state import EpochLoss
 from tests.training.tiny_training import FEATURES, LABELS, fit, losses, sampler, weights
-
-
-def test_settings_of_the_loop_are_those_of_a_recipe() -> None:
-    settings = settings_of(train)
-    assert {name: setting.default for name, setting in settings.items()} == {
-        "epochs": 50,
-        "batch_size": 512,
-        "accumulate": 1,
-        "clip_grad_norm": None,
-        "ema": 0.0,
-        "interpolation": 1.0,
-        "compile": False,
-        "shard": False,
-        "checkpoint_seconds": 30.0,
-    }
-    compute_only = {name for name, setting in settings.items() if setting.marked(ComputeOnly)}
-    assert compute_only == {"shard", "checkpoint_seconds"}
-
 
 # -- a batch in parts ------------------------------------------------------------------------------------------------
 

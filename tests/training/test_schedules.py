@@ -146,13 +146,6 @@ def test_constant_stays_at_the_peak_after_its_warmup() -> None:
     assert rates("constant", warmup_epochs=1, warmup_lr=0.0)[: STEPS + 1] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("name", catalogue.SCHEDULES.names())
-def test_rate_depends_on_the_step_only(name: str) -> None:
-    """A resumed run, which starts in the middle, uses the same rates."""
-    settings: dict[str, Any] = {"warmup_epochs": 1.0} | ({"milestones": [3]} if name == "multistep" else {})
-    assert schedule(name, **settings)(40, PEAK) == rates(name, **settings)[40]
-
-
 def test_scale_of_a_parameter_group_multiplies_its_rate() -> None:
     sgd = optimizer(initial_lr=PEAK, lr_scale=0.25)
     set_rates(sgd, schedule("cosine"), 20)

@@ -77,9 +77,3 @@ def test_a_crop_depends_on_image_seed_and_epoch_alone() -> None:
     torch.manual_seed(77)
     assert crop(0, 1) == first
     assert len({first, crop(1, 1), crop(0, 0), crop(0, 2), crop(0, 1, number=3)}) == 5
-
-
-def test_one_view_per_epoch() -> None:
-    views = growing_crops(to_tensor, 4, seed=3, min_scale=0.5)
-    assert len(views) == 4
-    assert [round(view.min_scale, 3) for view in views] == [0.5, 0.529, 0.627, 1.0]

@@ -18,23 +18,11 @@ from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.heads.text import TextHead
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.training.optimizers import sgd
-from imbalance_vlm.tuning.peft.base import TowerMethod
-from imbalance_vlm.tuning.peft.bitfit import BitFit
-from imbalance_vlm.tuning.peft.full import Full
-from imbalance_vlm.tuning.peft.lora import LoRA
-from imbalance_vlm.tuning.peft.random_mask import RandomMask
-from imbalance_vlm.tuning.peft.vpt import VPT
 from imbalance_vlm.tuning.tower_head import TowerHead
+from tests.tuning.peft.tiny_towers import METHODS
 
 CLASSES = 4
-METHODS: dict[str, TowerMethod] = {
-    "vpt": VPT(tokens=2),
-    "lora": LoRA(rank=2),
-    "random_mask": RandomMask(share=0.1),
-    "bitfit": BitFit(),
-    "full": Full(),
-}
-every = pytest.mark.parametrize("name", METHODS)
+every = pytest.mark.parametrize("name", ["vpt", "lora", "random_mask", "bitfit", "full"])
 
 
 def encoder_of(tiny_clip: str, **settings: str) -> Encoder:
@@ -84,26 +72,6 @@ def test_the_embedding_is_that_of_the_inner_head_on_the_tuned_features(tiny_clip
 
 
 @every
-def test_exactly_the_listed_parameters_are_trained(tiny_clip: str, name: str) -> None:
-    net = encoder_of(tiny_clip)
-    before = {key: value.clone() for key, value in net.module.state_dict().items()}
-    head = make_head(net, name)
-    values = dict(head.named_parameters())
-    wanted = {f"tower.{key}" for key in head.tuned.named_parameters()} | {"inner.layer.weight", "inner.layer.bias"}
-    assert set(values) == wanted
-    start = {key: value.detach().clone() for key, value in values.items()}
-    train_steps(head)
-    assert all(not torch.equal(value, start[key]) for key, value in values.items())
-    trained = {id(value) for value in head.tower.parameters()}
-    for key, value in net.module.named_parameters():
-        assert id(value) in trained or torch.equal(value, before[key]), key
-    head.tuned.remove()
-    after = net.module.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-
-
-@every
 def test_the_state_is_what_was_trained_and_restores_the_head(tiny_clip: str, name: str) -> None:
     """Also as a part of an objective, whose state is in a checkpoint, and of a corrected model."""
     net = encoder_of(tiny_clip)
@@ -135,7 +103,7 @@ def test_the_state_of_another_method_is_refused(tiny_clip: str) -> None:
 
 
 @every
-def test_a_copy_is_independent_and_shares_what_is_frozen(tiny_clip: str, name: str) -> None:
+def test_a_copy_shares_what_is_frozen_and_outlives_the_tuned_tower(tiny_clip: str, name: str) -> None:
     net = encoder_of(tiny_clip)
     head = make_head(net, name)
     train_steps(head, 1)
@@ -146,9 +114,6 @@ def test_a_copy_is_independent_and_shares_what_is_frozen(tiny_clip: str, name: s
     for key, value in net.module.named_parameters():
         copied = twin.encoder.module.get_parameter(key)
         assert (copied is value) == (id(value) not in trained), key
-    train_steps(head)
-    assert torch.equal(logits(twin), expected)
-    assert not torch.allclose(logits(head), expected)
     head.tuned.remove()
     assert torch.equal(logits(twin), expected)
 

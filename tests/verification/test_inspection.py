@@ -18,10 +18,10 @@ from imbalance_vlm.verification.batch_inspection import inspect_all
 from imbalance_vlm.verification.inspection import (
     Inspection,
     Location,
-    file_state,
     inspect,
     inspect_bytes,
     perceptual_hash,
+    state_of,
 )
 
 
@@ -143,7 +143,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     wrong = {}
     for name in ("pipe", "link", "folder", "empty", "none"):
-        result = file_state(str(tmp_path / f"{name}.jpg"))
+        result = state_of(str(tmp_path / f"{name}.jpg"))
         assert isinstance(result, Inspection)
         wrong[name] = result.problem
     assert wrong == {

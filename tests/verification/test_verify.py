@@ -324,3 +324,16 @@ def test_a_collection_names_what_it_came_from(sound: Path) -> None:
     assert collection.roots[0] == sound
     assert collection.splits == ["train", "test"]
     assert {image.split for image in collection.images} == {"train", "test"}
+
+
+def test_a_folder_whose_names_are_no_text_is_reported(sound: Path, tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path) + b"/p\xe9"
+    os.rename(sound, root)
+    os.rename(root + b"/train/cat", root + b"/train/caf\xe9")
+    Path(os.fsdecode(root + b"/test/dog/z\xe9.png")).touch()
+    assert main(["data", "verify", os.fsdecode(root), "--out", "report"]) == 1
+    assert main(["data", "show", os.fsdecode(root)]) == 0
+    content = json.loads(Path("report/report.json").read_text())
+    assert content["name"] == r"p\udce9"
+    assert [row["name"] for row in content["classes"]] == [r"caf\udce9", "cat", "dog"]
+    assert r"test/dog/z\udce9.png" in Path("report/findings.csv").read_text()

@@ -30,8 +30,8 @@ SHORTER = {
     "epoch <= 5": "epoch <= 0",
 }
 SHORTER_TEXT = (
-    "four epochs in place of 200: what happens at 160 and 180 happens at 2 and 3, without the five epochs of warm-up; a "
-    "classifier of fixed features in place of the network; CPU in place of CUDA"
+    "four epochs in place of 200: what happens at 160 and 180 happens at 2 and 3, without the five epochs of warm-up; "
+    "a classifier of fixed features in place of the network; CPU in place of CUDA"
 )
 
 

@@ -21,6 +21,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tests.parity import problem
 
+DASSL = (
+    "their CLIP reads mini-clip's vocabulary and contexts of 16 tokens; the trainer is made without its data; CPU in "
+    "place of CUDA"
+)
+"""What is changed to run a trainer of Dassl."""
+
 RECORDS = Path(problem.__file__).parent / "records"
 
 
@@ -37,7 +43,7 @@ class Recording:
     """
 
     def __init__(
-        self, name: str, repository: str, source: Path, file: str, commit: str | None = None, changes: str = ""
+        self, name: str, repository: str, source: Path, file: str, commit: str | None = None, changes: str = DASSL
     ) -> None:
         self.name = name
         self.about: dict[str, Any] = {
@@ -45,9 +51,8 @@ class Recording:
             "commit": commit or _git(source, "rev-parse", "HEAD"),
             "file": file,
             "torch": torch.__version__.partition("+")[0],
+            "changes": changes,
         }
-        if changes:
-            self.about["changes"] = changes
         self.runs: dict[str, Any] = {}
 
     def add(
@@ -87,9 +92,18 @@ def prepare_clip(source: Path, *folders: Path) -> None:
     LRScheduler.__init__ = make_of_three  # type: ignore[method-assign]
     without_cuda()
     shutil.copy(problem.VOCABULARY, source / "clip" / "bpe_simple_vocab_16e6.txt.gz")
+    replace_in(source / "clip" / "model.py", {".half()": ""})
     from clip import clip
 
-    clip.tokenize.__defaults__ = (problem.CONTEXT_LENGTH, *clip.tokenize.__defaults__[1:])
+    clip.tokenize.__defaults__ = (problem.CONTEXT_LENGTH, True)  # long sentences are cut, as ours are
+
+
+def replace_in(file: Path, replacements: Mapping[str, str]) -> None:
+    """Replace strings in a file of the checkout, such as widths of CLIP ViT-B/16 and half precision."""
+    text = file.read_text()
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    file.write_text(text)
 
 
 def released_module(path: Path, changes: Mapping[str, str] | None = None) -> Any:
@@ -178,7 +192,7 @@ def dassl_config(changes: Mapping[str, Mapping[str, Any]]) -> Any:
     settings: dict[str, Mapping[str, Any]] = {"OPTIM": optim, "INPUT": {"SIZE": (32, 32)}}
     for section, values in [*settings.items(), *changes.items()]:
         node = config
-        for key in section.split("."):
+        for key in filter(None, section.split(".")):
             node = node[key]
         for key, value in values.items():
             node[key] = value
@@ -199,7 +213,8 @@ def run_dassl_trainer(
     *,
     start: Callable[[Any], None] | None = None,
     loss: Callable[[Mapping[str, float]], float] = lambda summary: summary["loss"],
-    build: Callable[[Any], nn.Module] | None = None,
+    build: Callable[..., nn.Module] | None = None,
+    after_epoch: Callable[[Any], None] | None = None,
 ) -> Any:
     """Train 20 steps with a released Dassl trainer's own `build_model` and `forward_backward`.
 
@@ -212,6 +227,7 @@ def run_dassl_trainer(
         start: sets the start of the trained values; by default each is `problem.start` of its shape.
         loss: the loss in the released summary of a step.
         build: makes the CLIP model from the configuration; by default `module.clip.build_model` of the weights.
+        after_epoch: called with the trainer after each epoch.
 
     Returns:
         The trainer.
@@ -243,7 +259,14 @@ def run_dassl_trainer(
         rates.append(trainer.optim.param_groups[0]["lr"])
         summary = trainer.forward_backward({"img": pixels, "label": targets})
         losses.append(float(loss(summary)))
-    settings = {f"{section}.{key}": value for section, values in changes.items() for key, value in values.items()}
+        if after_epoch is not None and trainer.batch_idx == trainer.num_batches - 1:
+            after_epoch(trainer)
+    settings = {
+        f"{section}.{key}": value
+        for section, values in changes.items()
+        for key, value in values.items()
+        if not str(value).startswith("/")
+    }
     recording.add(case, settings, losses, rates, trained)
     return trainer
 

@@ -10,8 +10,8 @@
     R    = .25 TETF + .15 CC + .10 RS
 
 A cluster of one class adds nothing to the sum, but counts in M. With M = 1 all classes form one simplex. CC's mean is
-over the classes of the batch. By `pairs` "mean" TETF has the mean over c != c' of a cluster in place of the sum, so that
-.25 has the same effect for clusters of any size.
+over the classes of the batch. By `pairs` "mean" TETF has the mean over c != c' of a cluster in place of the sum, so
+that .25 has the same effect for clusters of any size.
 
 Differs from [0] in: its TETF, the squared Frobenius norm, contains the diagonal, a constant. M is not given in [0]; the
 default here is about 16 classes per cluster.

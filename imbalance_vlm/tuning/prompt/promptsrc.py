@@ -13,11 +13,10 @@
 The divergence is from the frozen model to the prompted one, as [1] computes it, for any loss in L. The two means of
 absolute differences are over all entries.
 
-t' is the mean over 60 of CLIP's 80 sentences for ImageNet, for every dataset.
+t' is the mean over 60 of CLIP's 80 sentences for ImageNet, for every dataset, of features that are not normalised.
 
-Differs from [1] in: t' is the renormalised mean of unit features, where [1] averages features of any length; the
-weights are computed without underflow, so that a training shorter than mu works (its last epoch has nearly all the
-weight).
+Differs from [1] in: the weights are computed without underflow, so that a training shorter than mu works (its last
+epoch has nearly all the weight).
 """
 
 from __future__ import annotations
@@ -190,8 +189,11 @@ class PromptSRC(IVLP):
         if self._head is None:
             raise InputError("method 'promptsrc' needs its head before its regularizers; call head() first")
         weights = gaussian_weights(context.epochs, self.mean, self.std).tolist()
-        templates = context.templates if self.sentences == "dataset" else resolve_templates("openai")[:60]
-        frozen = context.text_features(context.class_names, templates)  # (C, d)
+        if self.sentences == "dataset":
+            frozen = context.text_features(context.class_names, context.templates)  # (C, d)
+        else:
+            sixty = resolve_templates("openai")[:60]
+            frozen = context.encoder.text_features(context.class_names, sixty, normalize_each=False)
         self._regulation = SelfRegulation(self._head, frozen, weights, self.image_weight, self.logits_weight)
         return [TextAnchor(None, frozen, distance="mean_l1", weight=self.text_weight), self._regulation]
 

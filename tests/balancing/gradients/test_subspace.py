@@ -31,7 +31,7 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
 
 
 def flat(tensors: Any) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def snapshots(count: int, seed: int = 1) -> list[dict[str, Tensor]]:
@@ -72,18 +72,18 @@ def descend(gradient: Gradient, steps: int = 25, **hyper: float) -> tuple[Tensor
     trained, bowl = parameters(), Bowl()
     optimizer = torch.optim.SGD(trained.values(), **(HYPER | hyper))
     gradient.start(trained)
-    begin = flat(trained.values())
+    begin = flat(trained.values()).detach()
     for _ in range(steps):
-        loss = bowl(torch.cat([parameter.flatten() for parameter in trained.values()]))
+        loss = bowl(flat(trained.values()))
         optimizer.zero_grad()
         gradient.backward(loss, NO_OUTPUTS)
         optimizer.step()
         gradient.after_step()
-    return begin, flat(trained.values())
+    return begin, flat(trained.values()).detach()
 
 
-def subspace(rank: int = 3, keep: int = 6) -> Subspace:
-    transform = Subspace(keep=keep, rank=rank)
+def subspace(rank: int = 3, keep: int = 6, build: type[Subspace] = Subspace) -> Subspace:
+    transform = build(keep=keep, rank=rank)
     transform.learn(snapshots(keep))
     return transform
 
@@ -100,9 +100,14 @@ def test_momentum_and_weight_decay_stay_in_the_subspace(hyper: dict[str, float])
     assert outside(end - begin, transform.basis) < 1e-12
 
 
-def test_weight_decay_leaves_the_subspace_without_the_projection_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Subspace, "after_step", Gradient.after_step)
-    transform = subspace()
+class WithoutProjection(Subspace):
+    """Projects the gradient and not the step."""
+
+    after_step = Gradient.after_step
+
+
+def test_weight_decay_leaves_the_subspace_without_the_projection_of_the_step() -> None:
+    transform = subspace(build=WithoutProjection)
     begin, end = descend(transform)
     assert outside(end - begin, transform.basis) > 0.1
 
@@ -134,13 +139,9 @@ def test_the_gradient_outside_of_the_subspace_is_removed_in_float32() -> None:
     trained = {name: nn.Parameter(value.detach().float()) for name, value in parameters().items()}
     transform.start(trained)
     goal = torch.linspace(-1, 1, SIZE)
-    transform.backward((flat_with_grad(trained.values()) * goal).sum(), NO_OUTPUTS)
+    transform.backward((flat(trained.values()) * goal).sum(), NO_OUTPUTS)
     expected = transform.basis.t() @ (transform.basis @ goal)
     torch.testing.assert_close(flat([p.grad for p in trained.values()]), expected, rtol=0, atol=1e-6)
-
-
-def flat_with_grad(tensors: Any) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def test_a_parameter_without_gradient_moves_with_the_others() -> None:

@@ -46,10 +46,10 @@ def wanted(name: str, seed: int, size: int, queue: list[Key], **settings: Any) -
     values = []
     for i in range(size):
         batch_keys = pairs(embeddings, targets)
-        others = [] if name == "paco" else batch_keys[:i] + batch_keys[i + 1 :]
+        of_batch = [] if name == "paco" else batch_keys[:i] + batch_keys[i + 1 :]
         values.append(
             oracles.paco(
-                logits[i].tolist(), int(targets[i]), COUNTS, query=batch_keys[i][0], keys=queue + others, **settings
+                logits[i].tolist(), int(targets[i]), COUNTS, query=batch_keys[i][0], keys=queue + of_batch, **settings
             )
         )
     return values

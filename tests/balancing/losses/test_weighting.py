@@ -9,15 +9,7 @@ import torch
 
 from imbalance_vlm import LongTail
 from imbalance_vlm.balancing.losses.factory import create_loss
-
-WEIGHTS: dict[str, dict[str, Any]] = {
-    "weighted": {},
-    "class_balanced": {"beta": 0.99},
-    "ldam": {"beta": 0.99, "head_scale": 25.0},
-}
-"""The losses with class weights, and settings that use them."""
-
-SKEWED = (torch.tensor([[2.0, 1.0, -1.0], [0.5, 0.0, 3.0], [1.0, 1.0, 1.0]]).double(), torch.tensor([0, 0, 2]))
+from tests.balancing.losses.test_base import SKEWED, WEIGHTS
 
 
 def test_weights_average_one_over_the_classes_with_images() -> None:

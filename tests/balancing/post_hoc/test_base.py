@@ -80,8 +80,8 @@ def test_oracle_rejects_unchanged_logits(case: str) -> None:
 
 def test_adjustment_is_the_shift_from_the_training_to_a_uniform_prior() -> None:
     logits, _ = tailed()
-    one, other = LogitAdjustment(TAIL, tau=0.6)(logits), PriorShift(TAIL, strength=0.6)(logits)
-    torch.testing.assert_close(one.log_softmax(1), other.log_softmax(1))
+    adjusted, shifted = LogitAdjustment(TAIL, tau=0.6)(logits), PriorShift(TAIL, strength=0.6)(logits)
+    torch.testing.assert_close(adjusted.log_softmax(1), shifted.log_softmax(1))
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,8 @@ def test_open_strength_is_the_best_of_the_grid(seed: int) -> None:
     rows = logits.tolist()
     adjustment = LogitAdjustment(TAIL)
     assert adjustment.needs_validation
-    assert adjustment.fit(logits, labels) == {
-        "tau": by_hand(*(logits, labels), lambda t: oracle_logit_adjustment(rows, t))
-    }
+    wanted = by_hand(logits, labels, lambda t: oracle_logit_adjustment(rows, t))
+    assert adjustment.fit(logits, labels) == {"tau": wanted}
     assert adjustment.fit(logits, labels)["tau"] > 0
     shift = PriorShift(TAIL, target="inverse", strength=None)
     assert shift.needs_validation

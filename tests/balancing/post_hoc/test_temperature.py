@@ -96,9 +96,8 @@ def test_each_group_has_the_best_temperature_of_its_rows() -> None:
         )
     overall = Temperature(TAIL)
     overall.fit(logits, labels)
-    losses = [
-        float(torch.nn.functional.cross_entropy(one(logits), labels)) for one in (correction, overall, Untouched(TAIL))
-    ]
+    corrections = (correction, overall, Untouched(TAIL))
+    losses = [float(torch.nn.functional.cross_entropy(correct(logits), labels)) for correct in corrections]
     assert losses[0] < losses[1] < losses[2]
 
 

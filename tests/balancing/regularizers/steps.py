@@ -44,3 +44,8 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 def unit(a: Sequence[float]) -> list[float]:
     norm = math.sqrt(sum(x * x for x in a))
     return [x / norm for x in a]
+
+
+def log_softmax(row: Sequence[float]) -> list[float]:
+    total = math.log(sum(math.exp(z - max(row)) for z in row)) + max(row)
+    return [z - total for z in row]

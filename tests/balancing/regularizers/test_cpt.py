@@ -103,12 +103,6 @@ def test_clusters_are_fixed_and_of_frozen_text_only() -> None:
     assert regularizer.state_dict() == {}
 
 
-def test_cpt_has_the_gradient_of_its_value() -> None:
-    regularizer = CPT(clusters=3)
-    text, images = words(6).requires_grad_(), drawn(len(LABELS), DIM).requires_grad_()
-    assert torch.autograd.gradcheck(lambda t, e: regularizer(step(t, related(), embeddings=e)), (text, images))
-
-
 def test_impossible_inputs_of_cpt_are_refused() -> None:
     refuses(lambda: CPT()(step(words())), "frozen", "no frozen text")
     refuses(lambda: CPT()(step(words(), words(6))), "frozen", "other classes")

@@ -10,34 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.balancing.regularizers.image_text_contrast import ImageTextContrast, image_text_contrast
+from tests.balancing.regularizers.steps import CLASSES, DIM, LABELS, Rows, cosine, drawn, log_softmax, step
 from tests.contracts import refuses
 
-CLASSES, DIM = 4, 6
-
-LABELS = torch.tensor([0, 0, 0, 2, 3, 0, 2])  # class 1 is not in the batch
-
-Rows = Sequence[Sequence[float]]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def step(text: Tensor | None = None, frozen: Tensor | None = None, embeddings: Tensor | None = None) -> StepOutputs:
-    rows = drawn(len(LABELS), DIM) if embeddings is None else embeddings
-    return StepOutputs(rows, LABELS, torch.zeros(len(LABELS), CLASSES), text, frozen)
-
-
-def cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
-
-
-def log_softmax(row: Sequence[float]) -> list[float]:
-    total = math.log(sum(math.exp(z - max(row)) for z in row)) + max(row)
-    return [z - total for z in row]
+TARGETS = torch.tensor(LABELS)
 
 
 def image_text_in_a_loop(
@@ -67,17 +44,17 @@ def image_text_in_a_loop(
 
 def features(seed: int = 0) -> tuple[Tensor, Tensor]:
     """Images and a text for each."""
-    return drawn(len(LABELS), DIM, seed=seed), drawn(len(LABELS), DIM, seed=seed + 1)
+    return drawn(len(TARGETS), DIM, seed=seed), drawn(len(TARGETS), DIM, seed=seed + 1)
 
 
 def test_image_text_contrast_follows_its_equation() -> None:
     (images, texts), frozen = features(), features(7)
     listed, old = (images.tolist(), texts.tolist()), (frozen[0].tolist(), frozen[1].tolist())
-    plain = image_text_contrast(images, texts, LABELS, 0.3)
-    assert float(plain) == pytest.approx(image_text_in_a_loop(*listed, LABELS.tolist(), 0.3), rel=1e-12)
+    plain = image_text_contrast(images, texts, TARGETS, 0.3)
+    assert float(plain) == pytest.approx(image_text_in_a_loop(*listed, TARGETS.tolist(), 0.3), rel=1e-12)
     for distill in (0.0, 0.5, 0.9):
-        got = image_text_contrast(images, texts, LABELS, 0.3, frozen, distill)
-        wanted = image_text_in_a_loop(*listed, LABELS.tolist(), 0.3, old, distill)
+        got = image_text_contrast(images, texts, TARGETS, 0.3, frozen, distill)
+        wanted = image_text_in_a_loop(*listed, TARGETS.tolist(), 0.3, old, distill)
         assert float(got) == pytest.approx(wanted, rel=1e-12)
         assert (float(got) == pytest.approx(float(plain))) is (distill == 0.0)
     assert float(plain) != pytest.approx(float(clips(images, texts)), rel=1e-3)
@@ -93,14 +70,14 @@ def test_contrast_is_that_of_clip_where_no_two_images_share_a_text_target() -> N
     images, texts = features()
     targets = torch.arange(len(images))
     torch.testing.assert_close(image_text_contrast(images, texts, targets, 0.3), clips(images, texts))
-    shared = drawn(CLASSES, DIM, seed=1)[LABELS]
-    torch.testing.assert_close(image_text_contrast(images, shared, LABELS, 0.3), clips(images, shared))
+    shared = drawn(CLASSES, DIM, seed=1)[TARGETS]
+    torch.testing.assert_close(image_text_contrast(images, shared, TARGETS, 0.3), clips(images, shared))
 
 
 def test_the_frozen_model_is_a_teacher_and_learns_nothing() -> None:
     images, texts = (side.clone().requires_grad_() for side in features())
     frozen = tuple(side.clone().requires_grad_() for side in features(7))
-    image_text_contrast(images, texts, LABELS, 0.3, frozen).backward()  # type: ignore[arg-type]
+    image_text_contrast(images, texts, TARGETS, 0.3, frozen).backward()  # type: ignore[arg-type]
     assert images.grad is not None
     assert texts.grad is not None
     assert all(side.grad is None for side in frozen)
@@ -109,10 +86,10 @@ def test_the_frozen_model_is_a_teacher_and_learns_nothing() -> None:
 def test_the_image_text_regularizer_reads_the_texts_of_the_batch() -> None:
     words, old = drawn(CLASSES, DIM, seed=1), drawn(CLASSES, DIM, seed=2)
     rows = step().embeddings.tolist()
-    texts, frozen = words[LABELS].tolist(), old[LABELS].tolist()
+    texts, frozen = words[TARGETS].tolist(), old[TARGETS].tolist()
     regularizer = ImageTextContrast(temperature=0.3, distill=0.4)
-    alone = image_text_in_a_loop(rows, texts, LABELS.tolist(), 0.3)
-    taught = image_text_in_a_loop(rows, texts, LABELS.tolist(), 0.3, (rows, frozen), 0.4)
+    alone = image_text_in_a_loop(rows, texts, TARGETS.tolist(), 0.3)
+    taught = image_text_in_a_loop(rows, texts, TARGETS.tolist(), 0.3, (rows, frozen), 0.4)
     assert float(regularizer(step(words))) == pytest.approx(alone, rel=1e-12)
     assert float(regularizer(step(words, old))) == pytest.approx(taught, rel=1e-12)
     refuses(lambda: regularizer(step()), "text features")
@@ -121,7 +98,7 @@ def test_the_image_text_regularizer_reads_the_texts_of_the_batch() -> None:
 
 def test_image_text_contrast_is_finite_at_the_temperature_of_clip_in_bfloat16() -> None:
     images, texts = (side.bfloat16().requires_grad_() for side in features())
-    value = image_text_contrast(images, texts, LABELS, 0.01, features(7))
+    value = image_text_contrast(images, texts, TARGETS, 0.01, features(7))
     value.backward()
     assert value.dtype == torch.bfloat16
     assert torch.isfinite(value)

@@ -95,13 +95,6 @@ def test_npt_is_zero_at_a_shared_simplex_and_nowhere_near_it() -> None:
     assert float(simplex_gap(F.normalize(pulled.detach(), dim=1))) < 1e-4
 
 
-@pytest.mark.parametrize("settings", [{}, {"form": "uniformity"}, {"centre": True}, {"momentum": 0.5}])
-def test_npt_has_the_gradient_of_its_value(settings: dict[str, Any]) -> None:
-    regularizer = NPT(**settings).eval()  # an average that stays where it is
-    text, images = words().requires_grad_(), drawn(len(LABELS), DIM).requires_grad_()
-    assert torch.autograd.gradcheck(lambda t, e: regularizer(step(t, embeddings=e)), (text, images))
-
-
 def test_the_average_of_class_means_remembers_classes_and_is_saved() -> None:
     """h <- .75 h + .25 batch; a class's first mean as it is; a class that the batch lacks keeps its mean."""
     text = words()

@@ -4,44 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from imbalance_vlm import LongTail
 from imbalance_vlm.balancing.samplers.base import epoch_generator
-from imbalance_vlm.components import catalogue
+from tests.balancing.samplers.shares import assert_within_sampling_error, group_shares, long_tail, sampler
 
 PLACES_LT = Path(__file__).resolve().parents[4] / "shared" / "lists" / "Places_LT_train.txt"
-
-
-def sampler(name: str, labels: Tensor, seed: int = 0, **settings: Any) -> Any:
-    return catalogue.SAMPLERS.get(name).load()(labels, seed, **settings)
-
-
-def long_tail(classes: int = 365, largest: int = 4980, smallest: int = 5) -> list[int]:
-    """Exponentially decreasing counts, with Places-LT's number of classes and extremes."""
-    return [round(largest * (smallest / largest) ** (c / (classes - 1))) for c in range(classes)]
 
 
 def wanted_shares(counts: Sequence[int], power: float) -> list[float]:
     """n^q over the sum of n^q."""
     return [n**power / sum(m**power for m in counts) for n in counts]
-
-
-def group_shares(labels: Tensor, counts: Sequence[int]) -> list[float]:
-    """Shares of many, medium and few among the labels."""
-    groups = LongTail(counts).groups
-    times = np.bincount(labels.numpy(), minlength=len(counts))
-    return [float(times[groups[group]].sum() / times.sum()) for group in ("many", "medium", "few")]
-
-
-def assert_within_sampling_error(got: Sequence[float], wanted: Sequence[float], draws: int) -> None:
-    for share, right in zip(got, wanted, strict=True):
-        assert abs(share - right) < 4 * (right * (1 - right) / draws) ** 0.5, f"drew {list(got)}, not {list(wanted)}"
 
 
 @pytest.mark.parametrize(("name", "power"), [("class_balanced", 0.0), ("sqrt", 0.5)])

@@ -28,6 +28,6 @@ def trained() -> Stage:
 
 @pytest.fixture
 def stage(trained: Stage) -> Stage:
-    """The same with a new loop, which has noted no calls."""
+    """The same with a new loop, which has recorded no calls."""
     assert isinstance(trained.train, FeatureSource)
     return replace(trained, train_classifier=Loop(trained.train))

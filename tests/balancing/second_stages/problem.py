@@ -48,7 +48,7 @@ class Call:
 
 @dataclass
 class Loop:
-    """A simple training loop that notes its calls: SGD with momentum .9 and a cosine schedule."""
+    """A simple training loop that records its calls: SGD with momentum .9 and a cosine schedule."""
 
     source: FeatureSource
     seed: int = 0

@@ -249,11 +249,11 @@ def program(out: Path) -> None:
     sharded: list[str] = []
     fully_shard = fsdp.fully_shard
 
-    def noted(module: nn.Module, **settings: Any) -> Any:
+    def recorded(module: nn.Module, **settings: Any) -> Any:
         sharded.append(type(module).__name__)
         return fully_shard(module, **settings)
 
-    fsdp.fully_shard = noted
+    fsdp.fully_shard = recorded
     for case, recipe in json.loads((out / "recipes.json").read_text()).items():
         sharded.clear()
         results[f"recipe, {case}"] = outcome(recipe, dotted(case), out / "runs" / case) | {"sharded": len(sharded)}

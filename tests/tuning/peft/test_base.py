@@ -17,11 +17,28 @@ from imbalance_vlm.tuning.peft.layernorm import LayerNorm
 from imbalance_vlm.tuning.peft.lora import LoRA
 from imbalance_vlm.tuning.peft.ssf import SSF
 from imbalance_vlm.tuning.tower_head import module_of
-from tests.tuning.peft.tiny_towers import CLASSES, IN_PLACE, METHODS, both, every, features, pixels, tower, train_steps
+from tests.tuning.peft.tiny_towers import (
+    ADDED,
+    CLASSES,
+    EVA,
+    IN_PLACE,
+    METHODS,
+    every,
+    every_on_every_tower,
+    features,
+    on,
+    pixels,
+    tensors_outside_the_state,
+    tower,
+    train_steps,
+)
+
+DIFFERENT_TOWERS = ("open_clip", "timm", "eva01", "eva02", "pe")
+KINDS_OF_CHANGE = ("adaptformer", "lora", "ssf", "vpt")
+"""A module of its own, other weights, other outputs, other tokens."""
 
 
-@both
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("vpt")])
+@on(["open_clip", "timm", *EVA], ADDED)
 def test_outputs_do_not_change_at_the_start(kind: str, name: str) -> None:
     net = tower(kind)
     before = features(net)
@@ -29,8 +46,7 @@ def test_outputs_do_not_change_at_the_start(kind: str, name: str) -> None:
     assert torch.equal(features(net), before)
 
 
-@both
-@every
+@every_on_every_tower
 def test_training_changes_what_is_listed_and_nothing_else(kind: str, name: str) -> None:
     net = tower(kind)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -48,14 +64,14 @@ def test_training_changes_what_is_listed_and_nothing_else(kind: str, name: str) 
     assert not torch.allclose(features(net), output)
 
 
-@both
-@every
+@every_on_every_tower
 def test_removing_restores_the_tower(kind: str, name: str) -> None:
     """A study runs many methods on one encoder."""
     net = tower(kind)
     net.requires_grad_(True)
     names = list(net.state_dict())
     before, state = features(net), copy.deepcopy(net.state_dict())
+    buffers = {key: value.clone() for key, value in net.named_buffers()}  # EVA's bias of the keys is in no state
     tuned = METHODS[name].apply(net, CLASSES)
     assert [key for key in net.state_dict() if key in set(names)] == names
     train_steps(tuned)
@@ -64,15 +80,16 @@ def test_removing_restores_the_tower(kind: str, name: str) -> None:
     assert list(net.state_dict()) == names
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert all(torch.equal(value, buffers[key]) for key, value in net.named_buffers())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert not tensors_outside_the_state(net)
     assert torch.equal(features(net), before)
     with METHODS[name].apply(net, CLASSES) as again:
         train_steps(again)
     assert torch.equal(features(net), before)
 
 
-@both
-@every
+@every_on_every_tower
 def test_base_gives_the_untouched_tower_during_tuning(kind: str, name: str) -> None:
     net = tower(kind)
     before = features(net)
@@ -87,8 +104,7 @@ def test_base_gives_the_untouched_tower_during_tuning(kind: str, name: str) -> N
     assert torch.equal(features(net), after)
 
 
-@both
-@every
+@every_on_every_tower
 def test_values_are_all_that_was_trained_and_restore_it(kind: str, name: str) -> None:
     net, other = tower(kind), tower(kind)
     torch.manual_seed(1)
@@ -104,8 +120,7 @@ def test_values_are_all_that_was_trained_and_restore_it(kind: str, name: str) ->
         assert not set(state) & set(tower(kind).state_dict())
 
 
-@both
-@every
+@every_on_every_tower
 def test_works_with_deepcopy_and_autocast(kind: str, name: str) -> None:
     net = tower(kind)
     tuned = METHODS[name].apply(net, CLASSES)
@@ -125,8 +140,9 @@ def test_works_with_deepcopy_and_autocast(kind: str, name: str) -> None:
 
 
 @pytest.mark.slow
-@both
-@pytest.mark.parametrize("name", ["adaptformer", "lora", "vpt"])  # a module of its own, other weights, other tokens
+@on(
+    ["open_clip", "timm", "eva01", "eva02", "pe"], ["adaptformer", "lora", "ssf", "vpt"]
+)  # modules, weights, layers, tokens
 def test_compiles_without_graph_breaks(kind: str, name: str) -> None:
     net = tower(kind)
     train_steps(METHODS[name].apply(net, CLASSES))
@@ -135,16 +151,15 @@ def test_compiles_without_graph_breaks(kind: str, name: str) -> None:
     torch.testing.assert_close(compiled(pixels()), net(pixels()))
 
 
-@both
-@pytest.mark.parametrize("name", ["lora", "ssf", "random_mask"])
+@on(["open_clip", "timm", "eva01", "eva02"], ["lora", "ssf", "random_mask"])
 def test_a_failed_pass_leaves_no_overridden_weights(kind: str, name: str) -> None:
     net = tower(kind)
     METHODS[name].apply(net, CLASSES)
     wrong = torch.zeros(1, 5, 31, dtype=torch.float64)
-    called = net.transformer.resblocks[0].attn if kind == "open_clip" else net.blocks[0].attn.qkv
+    attention = net.transformer.resblocks[0].attn if kind == "open_clip" else net.blocks[0].attn
     with pytest.raises((RuntimeError, AssertionError)):
-        called(*[wrong] * (3 if kind == "open_clip" else 1))
-    assert not [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+        attention(*[wrong] * (3 if kind == "open_clip" else 1))
+    assert not tensors_outside_the_state(net)
 
 
 @every
@@ -174,19 +189,18 @@ def test_the_text_tower_is_frozen_too() -> None:
     assert all(p.requires_grad for p in model["text"].parameters())
 
 
-@both
-def test_gradient_checkpointing_does_not_change_gradients(kind: str) -> None:
-    for name in ("adaptformer", "lora", "vpt"):
-        grads = []
-        for checkpointing in (False, True):
-            net = tower(kind).train()
-            torch.manual_seed(3)
-            tuned = METHODS[name].apply(net, CLASSES)
-            net.set_grad_checkpointing(checkpointing)
-            net(pixels()).square().sum().backward()
-            grads.append([parameter.grad for parameter in tuned.parameters()])
-        for plain, again in zip(*grads, strict=True):
-            torch.testing.assert_close(again, plain)
+@on(DIFFERENT_TOWERS, KINDS_OF_CHANGE)
+def test_gradient_checkpointing_does_not_change_gradients(kind: str, name: str) -> None:
+    grads = []
+    for checkpointing in (False, True):
+        net = tower(kind).train()
+        torch.manual_seed(3)
+        tuned = METHODS[name].apply(net, CLASSES)
+        net.set_grad_checkpointing(checkpointing)
+        net(pixels()).square().sum().backward()
+        grads.append([parameter.grad for parameter in tuned.parameters()])
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
 
 
 @pytest.mark.parametrize(

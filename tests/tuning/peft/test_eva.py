@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 import numpy as np
 import pytest
 import timm
 import torch
-from timm.models.eva import Eva
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
@@ -17,52 +15,11 @@ from imbalance_vlm import InputError
 from imbalance_vlm.tuning.peft.lora import LoRA
 from imbalance_vlm.tuning.peft.towers import transformer_tower
 from imbalance_vlm.tuning.peft.vpt import VPT
-from imbalance_vlm.tuning.tower_head import module_of
-from tests.tuning.peft.tiny_towers import CLASSES, IN_PLACE, METHODS, features, pixels, train_steps
+from tests.tuning.peft.tiny_towers import ADDED, CLASSES, EVA, METHODS, features, pixels, tower, train_steps
 
-ROTARY = {"use_rot_pos_emb": True, "ref_feat_shape": (2, 2)}
-KINDS: dict[str, dict[str, object]] = {
-    # one matrix and separate biases, of which that of the keys is not trained (EVA01)
-    "eva01": {"init_values": 0.3},
-    # three matrices, a gated MLP in three, norms inside both branches (EVA02)
-    "eva02": {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, **ROTARY},
-    # norms after attention and MLP (EVA02-E)
-    "post_norm": {"use_post_norm": True, "global_pool": "token"},
-    # one matrix with its bias, a norm before the blocks, pooling by attention (Perception Encoder)
-    "pe": {
-        "attn_type": "rope",
-        "use_pre_transformer_norm": True,
-        "global_pool": "map",
-        "init_values": 0.3,
-        **ROTARY,
-    },
-    "packed_gate": {"swiglu_mlp": True, "qkv_bias": False},
-    "grouped": {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 1, "qk_norm": True, **ROTARY},
-    "separate": {"init_values": 0.3},
-}
-ROTATED = [name for name, settings in KINDS.items() if "use_rot_pos_emb" in settings]
-ADDED = [name for name in METHODS if not name.startswith("vpt")]
-kinds = pytest.mark.parametrize("kind", KINDS)
+ROTATED = [name for name, settings in EVA.items() if "use_rot_pos_emb" in settings]
+kinds = pytest.mark.parametrize("kind", EVA)
 names = pytest.mark.parametrize("name", ADDED)
-
-
-@functools.cache
-def _tower(kind: str) -> nn.Module:
-    torch.manual_seed(0)
-    net = Eva(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, **KINDS[kind])
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    for block in net.blocks:
-        block.attn.qkv_bias_separate = kind == "separate"
-        if getattr(block.attn, "k_bias", None) is not None:
-            block.attn.k_bias += 0.2 * torch.randn_like(block.attn.k_bias)  # zeros in practice
-    return net.double().eval()
-
-
-def tower(kind: str) -> nn.Module:
-    """A tiny tower in float64 whose norms, scales and biases are not those of a fresh one."""
-    return copy.deepcopy(_tower(kind))
 
 
 def perturbed(net: nn.Module) -> nn.Module:
@@ -73,97 +30,6 @@ def perturbed(net: nn.Module) -> nn.Module:
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return net
-
-
-# -- contracts ---------------------------------------------------------------------------------------------------------
-
-
-@kinds
-@names
-def test_starts_as_the_untouched_tower_is_trained_and_restored(kind: str, name: str) -> None:
-    net = tower(kind)
-    before, state = features(net), copy.deepcopy(net.state_dict())
-    buffers = {key: value.clone() for key, value in net.named_buffers()}  # k_bias is in no state
-    tuned = METHODS[name].apply(net, CLASSES)
-    assert torch.equal(features(net), before)
-    start = {key: value.detach().clone() for key, value in tuned.named_parameters().items()}
-    train_steps(tuned)
-    for key, parameter in net.named_parameters():
-        assert parameter.requires_grad == (key in start)
-        if key in start:
-            assert not torch.equal(parameter, start[key]), f"{key} did not change"
-        else:
-            assert torch.equal(parameter, state[key]), f"{key} changed"
-            assert parameter.grad is None
-    after = features(net)
-    assert not torch.allclose(after, before)
-    with tuned.base():
-        assert torch.equal(features(net), before)
-    assert torch.equal(features(net), after)
-    tuned.remove()
-    assert list(net.state_dict()) == list(state)
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert all(torch.equal(value, buffers[key]) for key, value in net.named_buffers())
-    assert torch.equal(features(net), before)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    assert not [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-
-
-@kinds
-@names
-def test_values_restore_what_was_trained_bit_for_bit(kind: str, name: str) -> None:
-    net, other = tower(kind), tower(kind)
-    torch.manual_seed(1)
-    tuned = METHODS[name].apply(net, CLASSES)
-    train_steps(tuned)
-    state = {key: value.detach().clone() for key, value in tuned.values().items()}
-    torch.manual_seed(2)  # other places
-    module_of(METHODS[name].apply(other, CLASSES).values()).load_state_dict(state)
-    assert torch.equal(features(other), features(net))
-    if name not in IN_PLACE:
-        assert not set(state) & set(tower(kind).state_dict())
-
-
-@pytest.mark.parametrize("kind", ["eva01", "eva02", "pe"])
-@pytest.mark.parametrize("name", ["adaptformer", "lora", "ssf"])
-def test_works_with_deepcopy_autocast_and_checkpointing(kind: str, name: str) -> None:
-    net = tower(kind)
-    tuned = METHODS[name].apply(net, CLASSES)
-    perturbed(net)
-    twin = copy.deepcopy(net)
-    twin.set_grad_checkpointing(True)
-    twin.train()(pixels()).square().sum().backward()
-    net.train()(pixels()).square().sum().backward()
-    for key, parameter in twin.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(parameter.grad, net.get_parameter(key).grad)
-    wanted = features(net.eval())
-    tuned.remove()
-    assert torch.equal(features(twin.eval()), wanted)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = twin.float()(pixels().float())
-    assert torch.isfinite(output.float()).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["eva01", "eva02", "pe"])
-@pytest.mark.parametrize("name", ["adaptformer", "lora", "ssf"])
-def test_compiles_without_graph_breaks(kind: str, name: str) -> None:
-    net = tower(kind)
-    METHODS[name].apply(net, CLASSES)
-    perturbed(net)
-    torch._dynamo.reset()
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(pixels()), net(pixels()))
-
-
-def test_a_failed_pass_leaves_no_overridden_weights() -> None:
-    for kind in ("eva01", "eva02"):
-        net = tower(kind)
-        METHODS["ssf"].apply(net, CLASSES)
-        with pytest.raises(RuntimeError):
-            net.blocks[0].attn(torch.zeros(1, 5, 31, dtype=torch.float64))
-        assert not [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
 # -- formulas ----------------------------------------------------------------------------------------------------------
@@ -228,8 +94,8 @@ def test_ssf_scales_and_shifts_the_output_of_every_layer(kind: str) -> None:
                 bias = (attention.q_bias, attention.k_bias, attention.v_bias)[row // 32].data
                 bias[row % 32] = bias[row % 32] * scale[row] + shift[row]
         transform(attention.proj, f"{site}.attention_out")
-        for part, whole in (("attention", attention), ("mlp", block.mlp)):
-            for name, module in whole.named_children():
+        for part, parent in (("attention", attention), ("mlp", block.mlp)):
+            for name, module in parent.named_children():
                 if isinstance(module, nn.LayerNorm) or (part == "mlp" and isinstance(module, nn.Linear)):
                     transform(module, f"{site}.{part}_{name}")
         transform(block.norm1, f"{site}.norm1")
@@ -288,12 +154,12 @@ def test_vpt_inserts_tokens_where_positions_are_added_before_the_blocks(kind: st
     with torch.no_grad():
         x = plain.patch_embed(pixels())
         x = torch.cat([plain.cls_token.expand(3, -1, -1), x], dim=1) + plain.pos_embed
-        own, patches, rest = x[:, :1], x[:, 1:], prompts[0].expand(3, -1, -1)
+        class_token, patches, prompt = x[:, :1], x[:, 1:], prompts[0].expand(3, -1, -1)
         for number, block in enumerate(plain.blocks):
-            rest = prompts[number].expand(3, -1, -1) if deep else rest
-            y = block(torch.cat([own, rest, patches], dim=1))
-            own, rest, patches = y[:, :1], y[:, 1:4], y[:, 4:]
-        wanted = plain.forward_head(plain.norm(torch.cat([own, patches], dim=1)))
+            prompt = prompts[number].expand(3, -1, -1) if deep else prompt
+            y = block(torch.cat([class_token, prompt, patches], dim=1))
+            class_token, prompt, patches = y[:, :1], y[:, 1:4], y[:, 4:]
+        wanted = plain.forward_head(plain.norm(torch.cat([class_token, patches], dim=1)))
     torch.testing.assert_close(features(net), wanted, rtol=0, atol=1e-11)
     tuned.remove()
     assert torch.equal(features(net), features(tower(kind)))

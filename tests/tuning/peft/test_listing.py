@@ -41,4 +41,6 @@ def test_the_lines_add_up_to_the_number_of_trained_values(name: str) -> None:
 )
 def test_show_prints_the_list(name: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", name]) == 0
-    assert line in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert line in lines
+    assert any(setting.startswith("  crops: ") for setting in lines), "a setting of the family"

@@ -140,7 +140,14 @@ def attention(x: Array, w: dict[str, Array], heads: int = 2) -> Array:
     return out @ w["out"].T + w["out_bias"]
 
 
-def parts(state: dict[str, Array], kind: str, eps: float = 0.0) -> dict[str, Array]:
+def attention_and_mlp(x: Array, w: dict[str, Array], eps: float) -> tuple[Array, Array]:
+    """The residual stream after attention, and the output of the MLP; their sum is that of the block."""
+    h = x + attention(norm(x, w["norm1"], w["norm1_bias"], eps), w)
+    hidden = gelu(norm(h, w["norm2"], w["norm2_bias"], eps) @ w["fc1"].T + w["fc1_bias"])
+    return h, hidden @ w["fc2"].T + w["fc2_bias"]
+
+
+def parts(state: dict[str, Array], kind: str) -> dict[str, Array]:
     """The weights of the first block under common names."""
     prefix = "transformer.resblocks.0." if kind == "open_clip" else "blocks.0."
     in_block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -158,7 +165,7 @@ def parts(state: dict[str, Array], kind: str, eps: float = 0.0) -> dict[str, Arr
     return named | in_block
 
 
-def block_input(kind: str) -> Array:
+def block_input() -> Array:
     return np.random.default_rng(3).normal(size=(5, 32))
 
 
@@ -174,15 +181,14 @@ def eps_of(kind: str) -> float:
 
 @both
 def test_adaptformer_computes_its_formula(kind: str) -> None:
-    net, x = tower(kind), block_input(kind)
+    net, x = tower(kind), block_input()
     tuned = METHODS["adaptformer"].apply(net, CLASSES)
     train_steps(tuned)
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # the scale too
     w, eps = parts(as_arrays(net), kind), eps_of(kind)
-    h = x + attention(norm(x, w["norm1"], w["norm1_bias"], eps), w)
-    mlp = gelu(norm(h, w["norm2"], w["norm2_bias"], eps) @ w["fc1"].T + w["fc1_bias"]) @ w["fc2"].T + w["fc2_bias"]
+    h, mlp = attention_and_mlp(x, w, eps)
     added = {key.removeprefix("adaptformer."): value for key, value in w.items() if key.startswith("adaptformer.")}
     inner = norm(h, added["norm.weight"], added["norm.bias"], 1e-5) @ added["down.weight"].T + added["down.bias"]
     side = added["scale"] * (np.maximum(inner, 0) @ added["up.weight"].T + added["up.bias"])
@@ -193,11 +199,10 @@ def test_adaptformer_computes_its_formula(kind: str) -> None:
 
 @both
 def test_adapter_computes_its_formula(kind: str) -> None:
-    net, x = tower(kind), block_input(kind)
+    net, x = tower(kind), block_input()
     train_steps(METHODS["adapter"].apply(net, CLASSES))
     w, eps = parts(as_arrays(net), kind), eps_of(kind)
-    h = x + attention(norm(x, w["norm1"], w["norm1_bias"], eps), w)
-    mlp = gelu(norm(h, w["norm2"], w["norm2_bias"], eps) @ w["fc1"].T + w["fc1_bias"]) @ w["fc2"].T + w["fc2_bias"]
+    h, mlp = attention_and_mlp(x, w, eps)
     inner = norm(mlp, w["adapter.norm.weight"], w["adapter.norm.bias"], 1e-5) @ w["adapter.down.weight"].T
     side = np.maximum(inner + w["adapter.down.bias"], 0) @ w["adapter.up.weight"].T + w["adapter.up.bias"]
     np.testing.assert_allclose(run_block(net, kind, x), h + mlp + side, rtol=0, atol=1e-10)
@@ -206,7 +211,7 @@ def test_adapter_computes_its_formula(kind: str) -> None:
 
 @both
 def test_lora_computes_its_formula(kind: str) -> None:
-    net, x = tower(kind), block_input(kind)
+    net, x = tower(kind), block_input()
     tuned = LoRA(rank=3).apply(net, CLASSES)
     with torch.no_grad():
         for parameter in tuned.parameters():
@@ -220,15 +225,14 @@ def test_lora_computes_its_formula(kind: str) -> None:
             for j in range(32):
                 change[i, j] = sum(up[i, r] * down[r, j] for r in range(3)) / 3
         w[part] = w[part] + change
-    h = x + attention(norm(x, w["norm1"], w["norm1_bias"], eps), w)
-    mlp = gelu(norm(h, w["norm2"], w["norm2_bias"], eps) @ w["fc1"].T + w["fc1_bias"]) @ w["fc2"].T + w["fc2_bias"]
+    h, mlp = attention_and_mlp(x, w, eps)
     np.testing.assert_allclose(run_block(net, kind, x), h + mlp, rtol=0, atol=1e-10)
     assert np.abs(h + mlp - base).max() > 1e-3
 
 
 @both
 def test_ssf_scales_and_shifts_the_output_of_every_layer(kind: str) -> None:
-    net, x = tower(kind), block_input(kind)
+    net, x = tower(kind), block_input()
     tuned = METHODS["ssf"].apply(net, CLASSES)
     with torch.no_grad():
         for parameter in tuned.parameters():
@@ -277,7 +281,7 @@ def test_vpt_inserts_prompts_after_the_class_token_and_removes_them(kind: str, d
 
 @both
 def test_random_mask_trains_a_fixed_share_of_every_matrix(kind: str) -> None:
-    net, x = tower(kind), block_input(kind)
+    net, x = tower(kind), block_input()
     torch.manual_seed(4)
     tuned = RandomMask(share=0.1).apply(net, CLASSES)
     train_steps(tuned, steps=5)
@@ -294,8 +298,7 @@ def test_random_mask_trains_a_fixed_share_of_every_matrix(kind: str) -> None:
         for place, value in zip(places.tolist(), trained.tolist(), strict=True):
             matrix[place // matrix.shape[1], place % matrix.shape[1]] = value
     w["q"], w["k"], w["v"] = np.split(qkv, 3)
-    h = x + attention(norm(x, w["norm1"], w["norm1_bias"], eps), w)
-    mlp = gelu(norm(h, w["norm2"], w["norm2_bias"], eps) @ w["fc1"].T + w["fc1_bias"]) @ w["fc2"].T + w["fc2_bias"]
+    h, mlp = attention_and_mlp(x, w, eps)
     np.testing.assert_allclose(run_block(net, kind, x), h + mlp, rtol=0, atol=1e-10)
     assert np.abs(h + mlp - base).max() > 1e-3
 

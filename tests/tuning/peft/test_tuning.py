@@ -24,29 +24,17 @@ from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.crops import TowerCrops
 from imbalance_vlm.tuning.peft.full import Full
 from imbalance_vlm.tuning.peft.lora import LoRA
-from imbalance_vlm.tuning.peft.tuning import FullTuning, PeftTuning
+from imbalance_vlm.tuning.peft.tuning import FullTuning
 from imbalance_vlm.tuning.tower_head import TowerHead
+from tests.tuning.peft.tiny_towers import SECTIONS, make_tuning
 
-Recipe = dict[str, Any]
 NAMES = ("red apple", "green leaf", "blue car", "white cup")
-METHODS: dict[str, dict[str, Any]] = {
-    **{name: {"name": "peft", "method": name} for name in catalogue.PEFT.names()},
-    "full": {"name": "full", "lr_decay": 0.5, "kl": 0.5},
-}
-ZERO_INITIALISED = [name for name in METHODS if name != "vpt"]
-every = pytest.mark.parametrize("name", METHODS)
+every = pytest.mark.parametrize("name", SECTIONS)
 
 
 def context_of(encoder: Encoder, kind: str = "embedding", epochs: int = 3, flips: bool = False) -> TuningContext:
     cpu, templates = torch.device("cpu"), ("a photo of a {}.",)
     return TuningContext(encoder, kind, NAMES, (), templates, cpu, epochs, 0, flips, encoder.text_features)
-
-
-def make_tuning(name: str, **settings: Any) -> PeftTuning:
-    section = METHODS[name] | settings
-    tuning = catalogue.TUNINGS.make(section, {})
-    assert isinstance(tuning, PeftTuning)
-    return tuning
 
 
 @pytest.fixture
@@ -58,11 +46,11 @@ def encoder(tiny_clip: str) -> Encoder:
 
 @every
 def test_settings_are_those_of_the_method_and_of_the_crops(name: str) -> None:
-    entry = catalogue.TUNINGS.get(METHODS[name]["name"])
-    settings = entry.settings(METHODS[name])
+    entry = catalogue.TUNINGS.get(SECTIONS[name]["name"])
+    settings = entry.settings(SECTIONS[name])
     assert (settings["crops"].default, settings["min_scale"].default) == ("growing", 0.08)
     if entry.methods is not None:
-        method = settings_of(entry.member(METHODS[name]).load())
+        method = settings_of(entry.member(SECTIONS[name]).load())
         assert list(settings) == [*method, "crops", "min_scale"]
         assert all(settings[key] == setting for key, setting in method.items())
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm import InputError, LongTail
+from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.balancing.regularizers.text_anchor import external_names
 from imbalance_vlm.components import catalogue
@@ -18,20 +19,21 @@ from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.prompt.base import PromptText
-from tests.tuning.prompt.contexts import tuning_of
+from tests.tuning.prompt import vision_models
+from tests.tuning.prompt.contexts import COUNTS, no_plain_head, tuning_of
 from tests.tuning.prompt.text_models import (
-    COUNTS,
     NAMES,
     NOVEL,
     context_of,
     encoder,
     head_of,
     images,
-    no_plain_head,
-    objective,
     sentences,
     text_by_open_clip,
 )
+
+PROMPTS = catalogue.PROMPTS.names()
+WITH_TEXT = [name for name in PROMPTS if name != "vpt"]
 
 
 def test_the_classifier_is_the_logits() -> None:
@@ -129,47 +131,47 @@ def test_in_bf16_the_prompt_stays_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("names", ["novel", "external"])
 def test_a_context_per_class_has_none_for_other_names(names: str) -> None:
-    on = context_of(novel_names=NOVEL)
-    head = head_of(on=on, csc=True)
+    context = context_of(novel_names=NOVEL)
+    head = head_of(context=context, csc=True)
     with pytest.raises(InputError, match="needs a context that all classes share"):
         head.for_names(NOVEL)
     with pytest.raises(InputError, match=r"tuning\.csc"):
-        anchor_of(on, head, names=names, external=3)
+        anchor_of(context, head, names=names, external=3)
 
 
 # -- the text side of a run --------------------------------------------------------------------------------------------
 
 
-def anchor_of(on: TuningContext, head: Head, **settings: Any) -> Any:
-    text = tuning_of("coop").text(on, head)
+def anchor_of(context: TuningContext, head: Head, **settings: Any) -> Any:
+    text = tuning_of("coop").text(context, head)
     return catalogue.REGULARIZERS.make({"name": "text_anchor"} | settings, {"text": lambda _section: text})
 
 
 @pytest.mark.parametrize("names", ["base", "novel", "external"])
 @pytest.mark.parametrize(("target", "count"), [("template", 1), ("ensemble", 2)])
 def test_an_anchor_holds_the_text_features_of_its_names(names: str, target: str, count: int) -> None:
-    on = context_of(novel_names=NOVEL)
-    head = head_of(on=on)
+    context = context_of(novel_names=NOVEL)
+    head = head_of(context=context)
     settings = {"names": names, "target": target, "distance": "l1", "weight": 2.0, "external": 3}
-    anchor = anchor_of(on, head, **settings)
+    anchor = anchor_of(context, head, **settings)
     features, targets = images()
     loss = catalogue.LOSSES.get("cross_entropy").load()(LongTail(COUNTS))
-    frozen = on.encoder.text_features(NAMES, on.templates)
+    frozen = context.encoder.text_features(NAMES, context.templates)
     with_it = Objective(head, loss, [anchor], None, frozen)(features, targets)
     added = (with_it - Objective(head, loss, [], None, frozen)(features, targets)) / 2.0
-    anchored = {"base": NAMES, "novel": NOVEL, "external": external_names(PromptText(on, head), 3)}[names]
+    anchored = {"base": NAMES, "novel": NOVEL, "external": external_names(PromptText(context, head), 3)}[names]
     text = text_by_open_clip(anchored, head.context.expand(len(anchored), 3, 16))
-    expected = (text - sentences(anchored, on.templates[:count])).abs().sum() / len(anchored)
+    expected = (text - sentences(anchored, context.templates[:count])).abs().sum() / len(anchored)
     assert float(added.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
 
 
 def test_fitting_names_are_those_that_the_head_can_read() -> None:
-    on = context_of()
-    text = PromptText(on, head_of(on=on))
+    context = context_of()
+    text = PromptText(context, head_of(context=context))
     long_name = "very " * 12 + "long name"
     assert text.fitting(["dog", long_name, "tea pot"]) == ["dog", "tea pot"]
     names = external_names(text, 100)
-    head_of(on=on).prompted.for_names(names).layout(3)  # refuses what is too long
+    head_of(context=context).prompted.for_names(names).layout(3)  # refuses what is too long
 
 
 def test_a_head_that_learns_no_text_has_no_text_side() -> None:
@@ -179,58 +181,60 @@ def test_a_head_that_learns_no_text_has_no_text_side() -> None:
 
 # -- every loss --------------------------------------------------------------------------------------------------------
 
-SPECIAL_HEADS = {
-    "sade": "its three losses are for three experts",
-    "etf_dot_regression": "it is for products with fixed prototypes, without a scale",
-}
+FOR_OTHER_HEADS = {"sade", "etf_dot_regression"}
+"""Losses for three experts, and for products with fixed prototypes without a scale."""
 
 
-@pytest.mark.parametrize("name", catalogue.LOSSES.names())
-def test_every_loss_trains_a_prompt(name: str) -> None:
-    if name in SPECIAL_HEADS:
-        pytest.skip(SPECIAL_HEADS[name])
-    build = catalogue.LOSSES.get(name).load()
-    settings_of_loss = catalogue.LOSSES.get(name).settings()
-    settings = {"head_scale": encoder().logit_scale} if "head_scale" in settings_of_loss else {}
-    head = head_of()
-    step = objective("coop", head, build(LongTail(COUNTS), **settings).double())
+@pytest.mark.parametrize("loss", [name for name in catalogue.LOSSES.names() if name not in FOR_OTHER_HEADS])
+@pytest.mark.parametrize("name", ["coop", "promptsrc"])
+def test_every_loss_trains_the_prompts_of_one_tower_and_of_both(name: str, loss: str) -> None:
+    clip = vision_models.encoder()
+    has_scale = "head_scale" in catalogue.LOSSES.get(loss).settings()
+    criterion = create_loss(loss, COUNTS, **({"head_scale": clip.logit_scale} if has_scale else {}))
+    tuning, head = vision_models.make(name)
+    before = {key: value.detach().clone() for key, value in head.named_parameters()}
+    step = vision_models.objective_of(tuning, head, criterion=criterion)
     step.on_epoch(0, 2)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
-    features, targets = images(8)
-    before = head.context.detach().clone()
-    step.backward(step(features, targets))
-    optimizer.step()
-    assert bool(head.context.isfinite().all())
-    assert float((head.context - before).detach().abs().max()) > 1e-7
+    pixels, targets = vision_models.batch()
+    inputs = pixels if tuning.reads_pixels else clip.image_features(pixels, "embedding")
+    vision_models.train_steps(step, tuning, 1, inputs=(inputs, targets))
+    for key, value in head.named_parameters():
+        assert bool(value.isfinite().all()), key
+        assert not torch.equal(value, before[key]), key
 
 
 # -- making and closing ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings", "message"),
+    ("changes", "settings", "message", "methods"),
     [
-        ({"class_names": ()}, {}, "at least one class to train on, got none"),
-        ({"class_names": ("tea_cup", "cat", "tea cup")}, {}, "got 'tea cup' for class 0 and class 2"),
-        ({}, {"n_ctx": 12}, r"at most 16 tokens .*got 22 for class 2"),
-        ({}, {"n_ctx": 16, "init": "a photo of a"}, r"number of tokens of `tuning.init`.*which is 4, got 16"),
-        ({"kind": "class_token"}, {}, "'embedding', got 'class_token'"),
-        ({"encoder": object()}, {}, "has none; choose an open_clip encoder"),
+        ({"class_names": ()}, {}, "at least one class to train on, got none", PROMPTS),
+        ({"class_names": ("tea_cup", "cat", "tea cup")}, {}, "got 'tea cup' for class 0 and class 2", PROMPTS),
+        ({"kind": "class_token"}, {}, "'embedding', got 'class_token'", PROMPTS),
+        ({}, {"n_ctx": 12, "init": None}, r"at most 16 tokens .*got 22 for class 2", WITH_TEXT),
+        ({"encoder": object()}, {}, "has none; choose an open_clip encoder", WITH_TEXT),
+        (
+            {},
+            {"n_ctx": 16, "init": "a photo of a"},
+            r"number of tokens of `tuning.init`.*which is 4, got 16",
+            ["coop", "cocoop", "kgcoop", "prograd"],
+        ),
     ],
-    ids=["no classes", "a name twice", "too long", "words and a number", "another space", "no text tower"],
+    ids=["no classes", "a name twice", "another space", "too long", "no text tower", "words and a number"],
 )
-@pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd"])
-def test_bad_input_is_refused_when_the_head_is_made(name: str, changes: Any, settings: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        head_of(name, context_of(**changes), **settings)
+def test_bad_input_is_refused_when_the_head_is_made(changes: Any, settings: Any, message: str, methods: Any) -> None:
+    for name in methods:
+        with pytest.raises(InputError, match=message):
+            vision_models.make(name, vision_models.context_of(**changes), **settings)
 
 
 @pytest.mark.parametrize("name", catalogue.PROMPTS.names())
 def test_the_encoder_is_frozen_until_close(name: str) -> None:
-    on = context_of()
-    module = on.encoder.module.requires_grad_(True)
+    context = context_of()
+    module = context.encoder.module.requires_grad_(True)
     tuning = tuning_of(name)
-    head = tuning.head(on, no_plain_head)
+    head = tuning.head(context, no_plain_head)
     learned = {id(parameter) for parameter in tuning.parameters(head)}
     assert not any(value.requires_grad for value in module.parameters() if id(value) not in learned)
     tuning.close()

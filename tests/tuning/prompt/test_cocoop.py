@@ -11,14 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.tuning.prompt.cocoop import CoCoOpHead
-from tests.tuning.prompt.text_models import (
-    NAMES,
-    cosines,
-    head_of,
-    images,
-    objective,
-    text_by_open_clip,
-)
+from tests.tuning.prompt.text_models import NAMES, cosines, head_of, images, objective, text_by_open_clip
 
 
 def cocoop_logits(head: CoCoOpHead, features: Tensor) -> Tensor:

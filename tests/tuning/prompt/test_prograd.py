@@ -32,10 +32,10 @@ def test_prograd_removes_what_points_against_the_zero_shot_model(chunk: int | No
         step.backward(step(features, targets))
         context = head.context.detach().clone().requires_grad_()
         logits = cosines(features, text_by_open_clip(NAMES, context.expand(3, 3, 16)))
-        (own,) = torch.autograd.grad(F.cross_entropy(logits, targets), context, retain_graph=True)
+        (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets), context, retain_graph=True)
         (guide,) = torch.autograd.grad(-(zero_shot * logits.log_softmax(1)).sum(1).mean(), context)
-        product = float((own * guide).sum())
-        expected = own - product / float((guide**2).sum()) * guide if product < 0 else own
+        product = float((plain * guide).sum())
+        expected = plain - product / float((guide**2).sum()) * guide if product < 0 else plain
         torch.testing.assert_close(head.context.grad, expected, rtol=0, atol=1e-6)
         conflicts += product < 0
     assert 0 < conflicts < 6

@@ -8,6 +8,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from imbalance_vlm import run
@@ -32,7 +33,10 @@ def roomy_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("roomy_clip")
     settings = {**TINY_CLIP["model_cfg"], "text_cfg": {**TINY_CLIP["model_cfg"]["text_cfg"], "context_length": 77}}
     (folder / "open_clip_config.json").write_text(json.dumps({**TINY_CLIP, "model_cfg": settings}))
-    save_file(open_clip.CLIP(**settings).state_dict(), folder / "open_clip_model.safetensors")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**settings)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 
 
@@ -106,13 +110,6 @@ def test_zero_shot_is_in_the_few_shot_tables(name: str) -> None:
     assert "zero_shot" in {recipe["tuning"]["name"] for recipe in wanted.recipes}
 
 
-def test_a_transfer_set_without_a_root_has_the_recipe_s_root() -> None:
-    datasets = ["dtd", {"name": "eurosat", "root": "/b"}, "icons_lt"]
-    recipe = prompted(Path("/a"), "tiny", evaluation={"transfer": {"datasets": datasets}})
-    sections = plan(recipe).recipes[0]["evaluation"]["transfer"]["datasets"]
-    assert [section.get("root") for section in sections] == ["/a", "/b", None]
-
-
 def test_the_few_shot_study_runs_on_any_of_the_eleven_sets(tmp_path: Path, roomy_clip: str) -> None:
     section = MINIATURES["dtd"](tmp_path)
     overrides = {f"data.{key}": value for key, value in section.items()} | {"encoder": {"name": roomy_clip}}
@@ -163,7 +160,6 @@ def test_training_with_fewer_images_than_a_batch(tmp_path: Path, tiny_clip: str)
         pytest.param(
             {"balancing.regularizers": [{"name": "npt", "form": "simplex"}]}, "at most 17", id="too many for an ETF"
         ),
-        pytest.param({"tuning.init": None, "tuning.n_ctx": 15}, "at most 16 tokens", id="prompt longer than the tower"),
         pytest.param(
             {"tuning.csc": True, "balancing.regularizers": [{"name": "text_anchor", "names": "external"}]},
             "context that all classes share",
@@ -174,7 +170,6 @@ def test_training_with_fewer_images_than_a_batch(tmp_path: Path, tiny_clip: str)
             "set data.classes to base",
             id="novel",
         ),
-        pytest.param({"tuning.init": "a photo", "tuning.n_ctx": 7}, "tuning.init to random", id="words and a number"),
     ],
 )
 def test_what_cannot_be_tuned_gives_one_error_before_training(

@@ -1,8 +1,7 @@
-"""Prompt methods on the text side in whole runs."""
+"""Prompt methods in whole runs."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,20 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imbalance_vlm import run
-from imbalance_vlm.balancing.samplers.instance import InstanceSampler
-from imbalance_vlm.data.prepare import create_dataset
+from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.factory import create_encoder
-from imbalance_vlm.encoders.sources import ImageSource
-from imbalance_vlm.evaluation.evaluate import predict
 from imbalance_vlm.training.checkpoints import load_weights
-from tests.tuning.prompt.contexts import tuning_of
-from tests.tuning.prompt.text_models import context_of, head_of, no_plain_head
+from tests.killing import interrupted_before_epoch
+from tests.tuning.prompt.text_models import context_of, head_of
 
 PROMPTED = {"head": "text", "training.epochs": 2, "training.batch_size": 16}
 
 
 def tuned(name: str, **settings: Any) -> dict[str, Any]:
-    return PROMPTED | {"tuning": {"name": "prompt", "method": name, "n_ctx": 2, "init": None, "views": 1} | settings}
+    start = {"tokens": 2, "views": 1} if name in SAVED else {"n_ctx": 2, "init": None, "views": 1}
+    if name == "maple":
+        start = {"views": 1}
+    return PROMPTED | {"tuning": {"name": "prompt", "method": name} | start | settings}
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc"])
@@ -55,16 +54,31 @@ def test_a_loss_on_cosines_has_the_scale_of_the_prompt_head(recipe: dict[str, An
     assert unset == same != other
 
 
-@pytest.mark.parametrize("name", ["coop", "cocoop", "kgcoop", "prograd"])
+SAVED = {
+    "vpt": {"inner.weight": (4, 16)} | {f"tower.transformer.resblocks.{i}.vpt.tokens": (2, 32) for i in range(2)},
+    "ivlp": {"context": (2, 16), "deep": (1, 2, 16), "tokens": (2, 2, 32)},
+    "promptsrc": {"context": (4, 16), "deep": (1, 4, 16), "tokens": (2, 2, 32)},
+    "maple": {"context": (2, 16), "deep": (1, 2, 16)}
+    | {f"couplings.{i}.{key}": shape for i in range(2) for key, shape in (("weight", (32, 16)), ("bias", (32,)))},
+}
+
+
+@pytest.mark.parametrize("name", catalogue.PROMPTS.names())
 def test_a_run_trains_and_saves_the_prompt(recipe: dict[str, Any], name: str) -> None:
     result = run(recipe, tuned(name))
     assert (result.path / "result.json").is_file()
     losses = [json.loads(line)["loss"] for line in (result.path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2
     assert all(np.isfinite(losses))
-    head = head_of(name, n_ctx=2, on=context_of(class_names=("a", "b", "c", "d"))).float()
-    load_weights(Path(result.path) / "head.safetensors", head)
-    assert result.record["cost"]["trainable_parameters"] == sum(p.numel() for p in head.parameters())
+    saved = weights(result.path)
+    if name in SAVED:
+        assert {key: tuple(value.shape) for key, value in saved.items()} == SAVED[name]
+        trained = sum(value.numel() for key, value in saved.items() if key != "inner.weight")
+    else:
+        head = head_of(name, n_ctx=2, context=context_of(class_names=("a", "b", "c", "d"))).float()
+        load_weights(result.path / "head.safetensors", head)
+        trained = sum(parameter.numel() for parameter in head.parameters())
+    assert result.record["cost"]["trainable_parameters"] == trained
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -75,30 +89,27 @@ SUBSPACE = {"name": "subspace", "keep": 3, "rank": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "gradient"), [("coop", SUBSPACE), ("cocoop", None), ("prograd", None)], ids=["subpt", "cocoop", "prograd"]
+    ("name", "gradient"),
+    [("coop", SUBSPACE), ("cocoop", None), ("prograd", None), ("vpt", None), ("maple", None), ("promptsrc", None)],
+    ids=["subpt", "cocoop", "prograd", "vpt", "maple", "promptsrc"],
 )
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    recipe: dict[str, Any], name: str, gradient: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(recipe: dict[str, Any], name: str, gradient: Any) -> None:
     change = tuned(name) | {"training.epochs": 4, "training.checkpoint_seconds": 0, "balancing.gradient": gradient}
     through = run(recipe, change)
     wanted = weights(through.path)
     shutil.rmtree(through.path)
-    epoch = InstanceSampler.epoch
-
-    def stop(self: InstanceSampler, number: int, epochs: int) -> Tensor:
-        if number == 3:  # the first pass keeps three epochs, and ends before
-            raise KeyboardInterrupt
-        return epoch(self, number, epochs)
-
-    monkeypatch.setattr(InstanceSampler, "epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_before_epoch(3):  # the first pass of subpt, of three epochs, ends before
         run(recipe, change)
-    monkeypatch.setattr(InstanceSampler, "epoch", epoch)
     assert (through.path / "checkpoint.pt").is_file()
-    resumed = weights(run(recipe, change).path)
-    assert resumed.keys() == wanted.keys()
-    assert all(torch.equal(resumed[key], wanted[key]) for key in wanted)
+    resumed = run(recipe, change)
+    assert weights(resumed.path).keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in weights(resumed.path).items())
+    np.testing.assert_equal(resumed.scores, through.scores)
+
+
+def test_a_moving_average_and_a_second_stage(recipe: dict[str, Any]) -> None:
+    changes = {"training.ema": 0.5, "training.epochs": 1, "balancing.second_stage": {"name": "tau_norm", "tau": 0.5}}
+    assert np.isfinite(run(recipe, tuned("vpt") | changes).scores["overall"])
 
 
 def test_subpt_can_reuse_the_first_pass_of_a_finished_run(recipe: dict[str, Any]) -> None:
@@ -110,20 +121,3 @@ def test_subpt_can_reuse_the_first_pass_of_a_finished_run(recipe: dict[str, Any]
     assert torch.equal(weights(first.path)["context"], weights(second.path)["context"])
     plain = weights(run(recipe, change).path)
     assert not torch.equal(weights(first.path)["context"], plain["context"])
-
-
-@pytest.mark.parametrize("name", ["coop", "cocoop"])
-def test_a_new_head_with_the_saved_weights_predicts_what_the_run_predicted(recipe: dict[str, Any], name: str) -> None:
-    """What `predict` does, with the images of the test split."""
-    result = run(recipe, tuned(name))
-    names = result.record["classes"]["names"]
-    encoder = create_encoder(recipe["encoder"]["name"])
-    on = context_of(encoder=encoder, class_names=names)
-    torch.manual_seed(99)  # not the run's
-    head = tuning_of(name, n_ctx=2, init=None).head(on, no_plain_head)
-    load_weights(result.path / "head.safetensors", head)
-    data = create_dataset(**recipe["data"])
-    source = ImageSource(data.splits["test"], encoder, "embedding", [encoder.preprocessing], torch.device("cpu"))
-    with (result.path / "predictions.csv").open() as stream:
-        predicted = [row["predicted"] for row in csv.DictReader(stream)]
-    assert [names[label] for label in predict(head, source).predicted] == predicted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -13,14 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from imbalance_vlm import InputError
-from imbalance_vlm.balancing.losses.factory import create_loss
-from imbalance_vlm.components import catalogue
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.tuning.prompt.maple import MaPLeHead
+from tests.tuning.prompt.contexts import TEXT
 from tests.tuning.prompt.vision_models import (
-    COUNTS,
     METHODS,
-    TEXT,
     TWO_TOWERS,
     batch,
     context_of,
@@ -134,13 +130,13 @@ def test_the_same_prompts_classify_other_names(name: str) -> None:
 
 @every
 def test_half_precision_applies_to_the_towers_alone(name: str) -> None:
-    on = context_of(encoder=encoder("bf16"))
-    tuning, head = make(name, on)
+    context = context_of(encoder=encoder("bf16"))
+    tuning, head = make(name, context)
     try:
         dtypes = []
         block = model().visual.transformer.resblocks[1]
         handle = block.mlp.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
-        train_steps(objective_of(tuning, head, on), tuning, 1)
+        train_steps(objective_of(tuning, head, context), tuning, 1)
         handle.remove()
         assert set(dtypes) == {torch.bfloat16}
         logits = head.eval()(batch()[0])
@@ -151,7 +147,7 @@ def test_half_precision_applies_to_the_towers_alone(name: str) -> None:
 
 
 @every
-def test_a_copy_is_independent_and_an_average_can_be_loaded(name: str) -> None:
+def test_an_average_of_the_prompts_can_be_loaded(name: str) -> None:
     tuning, head = make(name)
     try:
         objective = objective_of(tuning, head)
@@ -159,59 +155,18 @@ def test_a_copy_is_independent_and_an_average_can_be_loaded(name: str) -> None:
         average = Ema(head, 0.5)
         average.update(head)
         first = {key: value.clone() for key, value in head.state_dict().items()}
-        twin = copy.deepcopy(head).eval()
-        wanted = twin(batch()[0]).detach()
         train_steps(objective, tuning, 1)
-        assert torch.equal(twin(batch()[0]), wanted)
         average.update(head)
         last = {key: value.clone() for key, value in head.state_dict().items()}
         head.load_state_dict(average.state())
         for key, value in head.state_dict().items():
-            torch.testing.assert_close(
-                value, (2 * first[key] + 9 * last[key]) / 11
-            )  # the second step's decay is 2 / 11
+            average_by_hand = (2 * first[key] + 9 * last[key]) / 11  # the second step's decay is 2 / 11
+            torch.testing.assert_close(value, average_by_hand)
     finally:
         tuning.close()
 
 
-SPECIAL_HEADS = {
-    "sade": "its three losses are for three experts",
-    "etf_dot_regression": "it is for products with fixed prototypes, without a scale",
-}
-
-
-@pytest.mark.parametrize("loss", catalogue.LOSSES.names())
-def test_every_loss_trains_the_prompts_of_both_towers(loss: str) -> None:
-    if loss in SPECIAL_HEADS:
-        pytest.skip(SPECIAL_HEADS[loss])
-    settings_of_loss = catalogue.LOSSES.get(loss).settings()
-    settings = {"head_scale": encoder().logit_scale} if "head_scale" in settings_of_loss else {}
-    tuning, head = make("promptsrc")
-    before = {key: value.detach().clone() for key, value in head.named_parameters()}
-    objective = objective_of(tuning, head, criterion=create_loss(loss, COUNTS, **settings))
-    objective.on_epoch(0, 2)
-    train_steps(objective, tuning, 1)
-    for key, value in head.named_parameters():
-        assert bool(value.isfinite().all()), key
-        assert not torch.equal(value, before[key]), key
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
-
-
-@every
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"class_names": ()}, "at least one class to train on, got none"),
-        ({"class_names": ("tea_cup", "cat", "tea cup")}, "got 'tea cup' for class 0 and class 2"),
-        ({"kind": "class_token"}, "'embedding', got 'class_token'"),
-    ],
-    ids=["no classes", "a name twice", "another space"],
-)
-def test_bad_input_is_refused_when_the_head_is_made(name: str, changes: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make(name, context_of(**changes))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -220,11 +175,3 @@ def test_a_tower_of_another_kind_is_refused(name: str) -> None:
     net = open_clip.CLIP(16, vision, TEXT).eval()
     with pytest.raises(InputError, match=f"'{name}' needs a vision transformer .*ModifiedResNet"):
         make(name, context_of(encoder=encoder(net=net)))
-
-
-@pytest.mark.parametrize("name", TWO_TOWERS)
-def test_prompts_that_are_too_long_or_have_no_text_tower_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"at most 16 tokens .*for class 2"):
-        make(name, n_ctx=12)
-    with pytest.raises(InputError, match="has none; choose an open_clip encoder"):
-        make(name, context_of(encoder=object()))

@@ -12,19 +12,8 @@ from torch import Tensor
 
 from imbalance_vlm import InputError
 from imbalance_vlm.tuning.prompt.vision_tokens import VisionTokens
-from tests.tuning.prompt.contexts import tuning_of
-from tests.tuning.prompt.vision_models import (
-    TEXT,
-    VISION,
-    TowerOnly,
-    batch,
-    context_of,
-    encoder,
-    no_plain_head,
-    perturbed,
-    slow_pass,
-    tower,
-)
+from tests.tuning.prompt.contexts import TEXT, no_plain_head, tuning_of
+from tests.tuning.prompt.vision_models import VISION, TowerOnly, batch, context_of, encoder, perturbed, slow_pass, tower
 
 
 @pytest.mark.parametrize("pool", ["tok", "avg"])

@@ -9,26 +9,20 @@ from typing import Any, cast
 import numpy as np
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm import LongTail
 from imbalance_vlm.balancing.objective import Objective
-from imbalance_vlm.components import catalogue
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.encoders.prompt_layout import Position
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.tuning.base import TuningContext
 from imbalance_vlm.tuning.prompt.base import PromptHead
-from tests.tuning.prompt.contexts import make_context, tuning_of
+from tests.tuning.prompt.contexts import TEXT, TOKENIZER, make_context, no_plain_head, objective_of, tuning_of
 
 VISION = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 NAMES = ("cat", "sports car", "red tailed black cockatoo")
 NOVEL = ("dog", "tea pot")
-COUNTS = np.array([9, 4, 1])
-TOKENIZER = SimpleTokenizer(context_length=16)
 
 
 @functools.cache
@@ -49,15 +43,11 @@ def context_of(**changes: Any) -> TuningContext:
     return make_context({"encoder": encoder(), "class_names": NAMES, "epochs": 2} | changes)
 
 
-def head_of(name: str = "coop", on: TuningContext | None = None, **settings: Any) -> PromptHead:
+def head_of(name: str = "coop", context: TuningContext | None = None, **settings: Any) -> PromptHead:
     torch.manual_seed(3)
     settings = {"n_ctx": 3, "init": None} | settings
-    head: PromptHead = tuning_of(name, **settings).head(on or context_of(), no_plain_head)
+    head: PromptHead = tuning_of(name, **settings).head(context or context_of(), no_plain_head)
     return head
-
-
-def no_plain_head() -> Head:
-    raise AssertionError("a prompt method makes its own head")
 
 
 def images(count: int = 5) -> tuple[Tensor, Tensor]:
@@ -99,10 +89,7 @@ def cosines(features: Tensor, text: Tensor) -> Tensor:
 
 
 def objective(name: str, head: Head, loss: Any = None, **settings: Any) -> Objective:
-    tuning, on = tuning_of(name, **settings), context_of()
-    frozen = on.encoder.text_features(NAMES, on.templates)
-    loss = loss or catalogue.LOSSES.get("cross_entropy").load()(LongTail(COUNTS))
-    return Objective(head, loss, tuning.regularizers(on), tuning.gradient(on), frozen)
+    return objective_of(tuning_of(name, **settings), head, context_of(), loss)
 
 
 def sentences(names: Sequence[str], templates: Sequence[str]) -> Tensor:

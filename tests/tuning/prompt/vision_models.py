@@ -7,28 +7,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from imbalance_vlm import LongTail
-from imbalance_vlm.balancing.losses.cross_entropy import CrossEntropy
 from imbalance_vlm.balancing.objective import Objective
+from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
-from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.tuning.base import TuningContext
-from tests.tuning.prompt.contexts import make_context, tuning_of
+from tests.tuning.prompt import contexts
+from tests.tuning.prompt.contexts import TEXT, TOKENIZER, make_context, no_plain_head, tuning_of
 
 VISION = {"image_size": 16, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 NAMES = ("cat", "sports_car", "red tailed black cockatoo")
-COUNTS = np.array([9, 4, 1])
-TOKENIZER = SimpleTokenizer(context_length=16)
 METHODS = ("vpt", "ivlp", "maple", "promptsrc")
 TWO_TOWERS = METHODS[1:]
 every = pytest.mark.parametrize("name", METHODS)
@@ -68,22 +62,19 @@ def model() -> Any:
 
 def encoder(precision: str = "fp32", net: Any = None) -> Any:
     """A tiny open_clip model that all tests share, as the runs of a study do."""
-    return OpenClipEncoder(net or model(), Any, TOKENIZER, "tiny", "random", None, "", precision)  # type: ignore[arg-type]
+    preprocessing = Preprocessing((16, 16), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return OpenClipEncoder(net or model(), preprocessing, TOKENIZER, "tiny", "random", None, "", precision)
 
 
 def context_of(**changes: Any) -> TuningContext:
     return make_context({"encoder": encoder(), "class_names": NAMES, "epochs": 4} | changes)
 
 
-def no_plain_head() -> Head:
-    raise AssertionError("a prompt method makes its own head")
-
-
-def make(name: str, on: TuningContext | None = None, **settings: Any) -> tuple[Any, Any]:
+def make(name: str, context: TuningContext | None = None, **settings: Any) -> tuple[Any, Any]:
     """(tuning, head); tests of `vpt` must close the tuning."""
     torch.manual_seed(3)
     tuning = tuning_of(name, **settings)
-    return tuning, tuning.head(on or context_of(), no_plain_head)
+    return tuning, tuning.head(context or context_of(), no_plain_head)
 
 
 def batch(count: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -92,19 +83,18 @@ def batch(count: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
     return pixels, torch.arange(count) % len(NAMES)
 
 
-def objective_of(tuning: Any, head: Any, on: TuningContext | None = None, criterion: Any = None) -> Objective:
-    on = on or context_of()
-    frozen = on.encoder.text_features(on.class_names, on.templates) if head.learns_text else None
-    criterion = criterion or CrossEntropy(LongTail(COUNTS))
-    return Objective(head, criterion, tuning.regularizers(on), tuning.gradient(on), frozen)
+def objective_of(tuning: Any, head: Any, context: TuningContext | None = None, criterion: Any = None) -> Objective:
+    return contexts.objective_of(tuning, head, context or context_of(), criterion)
 
 
-def train_steps(objective: Objective, tuning: Any, count: int = 3, lr: float = 0.05) -> None:
+def train_steps(
+    objective: Objective, tuning: Any, count: int = 3, lr: float = 0.05, inputs: tuple[Tensor, Tensor] | None = None
+) -> None:
     optimizer = sgd(tuning.parameters(objective.head), lr=lr, weight_decay=0.1)
     objective.train()
     for _ in range(count):
         optimizer.zero_grad()
-        objective.backward(objective(*batch()))
+        objective.backward(objective(*(inputs or batch())))
         optimizer.step()
 
 
