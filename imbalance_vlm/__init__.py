@@ -1,4 +1,4 @@
-"""A long-tail decoder and balancing toolkit for vision-language models.
+"""Long-tailed recognition with vision-language models.
 
     import imbalance_vlm
     result = imbalance_vlm.run("icons_lt/linear_probe", {"balancing.loss": "focal"})

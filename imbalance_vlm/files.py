@@ -101,7 +101,11 @@ def _is_about(error: OSError, path: Path) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder, then move the file into place in one step."""
+    """Call `write` with a temporary path in the same folder, then move the file into place in one step.
+
+    Raises:
+        InputError: the disk is full, or the path cannot be written.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -131,6 +135,7 @@ def printable(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically; see `ENCODING`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, **ENCODING))
 
 

@@ -94,6 +94,7 @@ class LongTail:
         return counts if isinstance(counts, LongTail) else cls(counts)
 
     def name_of(self, label: int) -> str:
+        """The name of a class, or its index where classes have no names."""
         return self.class_names[label] if self.class_names else str(label)
 
     @property

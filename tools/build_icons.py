@@ -113,7 +113,7 @@ def _report(
         f"classes: {len(train)}, known to the corpus: {sum(name in known for name in classes.names)}",
         f"images: {', '.join(f'{split} {len(rows)}' for split, rows in classes.rows.items())}",
         f"groups: {', '.join(f'{name} {int(mask.sum())}' for name, mask in groups.items())}",
-        f"train images of a class: {train.max()} to {train.min()}, max/min {train.max() / train.min():.1f}",
+        f"train images per class: {train.max()} to {train.min()}, max/min {train.max() / train.min():.1f}",
         "linked by image:",
         *(f"  {line}" for line in seen),
         "families of several sets:",

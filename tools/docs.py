@@ -156,6 +156,7 @@ def with_samples(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_settings(name: str) -> dict[str, Any]:
+    """The `table` section of a study's recipe."""
     settings: dict[str, Any] = load(ROOT / "recipes" / f"{name}.yaml").tree.get("table", {})
     return settings
 
@@ -180,7 +181,7 @@ def which_one(name: str) -> str:
         "the highest overall accuracy": frame.iloc[0],
         f"the highest accuracy on {rarest}": frame.sort_values(rarest).iloc[-1],
         "the highest overall without a text tower": without_text.iloc[0],
-        "a classifier that is trained already, repaired": repairs.iloc[0],
+        "to correct a classifier that is already trained": repairs.iloc[0],
         "no balancing, to compare with": frame[frame["recipe"] == "linear + cross-entropy"].iloc[0],
     }
     rows = [{"you want": want} | {"use": row["recipe"]} | _scores(row) for want, row in picks.items()]
@@ -191,8 +192,8 @@ def which_one(name: str) -> str:
     worse = tested[(tested["p_value"] < 0.05) & (tested["difference"] < 0)]
     same = len(compared) - len(better) - len(worse)
     test = (
-        f"Of the {len(compared)} other rows, {len(better)} beat `{baseline}` overall, {len(worse)} lose to it and "
-        f"{same} cannot be told from it (paired t-test over the seeds, Holm's correction, 5 %)."
+        f"Of the {len(compared)} other rows, {len(better)} are better than `{baseline}` overall, {len(worse)} worse "
+        f"and {same} do not differ significantly (paired t-test over the seeds, Holm's correction, 5 %)."
     )
     text = textwrap.fill(f"{test} {summary(frame, rarest)}", 120, break_on_hyphens=False)
     return f"{markdown(pd.DataFrame(rows))}\n{text}"
@@ -223,14 +224,14 @@ def summary(frame: pd.DataFrame, rarest: str) -> str:
     low, high = str(once["overall"].idxmin()), str(once["overall"].idxmax())
     return (
         f"Removing the training prior once, in the loss, by the sampler or after training, gives between "
-        f"{once['overall'][low]:.1f} (`{low}`) and {once['overall'][high]:.1f} (`{high}`) overall; cross-entropy has "
+        f"{once['overall'][low]:.1f} (`{low}`) and {once['overall'][high]:.1f} (`{high}`) overall; cross-entropy gives "
         f"{plain['overall']:.1f}, and {plain[rarest]:.1f} on {rarest}. Removing it twice (sqrt sampling and balanced "
         f"softmax) costs {single['many'] - twice['many']:.1f} points on many for {twice[rarest] - single[rarest]:+.1f} "
-        f"on {rarest}. An adapter before a cosine classifier has {adapter['overall']:.1f} ({start['overall']:.1f} "
+        f"on {rarest}. An adapter before a cosine classifier gives {adapter['overall']:.1f} ({start['overall']:.1f} "
         f"without it), and {both['overall']:.1f} with prototype contrast; starting from class means adds "
         f"{start['overall'] - random['overall']:+.1f}. {sade}The methods whose published settings are for training a "
-        "whole backbone (vs, equalization, fixed prototypes) are not judged by their rows: here the features are "
-        "frozen, and nothing was tuned."
+        "whole backbone (vs, equalization, fixed prototypes) should not be judged by their rows: here the features "
+        "are frozen, and nothing was tuned."
     )
 
 
@@ -280,7 +281,7 @@ def bench_output(name: str) -> str:
 
 
 def readme_section(name: str) -> str:
-    """A section of README.md for a page of docs/; "home" is everything before the first section on using it."""
+    """A section of README.md for a page of docs/; "home" is everything before the section on your own photographs."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     if name == "home":
         part = text.split("\n## Your own photographs")[0]
@@ -324,6 +325,7 @@ def generated(text: str) -> str:
 
 
 def schema_text() -> str:
+    """The JSON Schema of recipes as the text of its file."""
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -347,7 +349,9 @@ def executed(path: Path) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is stale")
-    parser.add_argument("--collect", type=Path, action="append", default=[], metavar="FOLDER")
+    parser.add_argument(
+        "--collect", type=Path, action="append", default=[], metavar="FOLDER", help="keep the results of this study"
+    )
     parser.add_argument("--notebook", action="store_true", help="run docs/tour.ipynb and keep its outputs")
     arguments = parser.parse_args()
     if arguments.notebook:

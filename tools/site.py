@@ -1,4 +1,4 @@
-"""What the site takes from outside docs/: the changelog, the contributing guide, plots of results, and the notebook.
+"""The parts of the site that come from outside docs/: the changelog, the contributing guide, plots, and the notebook.
 
 mkdocs calls these functions (`hooks` in mkdocs.yml). In the repository the pages link to the files themselves, so that
 they read well there too; here these links become links inside the site.

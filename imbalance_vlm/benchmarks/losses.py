@@ -21,7 +21,7 @@ from imbalance_vlm.training.devices import resolve_device
 WIDTH = 512
 """Width d of the embeddings, which paco and gpaco compare with their queue."""
 LOGIT_SCALE = 30.0
-"""What the losses on cosines take as the scale of their head."""
+"""Scale of the head, for the losses on cosines."""
 STEPS = 3
 BASELINE = "cross_entropy"
 

@@ -148,7 +148,7 @@ def _line(way: str, measured: dict[str, float], usual: dict[str, float] | None, 
         memory_ratio = f" ({usual['step_gb'] / max(measured['step_gb'], 1e-3):.1f}x less)"
     return (
         f"  {way:26} {measured['seconds']:8.2f} s{time_ratio:13} "
-        f"{measured['step_gb']:7.2f} GiB a step{memory_ratio:13} {measured['process_gb']:6.2f} GiB process"
+        f"{measured['step_gb']:7.2f} GiB per step{memory_ratio:13} {measured['process_gb']:6.2f} GiB process"
     )
 
 

@@ -14,22 +14,26 @@ from imbalance_vlm.cli.common import command, path
 from imbalance_vlm.components.settings import documented_arguments
 
 BENCHMARKS = {
-    "features": "a linear probe on cached features, and re-encoding at every epoch",
-    "losses": "time and memory of every loss beside cross-entropy",
+    "features": "a linear probe on cached features, compared with encoding the images again in every epoch",
+    "losses": "time and memory of every loss, compared with cross-entropy",
     "probe": "a linear probe at the size of iNaturalist 2018, on random cached features",
-    "text": "prompt tuning's text tower: the plain way, and each exact saving",
+    "text": "a step of prompt tuning, the usual way and with each exact saving of the text tower",
     "data": "loading, compute, and both together, in images per second",
-    "train": "training an image tower, beside the plain way, in images per second",
+    "train": "training an image tower, compared with a plain training loop, in images per second",
 }
 
 
 def add(commands: Any) -> None:
     parser = command(
-        commands, "bench", bench, "measure the speed of this machine", "Benchmarks. `bench NAME --help` lists options."
+        commands,
+        "bench",
+        bench,
+        "measure the speed of this machine",
+        "Measure the speed of this machine. `imbalance-vlm bench NAME --help` lists the options of a benchmark.",
     )
     listing = "; ".join(f"{name}: {description}" for name, description in BENCHMARKS.items())
     parser.add_argument("name", choices=BENCHMARKS, help=listing)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="those of the benchmark")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -41,7 +45,7 @@ def bench(options: argparse.Namespace) -> None:
 
 def parser_of(function: Callable[..., Any], prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with one option for each parameter of a function: its type, default and documentation."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = argparse.ArgumentParser(prog=prog, description=f"{description[0].upper()}{description[1:]}.")
     hints, documentation = get_type_hints(function), documented_arguments(function)
     for name, parameter in inspect.signature(function).parameters.items():
         kind = hints[name]
@@ -54,7 +58,7 @@ def parser_of(function: Callable[..., Any], prog: str, description: str) -> argp
             type=get_args(kind)[0] if several else path if kind is Path else kind,
             nargs="+" if several else None,
             default=parameter.default,
-            help=f"{documentation.get(name, '')}{default}".replace("%", "%%"),
+            help=f"{documentation.get(name, '').removesuffix('.')}{default}".replace("%", "%%"),
         )
     return parser
 

@@ -1,4 +1,4 @@
-"""`imbalance-vlm cache`: list or prune the cache of features and of smaller copies of images."""
+"""`imbalance-vlm cache`: list or prune the cached features and resized images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from imbalance_vlm.cli.common import command
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "cache", cache, "list or prune the cache of features and of smaller copies of images")
-    parser.add_argument("action", choices=["ls", "prune", "path"])
+    parser = command(commands, "cache", cache, "list or prune the cached features and resized images")
     parser.add_argument(
-        "--max-gb", type=float, default=0.0, help="prune: keep at most this many GB (default 0: remove everything)"
+        "action", choices=["ls", "prune", "path"], help="list the entries, remove some, or print the folder"
     )
-    parser.add_argument("--older-than-days", type=float, help="prune: remove only what was unused for this long")
+    parser.add_argument(
+        "--max-gb",
+        type=float,
+        default=0.0,
+        help="prune: keep at most this many GB (default 0; no limit with --older-than-days)",
+    )
+    parser.add_argument("--older-than-days", type=float, help="prune: remove only what was not used for this many days")
 
 
 def cache(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Helpers of the command modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Do = Callable[[argparse.Namespace], int | None]
 
 def command(commands: Any, name: str, do: Do, summary: str, description: str = "") -> argparse.ArgumentParser:
     """Add the parser of one command, which calls `do` with its arguments."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=description or summary)
+    description = description or f"{summary[0].upper()}{summary[1:]}."
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=description)
     parser.set_defaults(do=do)
     return parser
 

@@ -14,14 +14,14 @@ from imbalance_vlm.files import expanded
 
 def add(commands: Any) -> None:
     parser = command(commands, "ls", list_all, "list recipes and components")
-    parser.add_argument("kind", nargs="?", help=f"recipes, {', '.join(catalogue.REGISTRIES)}; all of them by default")
+    parser.add_argument("kind", nargs="?", help=f"recipes, {', '.join(catalogue.REGISTRIES)}; everything by default")
 
     parser = command(commands, "show", show, "print a recipe with every default filled in, or a component's settings")
     parser.add_argument("name", help="a recipe, or the name of a component")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
 
     parser = command(commands, "validate", validate, "check recipes without running them")
-    parser.add_argument("recipes", nargs="+", metavar="recipe")
+    parser.add_argument("recipes", nargs="+", metavar="recipe", help="YAML files, or names of packaged recipes")
 
     command(commands, "schema", schema, "print a JSON Schema of recipes, for editors")
 

@@ -13,8 +13,8 @@ SOURCE = "a recipe, a folder of class folders, a table (.csv, .tsv, .parquet) or
 
 
 def add(commands: Any) -> None:
-    summary = "check a dataset before training on it, or look at its head and tail"
-    parser = commands.add_parser("data", help=summary, description=summary)
+    summary = "check a dataset before training, or draw its largest and smallest classes"
+    parser = commands.add_parser("data", help=summary, description=f"{summary.capitalize()}.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_verify(actions)
     _add_show(actions)
@@ -22,7 +22,9 @@ def add(commands: Any) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help=SOURCE)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe, or of a path's reader")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="changes to the recipe, or settings of the reader"
+    )
 
 
 def _add_verify(actions: Any) -> None:
@@ -30,8 +32,8 @@ def _add_verify(actions: Any) -> None:
         actions,
         "verify",
         verify,
-        "counts, unreadable and repeated images, leakage, and the published numbers",
-        "Check every image of a dataset, and the dataset as a whole. Nothing is written beside the data. "
+        "check counts, unreadable images, duplicates, leakage and published numbers",
+        "Check every image of a dataset, and the dataset as a whole. Nothing is written into its folders. "
         "Exit status: 0 without findings, 1 with findings, 2 for bad input.",
     )
     _add_source(parser)
@@ -44,11 +46,11 @@ def _add_verify(actions: Any) -> None:
         "--near",
         type=int,
         default=12,
-        help="most bits, of 128, in which near duplicates differ (default 12); -1: no search",
+        help="most bits, of 128, in which near duplicates differ (default 12); -1 turns the search off",
     )
     parser.add_argument("--ignore", nargs="+", default=[], metavar="KIND", help="kinds of findings to leave out")
     parser.add_argument("--workers", type=int, help="processes that read images; one per core by default")
-    parser.add_argument("--device", default="auto", help="of the encoder: auto (default), cpu, cuda, ...")
+    parser.add_argument("--device", default="auto", help="device of the encoder: auto (default), cpu, cuda, ...")
 
 
 def _add_show(actions: Any) -> None:
@@ -56,13 +58,15 @@ def _add_show(actions: Any) -> None:
         actions,
         "show",
         show,
-        "a contact sheet of the largest and the smallest classes",
+        "draw a contact sheet of the largest and the smallest classes",
         "Draw a contact sheet of the largest and the smallest classes, one row per class.",
     )
     _add_source(parser)
     parser.add_argument("--classes", type=int, default=5, help="classes from each end (default 5)")
     parser.add_argument("--images", type=int, default=8, help="images of each class (default 8)")
-    parser.add_argument("--out", type=path, default=Path("contact_sheet.png"), help="default: contact_sheet.png")
+    parser.add_argument(
+        "--out", type=path, default=Path("contact_sheet.png"), help="PNG file to write (default contact_sheet.png)"
+    )
 
 
 def verify(options: argparse.Namespace) -> int:

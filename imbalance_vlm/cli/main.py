@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(
-        prog="imbalance-vlm", description="Long-tailed recognition with vision-language models: recipe in, table out."
+        prog="imbalance-vlm", description="Long-tailed recognition with vision-language models, run from YAML recipes."
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed arguments; overrides may stand after options too, which argparse alone does not allow."""
+    """The parsed arguments; overrides may also follow options, which argparse alone does not allow."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]

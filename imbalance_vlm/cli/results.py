@@ -1,4 +1,4 @@
-"""`imbalance-vlm table` and `predict`: what is done with finished runs."""
+"""`imbalance-vlm table` and `predict`: the commands on finished runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     parser = command(commands, "table", table, "make a table of finished runs")
     parser.add_argument("places", nargs="*", type=path, default=[Path("runs")], help="run folders, or folders of them")
     parser.add_argument("--format", default="markdown", help="markdown (default), latex, csv; parquet needs --out")
-    parser.add_argument("--columns", help="comma-separated; all by default")
+    parser.add_argument("--columns", help="names of columns, separated by commas; all by default")
     parser.add_argument("--sort", help="column to sort by, best first")
     parser.add_argument("--out", type=path, help="write to this file; its suffix is .md, .tex, .csv or .parquet")
 

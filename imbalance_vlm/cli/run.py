@@ -15,11 +15,15 @@ SHOWN = ("recipe", "dataset", "encoder", "tuning", "head", "balancing", "overall
 def add(commands: Any) -> None:
     parser = command(commands, "run", run, "run a recipe or a study and print its table")
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe (`imbalance-vlm ls recipes`)")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as training.epochs=5")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="changes to the recipe, such as training.epochs=5"
+    )
     parser.add_argument("--runs", type=path, default="runs", help="folder for the run folders (default: runs)")
-    parser.add_argument("--force", action="store_true", help="run again what is finished")
+    parser.add_argument("--force", action="store_true", help="run again where a result exists")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--jobs", type=int, default=1, help="number of a study's runs at a time (default 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="number of runs of a study that run in parallel (default 1)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         jobs=options.jobs,
     )
-    if launcher.rank() > 0:  # of several processes, the first prints
+    if launcher.rank() > 0:  # only the first of several processes prints
         return
     if isinstance(result, StudyResult):
         print(markdown(result.table), end="")

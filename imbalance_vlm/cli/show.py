@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import yaml
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
-from imbalance_vlm.components.settings import describe, documented_settings
+from imbalance_vlm.components.settings import describe, documented_settings, written
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.runs.classifier import plain
@@ -41,7 +40,7 @@ def _component(kind: str, entry: Entry) -> list[str]:
         descriptions = documented_settings(family.load()) | descriptions
     lines.append("settings:" if settings else "settings: none")
     for setting in settings.values():
-        default = "required" if setting.required else f"default {_yaml(setting.default)}"
+        default = "required" if setting.required else f"default {written(setting.default)}"
         text = f"  {setting.name}: {describe(setting.annotation)} ({default})"
         lines.append(f"{text}. {descriptions[setting.name]}" if setting.name in descriptions else text)
     lines += ["", (inspect.getdoc(entry.load()) or "").partition("\n\nArgs:")[0]]
@@ -67,12 +66,6 @@ def _family(entry: Entry) -> Entry | None:
     """The family that a method belongs to; None for a component of its own."""
     families = (family for registry in catalogue.REGISTRIES.values() for family in registry if family.methods)
     return next((family for family in families if family.methods and entry in list(family.methods)), None)
-
-
-def _yaml(value: Any) -> str:
-    """A default as a recipe writes it."""
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def show_recipe(name: str, overrides: Sequence[str]) -> str:

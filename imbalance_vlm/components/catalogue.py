@@ -380,7 +380,7 @@ LOSSES.add(
 LOSSES.add(
     "gpaco",
     f"{_PKG}.balancing.losses.paco:GPaCo",
-    "paco with the other samples of the batch as keys too, and gradients through them",
+    "PaCo with the other samples of the batch as keys too, and gradients through them",
     paper="Cui et al., Generalized Parametric Contrastive Learning, TPAMI 2023",
     needs=frozenset({"embedding.learned"}),
 )
@@ -585,21 +585,21 @@ PROMPTS.add(
 PROMPTS.add(
     "cocoop",
     f"{_PKG}.tuning.prompt.cocoop:CoCoOp",
-    "coop with a small network that shifts the context for each image",
+    "CoOp with a small network that shifts the context for each image",
     paper="Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022",
     provides=frozenset({"text.learned", "names.new"}),
 )
 PROMPTS.add(
     "kgcoop",
     f"{_PKG}.tuning.prompt.kgcoop:KgCoOp",
-    "coop kept near the text features of a plain sentence",
+    "CoOp kept near the text features of a plain sentence",
     paper="Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023",
     provides=_prompt_provides,
 )
 PROMPTS.add(
     "prograd",
     f"{_PKG}.tuning.prompt.prograd:ProGradTuning",
-    "coop with gradients that do not oppose the zero-shot model",
+    "CoOp with gradients that do not oppose the zero-shot model",
     paper="Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023",
     provides=_prompt_provides,
 )
@@ -630,7 +630,7 @@ PROMPTS.add(
 PROMPTS.add(
     "promptsrc",
     f"{_PKG}.tuning.prompt.promptsrc:PromptSRC",
-    "ivlp kept near the frozen model, with prompts averaged over the epochs",
+    "IVLP kept near the frozen model, with prompts averaged over the epochs",
     paper="Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023",
     needs=frozenset({"tokens"}),
     provides=frozenset({"embedding.learned", "text.learned", "names.new"}),

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from imbalance_vlm.components.ranges import Range
-from imbalance_vlm.errors import InputError, did_you_mean, one_of
+from imbalance_vlm.errors import InputError, did_you_mean
 
 Build = Callable[..., Any]
 
@@ -186,39 +186,75 @@ def documented_settings(build: Build) -> dict[str, str]:
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    Path: "a path",
-    type(None): "null",
-    Any: "any value",
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    type(None): ("null", "null"),
+    Any: ("any value", "any values"),
 }
+"""The types of settings in words, singular and plural."""
 
 
-def describe(annotation: Any) -> str:
-    """What the annotation accepts, in words for the author of a recipe."""
+def describe(annotation: Any, plural: bool = False) -> str:
+    """What the annotation accepts, in words for the author of a recipe.
+
+    >>> describe(list[int] | None), describe(Literal["a", "b"] | None), describe(dict[str, float | None])
+    ('a list of whole numbers, or null', "'a', 'b' or null", 'a mapping of names to numbers or null')
+    """
+    *options, last = _options(annotation, plural)
+    if not options:
+        return last
+    comma = "," if any(word in option for option in options for word in (" or ", " and ", " of ")) else ""
+    return f"{', '.join(options)}{comma} or {last}"
+
+
+def _options(annotation: Any, plural: bool) -> list[str]:
+    """The alternatives that the annotation accepts, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
-        return f"{describe(arguments[0])} {bounds}".strip()
+        return [f"{describe(arguments[0], plural)} {bounds}"] if bounds else _options(arguments[0], plural)
     if origin is Literal:
-        return one_of(str(option) for option in arguments)
+        return [f"'{option}'" for option in arguments]
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in arguments)
+        return [words for option in arguments for words in _options(option, plural)]
+    if annotation is bool:
+        return ["true", "false"]
     if origin in (list, tuple, Sequence):
-        return f"a list of [{describe(arguments[0])}]" if arguments else "a list"
+        items = "" if arguments[0] is Any else f" of {describe(arguments[0], plural=True)}"
+        return [("lists" if plural else "a list") + items]
     if origin in (dict, Mapping):
-        return f"a mapping of {describe(arguments[0])} to {describe(arguments[1])}" if arguments else "a mapping"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+        keys = "names" if arguments[0] is str else describe(arguments[0], plural=True)
+        items = "" if arguments[1] is Any else f" of {keys} to {describe(arguments[1], plural=True)}"
+        return [("mappings" if plural else "a mapping") + items]
+    name = getattr(annotation, "__name__", str(annotation))
+    return [_WORDS.get(annotation, (name, name))[plural]]
+
+
+def written(value: Any) -> str:
+    """A value as a recipe writes it, with quotes around strings.
+
+    >>> written({"a": None, "b": [True, "x"]})
+    "{a: null, b: [true, 'x']}"
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(written, value))}]"
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def mistake(annotation: Any, value: Any) -> str | None:
     """What is wrong with `value`, or None if it fits `annotation`."""
     if fits(annotation, value):
         return None
-    shown = "null" if value is None else repr(value)
+    shown = written(value)
     if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
         shown += ", which is a string: leave out the quotes"
     hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""

@@ -24,15 +24,15 @@ ViewName = Literal["plain", "tta", "random"]
 
 @dataclass(frozen=True)
 class Column:
-    """How a table shows and sorts one number.
+    """How a table shows and sorts one column.
 
     Args:
         name: of the score, and of the table's column.
         digits: decimal places.
         smaller_is_better: a sort from best to worst starts with the smallest value.
-        deviation: whether a table shows the standard deviation over the seeds beside the mean.
-        thousands: a whole number with thousands separators.
-        sign: show the sign of positive numbers too.
+        deviation: whether to show the standard deviation over the seeds after the mean.
+        thousands: whether it holds whole numbers, to show with thousands separators.
+        sign: whether to show the sign of positive numbers too.
     """
 
     name: str

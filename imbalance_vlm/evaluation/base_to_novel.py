@@ -31,7 +31,7 @@ from imbalance_vlm.evaluation.recorder import PredictionRecorder
 from imbalance_vlm.heads.base import Head
 
 BEST = tuple(map(Column, ("best_epoch", "best_base", "best_novel", "best_h")))
-"""Columns of the best epoch, which is chosen on test images: a bound, and no result."""
+"""Columns of the best epoch, which is chosen on test images: an upper bound, not a result."""
 
 
 class BaseToNovel(Evaluator):
@@ -43,7 +43,7 @@ class BaseToNovel(Evaluator):
         novel_features: of the novel classes, whose labels count from 0.
         text_features: (M, d) unit text features of names in templates, from the untouched tower.
         history: the lines of the epochs, filled by the time `compute` runs.
-        curve: measure base and novel accuracy after every `curve`-th and the last epoch, into metrics.jsonl; 0 for
+        curve: record base and novel accuracy after every `curve`-th and the last epoch in metrics.jsonl; 0 for
             never. With cached features a measurement costs one pass of all class names through the text tower.
 
     Raises:
@@ -162,7 +162,7 @@ def base_to_novel(base: Predictions, novel: Predictions, joint: Predictions) -> 
 def best_epoch(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The epoch with the highest H of a curve, and base, novel and H in that epoch; NaN without a curve.
 
-    It is chosen on test images: it bounds what overfitting costs, and is no result.
+    It is chosen on test images: an upper bound, not a result.
     """
     rows = [row for row in history if not math.isnan(row.get("h", math.nan))]
     if not rows:

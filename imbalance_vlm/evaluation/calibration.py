@@ -19,7 +19,7 @@ class Calibration(Evaluator):
 
     Args:
         long_tail: gives the groups; a group's numbers are those of its classes' test images.
-        bins: of the calibration error.
+        bins: number of bins of the calibration error.
     """
 
     columns = tuple(

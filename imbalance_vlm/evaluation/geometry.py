@@ -22,8 +22,8 @@ Differs from [0] in the following, none of which matters with equally many sampl
   - W is centred too. A vector added to every row of W changes no softmax.
 
 Standard deviations are over the population. Everything is computed in float64, block by block: near collapse, nearly
-equal numbers are subtracted. Undefined values are NaN and not 0, which would look like a
-measurement.
+equal numbers are subtracted. Undefined values are NaN and not 0, which would
+look like a measurement.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def geometry(
         classifier: (C, d) weight of a linear or cosine classifier of these features (unit rows for a cosine one).
         text_features: (C, d), one row per class.
         bias: (C,) of the classifier; None is 0.
-        block_rows: samples, or rows of a (K, K) matrix, per block. Memory beside the inputs is about
+        block_rows: samples, or rows of a (K, K) matrix, per block. Memory besides the inputs is about
             3 block_rows * K + 4 C d + 2 d^2 float64 numbers.
 
     Raises:
@@ -228,8 +228,8 @@ def nc1(features: Tensor, labels: Tensor, means: Tensor, block_rows: int = BLOCK
     counts = torch.bincount(labels, minlength=len(means))  # (C,)
     trace = 0.0
     for rows in _blocks(len(features), block_rows):
-        spread = (features[rows].double() - means[labels[rows]]) @ whiten.t()  # (b, r)
-        trace += float((spread.square().sum(1) / counts[labels[rows]]).sum()) / num_present
+        offsets = (features[rows].double() - means[labels[rows]]) @ whiten.t()  # (b, r)
+        trace += float((offsets.square().sum(1) / counts[labels[rows]]).sum()) / num_present
     return trace / num_present
 
 

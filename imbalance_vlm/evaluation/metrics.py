@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One row per test image: true and predicted class, the probability of the predicted, -log p of the true."""
+    """One row per test image: true and predicted class, probability of the predicted one, -log p of the true one."""
 
     labels: Ints
     predicted: Ints

@@ -1,4 +1,4 @@
-"""The settings of a recipe's `evaluation` section, beside its evaluators and the thresholds of its groups."""
+"""The settings of a recipe's `evaluation` section, other than its evaluators and the thresholds of its groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class EvaluationSettings(SettingGroup):
             their mirror images ("five_crops_flips"), instead of its one view; see `imbalance_vlm.evaluation.tta`.
         tta_margin: pixels by which the shorter side of an image exceeds its crops; null for 24 at inputs of 224 pixels,
             and in proportion for others.
-        batch_size: most images at a time; of large images and of tokens there are fewer, to save memory.
+        batch_size: largest number of images per batch; batches of large images and of tokens are smaller, to save
+            memory.
     """
 
     tta: Tta = "none"

@@ -1,4 +1,4 @@
-"""Accuracy of what was learned on one dataset on the classes and images of others.
+"""Accuracy of a model that was trained on one dataset on the classes and images of other datasets.
 
 [0] Zhou, Yang, Loy, Liu. Conditional Prompt Learning for Vision-Language Models. CVPR 2022. (cross-dataset transfer)
 """

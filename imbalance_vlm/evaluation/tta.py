@@ -118,7 +118,7 @@ def views_of(preprocessing: Preprocessing, tta: Tta, flips: bool, margin: int | 
     """
     if tta == "five_crops_flips" and not flips:
         raise InputError(
-            "`evaluation.tta` must be 'none' or 'five_crops' for a dataset whose classes do not survive mirroring "
+            "`evaluation.tta` must be 'none' or 'five_crops' for a dataset whose classes change when mirrored "
             "(data.flips), got 'five_crops_flips'"
         )
     return [preprocessing] if tta == "none" else five_crops(preprocessing, tta == "five_crops_flips", margin)

@@ -7,6 +7,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Registry
+from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.columns import score_names
 from imbalance_vlm.recipe.schema import components_in
@@ -46,7 +47,7 @@ def _provided(recipe: Recipe) -> frozenset[str]:
 
 
 def _unmet(registry: Registry, section: Mapping[str, Any], provided: frozenset[str]) -> list[str]:
-    """The needs of a component that no other one meets; those of its whole kind alone where one of these is unmet."""
+    """The needs of a component that no other one meets; where a need of its whole kind is unmet, only those."""
     for needs in (registry.needs, registry.needed(section)):
         if unmet := [need for need in sorted(needs) if not provided & set(need.split("|"))]:
             return unmet
@@ -69,7 +70,7 @@ def _lacks(need: str, recipe: Recipe) -> str:
 
 
 def _training_needs(recipe: Recipe, provided: frozenset[str]) -> Iterator[Conflict]:
-    """Settings of the training that need something of the components."""
+    """Settings of the training whose needs the components do not meet."""
     training = recipe["training"]
     if training["interpolation"] < 1 and "start" not in provided:
         yield (
@@ -108,4 +109,4 @@ def _published(recipe: Recipe) -> Iterator[Conflict]:
         if key not in scores:
             yield f"paper.{key}", f"unknown score.{did_you_mean(key, scores)} Allowed: source, {', '.join(scores)}"
         elif not isinstance(value, (int, float)):
-            yield f"paper.{key}", f"must be a number, got {value!r}"
+            yield f"paper.{key}", f"must be a number, got {written(value)}"

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.registry import NAMING
+from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.files import expanded
 from imbalance_vlm.recipe.problems import Problem, RecipeError
-from imbalance_vlm.recipe.schema import RECIPE, Component, join, shared_settings
+from imbalance_vlm.recipe.schema import RECIPE, Component, Node, child_of, replaces, shared_settings
 
 COMMAND_LINE = "command line"
 MAX_VALUES = 100_000
@@ -79,7 +79,7 @@ class Loaded:
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes that come with the package: inside a wheel, or beside the package in a checkout."""
+    """The folder of the recipes that come with the package: inside a wheel, or next to the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "_recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -113,6 +113,11 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; {} for an empty file.
+
+    Raises:
+        InputError: a file that cannot be read, or holds no mapping of at most `MAX_VALUES` values.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -140,14 +145,18 @@ def _values(content: Any, counted: dict[int, int]) -> int:
     return counted[id(content)]
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], node: Node | None = RECIPE) -> dict[str, Any]:
     """`over` on top of `base`, mapping by mapping.
 
-    A bare name means a component without settings. A component with another `name` replaces the one below it
-    with its settings; only the settings that all components of its kind share are kept (the protocol of a dataset), and
-    those that the new component requires (the `root` of a dataset). Another `method` of a family replaces the settings
-    only when the family's name is given with it. A published row with its `source` replaces another row: figures of two
-    sources must not be mixed.
+    A bare name means a component without settings. Which mappings replace others instead of being merged with them is
+    part of the schema (`imbalance_vlm.recipe.schema.replaces`). A component that replaces another keeps the settings
+    that all components of its kind share (the protocol of a dataset), and those that it requires (the `root` of a
+    dataset).
+
+    Args:
+        base: a recipe, or a part of one.
+        over: the same part of another recipe, whose keys win.
+        node: the part in the schema; None for a part that the schema does not hold.
     """
     merged = deepcopy(dict(base))
     for key, value in over.items():
@@ -156,21 +165,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
             below = {"name": below}
         if isinstance(below, Mapping) and isinstance(value, str):
             value = {"name": value}
-        here = join(path, str(key))
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            differs = any(choice in value and value[choice] != below.get(choice, value[choice]) for choice in NAMING)
-            replaces = ("name" in value and differs) or "source" in value
-            merged[key] = (
-                deepcopy(_settings_to_keep(here, below, value) | dict(value)) if replaces else merge(below, value, here)
-            )
-        else:
+        child = child_of(node, key)
+        if not isinstance(below, Mapping) or not isinstance(value, Mapping):
             merged[key] = deepcopy(value)
+        elif replaces(child, below, value):
+            merged[key] = deepcopy(_settings_to_keep(child, below, value) | dict(value))
+        else:
+            merged[key] = merge(below, value, child)
     return merged
 
 
-def _settings_to_keep(key: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a component's settings stays when another component of its kind replaces it."""
-    node = RECIPE.children.get(key)
+def _settings_to_keep(node: Node | None, below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a component that remain when another component of its kind replaces it."""
     if not isinstance(node, Component) or not node.shared:
         return {}
     name = str(over.get("name"))
@@ -211,7 +217,7 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
     includes = tree.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
-        raise RecipeError([Problem("include", f"must be a list of paths, got {includes!r}", str(path))])
+        raise RecipeError([Problem("include", f"must be a list of paths, got {written(includes)}", str(path))])
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for item in includes:
@@ -219,7 +225,7 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
         if not target.is_file():
             target = recipes_folder() / f"{item.removesuffix('.yaml')}.yaml"
         if not target.is_file():
-            message = f"no file {item!r} beside the recipe, and no packaged recipe of that name"
+            message = f"no file {item!r} next to the recipe, and no packaged recipe of that name"
             raise RecipeError([Problem("include", message, str(path))])
         below = _load_file(target, (*chain, resolved))
         below.tree.pop("name", None)  # a name belongs to one file
@@ -248,6 +254,9 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
     Args:
         recipe: a file, the name of a packaged recipe, or the mapping itself.
         overrides: "key.path=value" strings, or a mapping whose keys may be dotted. Their order does not matter.
+
+    Raises:
+        InputError: no such recipe, or a file or override that is not valid YAML.
     """
     catalogue.load_plugins()  # which settings stay when another component is named depends on both
     if isinstance(overrides, str):

@@ -10,7 +10,7 @@ from imbalance_vlm.errors import InputError
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the key, what is wrong and how to mend it, and the file."""
+    """One problem: the key, what is wrong and how to correct it, and the file."""
 
     key: str
     message: str

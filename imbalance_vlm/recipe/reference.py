@@ -23,9 +23,9 @@ from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, STUDY, Component, Comp
 TEXTS: dict[str, str] = {
     "include": "Recipes that this one builds on: files relative to this one, or names of packaged recipes. The keys of "
     "this file win over theirs.",
-    "name": "Names the run and its folder.",
+    "name": "Name of the run and of its folder.",
     "description": "One line for `imbalance-vlm ls recipes`.",
-    "paper": "A published row to print beside the result: its source, and the scores in percent.",
+    "paper": "A published row to print below the result: its `source`, and its scores in percent.",
     "seed": "Seed of the initial weights, the order of the data, and everything else that is random.",
     "data": "The dataset. The settings in the first table belong to every dataset.",
     "encoder": "The model that turns images (and class names) into features: `name` is an open_clip architecture, a "
@@ -34,7 +34,7 @@ TEXTS: dict[str, str] = {
     "head": "The classifier on the features.",
     "balancing": "How class imbalance is handled, in training and after it.",
     "balancing.loss": "The loss of a training step.",
-    "balancing.sampler": "Which images an epoch shows, and in which order.",
+    "balancing.sampler": "Which images an epoch contains, and in which order.",
     "balancing.regularizers": "Further terms of the loss, each with its weight.",
     "balancing.gradient": "Changes the gradient before the optimizer uses it.",
     "balancing.second_stage": "Fits another classifier to the embeddings of the trained model.",
@@ -83,8 +83,12 @@ def first_sentence(text: str) -> str:
 
 
 def as_sentence(text: str) -> str:
-    """The text with a capital letter (where its first word has none) and a full stop."""
-    word = re.match(r"[\w-]+", text)
+    """The text with a full stop, and a capital letter at its beginning unless that is a symbol or a name.
+
+    >>> as_sentence("share of the weights"), as_sentence("k > 0 for k crops"), as_sentence("torch.optim.SGD")
+    ('Share of the weights.', 'k > 0 for k crops.', 'torch.optim.SGD.')
+    """
+    word = re.match(r"(?![\w-]+\.\w)(?:a\b|[\w-]{2,})", text)  # neither a symbol nor a dotted name
     if word and word[0].islower():
         text = text[0].upper() + text[1:]
     return text if text.endswith(".") else f"{text}."
@@ -131,7 +135,7 @@ def text_of(path: str, name: str) -> str:
 
 
 def variants(entry: Entry) -> Iterator[tuple[str, Entry, list[Key]]]:
-    """Each form of a component: its method ("" where it is no family), its entry, and its settings."""
+    """Each form of a component: its method ("" where it is not a family), its entry, and its settings."""
     for member in entry.methods or (entry,):
         builds = [member.load()] if member is entry or not entry.build else [member.load(), entry.load()]
         yield ("" if member is entry else member.name), member, keys_of(*builds)

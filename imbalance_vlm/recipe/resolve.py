@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Nested
-from imbalance_vlm.components.settings import Setting, fits, mistake
+from imbalance_vlm.components.settings import Setting, fits, mistake, written
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.compatibility import conflicts
 from imbalance_vlm.recipe.load import Loaded
@@ -16,6 +16,7 @@ from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import (
     RECIPE,
     REQUIRED,
+    STUDY,
     Component,
     Components,
     Leaf,
@@ -71,15 +72,16 @@ def resolve(loaded: Loaded) -> dict[str, Any]:
 
 
 def _report_unknown(keys: Mapping[str, Any], allowed: list[str], path: str, report: Report) -> None:
+    options = allowed if path else ["include", *allowed, *STUDY]  # the added keys are read before the others
     for key in keys:
         if key not in allowed:
             here = join(path, str(key))
-            hint = f" It is now `{MOVED[here]}`." if here in MOVED else did_you_mean(key, allowed)
-            report(here, f"unknown key.{hint} Allowed: {', '.join(allowed)}")
+            hint = f" It is now `{MOVED[here]}`." if here in MOVED else did_you_mean(key, options)
+            report(here, f"unknown key.{hint} Allowed: {', '.join(options) or 'none'}")
 
 
 def _renamed(key: str, value: Any) -> str:
-    """What to write for a value that an earlier version had under another name; nothing for any other value."""
+    """What to write for a value that has another name since an earlier version; "" for any other value."""
     replacement = RENAMED.get((key, value)) if isinstance(value, str) else None
     return f"{value!r} is now {replacement}" if replacement else ""
 
@@ -89,7 +91,7 @@ def check_section(node: Section, value: Any, path: str, report: Report) -> dict[
     if value is None:
         value = {}
     if not isinstance(value, Mapping):
-        report(path, f"must be a mapping of keys, got {value!r}")
+        report(path, f"must be a mapping of keys, got {written(value)}")
         value = {}
     settings = shared_settings(node.settings)
     entries = node.entries.names() if node.entries is not None else []
@@ -136,7 +138,7 @@ def _entries(node: Section, value: Mapping[str, Any], path: str, report: Report)
         settings = node.entries.get(name).settings() if node.entries is not None else {}
         if item is not True and not isinstance(item, Mapping):
             hints = [f" Did you mean `{{{key}: {item}}}`?" for key in settings if _takes(settings[key], item)]
-            report(here, f"must be true, false or a mapping of its settings, got {item!r}.{''.join(hints)}")
+            report(here, f"must be true, false or a mapping of its settings, got {written(item)}.{''.join(hints)}")
             continue
         values = {} if item is True else item
         _report_unknown(values, list(settings), here, report)
@@ -153,7 +155,7 @@ def _components(node: Components, value: Any, path: str, report: Report) -> list
     if isinstance(value, (str, Mapping)):  # a single component needs no list
         value = [value]
     if not isinstance(value, (list, tuple)):
-        report(path, f"must be a list of {node.registry.kind}s, got {value!r}")
+        report(path, f"must be a list of {node.registry.kind}s, got {written(value)}")
         return []
     single = Component(node.registry, shared=node.shared)
     sections = [_component(single, item, f"{path}.{row}", report) or {} for row, item in enumerate(value)]
@@ -171,7 +173,7 @@ def _component(node: Component, value: Any, path: str, report: Report) -> dict[s
     if isinstance(value, Mapping) and isinstance(node.default, str):
         value = {"name": node.default, **value}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        report(path, f"must name one {node.registry.kind}, or be a mapping with `name`, got {value!r}")
+        report(path, f"must name one {node.registry.kind}, or be a mapping with `name`, got {written(value)}")
         return {}
     try:
         entry = node.registry.get(value["name"])
@@ -212,7 +214,7 @@ def _bind(settings: Mapping[str, Setting], values: Mapping[str, Any], path: str,
 
 
 def with_roots(loaded: Loaded) -> Loaded:
-    """The recipe in which datasets that evaluators name have the `root` of its own data, where they give none."""
+    """The recipe, with its `data.root` given to those datasets of evaluators that have no `root` of their own."""
     data, evaluation = loaded.tree.get("data"), loaded.tree.get("evaluation")
     if not isinstance(data, Mapping) or "root" not in data or not isinstance(evaluation, Mapping):
         return loaded
@@ -224,11 +226,11 @@ def with_roots(loaded: Loaded) -> Loaded:
         for key, setting in catalogue.EVALUATORS.get(name).settings().items():
             nested = setting.marked(Nested)
             if nested is not None and nested.registry == "datasets" and isinstance(section.get(key), (list, tuple)):
-                changed[name] = {**section, key: [_placed(item, data["root"]) for item in section[key]]}
+                changed[name] = {**section, key: [_with_root(item, data["root"]) for item in section[key]]}
     return replace(loaded, tree={**loaded.tree, "evaluation": changed})
 
 
-def _placed(item: Any, root: Any) -> Any:
+def _with_root(item: Any, root: Any) -> Any:
     section = {"name": item} if isinstance(item, str) else item
     name = section.get("name") if isinstance(section, Mapping) else None
     if name not in catalogue.DATASETS or "root" not in catalogue.DATASETS.get(str(name)).settings():

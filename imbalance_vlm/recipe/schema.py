@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Natural, Nested
-from imbalance_vlm.components.registry import Entry, Registry
+from imbalance_vlm.components.registry import NAMING, Entry, Registry
 from imbalance_vlm.components.settings import Setting, settings_of
 
 REQUIRED = object()
@@ -16,10 +16,17 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Leaf:
-    """A plain value."""
+    """A plain value.
+
+    Args:
+        annotation: what it may be.
+        default: the value when the key is left out.
+        replaced_with: a key of a mapping. A mapping that gives it replaces an included one, and is not merged with it.
+    """
 
     annotation: Any
     default: Any = REQUIRED
+    replaced_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Component:
     Args:
         registry: what can be named.
         default: the name used when the key is left out; None makes the component optional.
-        shared: "module:attribute" of a callable whose settings every entry accepts beside its own.
+        shared: "module:attribute" of a callable whose settings every entry accepts in addition to its own.
     """
 
     registry: Registry
@@ -48,7 +55,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Section:
-    """Named children, and beside them settings and components.
+    """Named children, and further keys that are settings or components.
 
     Args:
         children: the nodes below, by key.
@@ -73,7 +80,8 @@ RECIPE = Section(
     {
         "name": Leaf(str),
         "description": Leaf(str, ""),
-        "paper": Leaf(dict[str, float | str] | None, None),  # the published row: {source: ..., overall: ..., many: ...}
+        # The published row, {source: ..., overall: ..., many: ...}; figures of two sources must not be mixed.
+        "paper": Leaf(dict[str, float | str] | None, None, replaced_with="source"),
         "seed": Leaf(Natural, 0),
         "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:apply_protocol"),
         "encoder": Component(catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source"),
@@ -145,6 +153,25 @@ table     columns and sort order; baseline: the row that the others are compared
           whose rows are averaged below them
 plot      y against x ("epoch", a column or an axis); a panel for each value of `by`, a line for each value of `each`
 """
+
+
+def child_of(node: Node | None, key: str) -> Node | None:
+    """The node of a key below a node; None where the tree has none, as for a setting of a component."""
+    if node is RECIPE and key in STUDY:
+        return STUDY[key]
+    if node is STUDY["grid"].children["variants"]:  # each is a part of a recipe
+        return RECIPE
+    return node.children.get(key) if isinstance(node, Section) else None
+
+
+def replaces(node: Node | None, included: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether a mapping replaces the included mapping at its key, instead of being merged with it.
+
+    A component with another name does. Another `method` of a family does where the family's name is given with it.
+    """
+    if isinstance(node, Leaf):
+        return bool(node.replaced_with) and node.replaced_with in over
+    return "name" in over and any(name in over and over[name] != included.get(name, over[name]) for name in NAMING)
 
 
 def shared_settings(target: str) -> dict[str, Setting]:

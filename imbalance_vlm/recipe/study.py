@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.columns import table_columns
 from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
@@ -21,7 +22,7 @@ EPOCH = "epoch"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe asks for.
+    """The runs of a recipe or a study, and the table and plot of a study.
 
     Args:
         name: of the recipe or study.
@@ -51,7 +52,7 @@ class Plan:
         return self.study.get("plot")
 
     def label(self, recipe: Mapping[str, Any]) -> str:
-        """What a row of the study's table is called."""
+        """The name of a run's row in the table of the study."""
         return str(recipe["name"]).removeprefix(f"{self.name}/")
 
     def coordinates(self) -> dict[str, dict[str, Any]]:
@@ -78,9 +79,9 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
         study: dict[str, Any] = {}
     else:
         study, problems = _checked_study(sections, loaded)
-        if problems:  # a broken grid cannot be expanded
-            raise RecipeError(problems)
-        recipes, problems = _resolved(_expand(loaded, study["grid"]))
+        grid = _readable(sections["grid"]) if problems else study["grid"]
+        recipes, problems_of_runs = _resolved(_expand(loaded, grid) if grid else [])
+        problems += problems_of_runs
     planned = Plan(_name(loaded), recipes, study)
     if not problems and planned.is_study:  # rows and columns follow from the runs
         problems = _unknown_columns(planned, loaded) + _unknown_rows(planned, loaded)
@@ -119,23 +120,48 @@ def _checked_study(sections: Mapping[str, Any], loaded: Loaded) -> tuple[dict[st
         problems.append(Problem(key, message, loaded.origin(key)))
 
     study = {key: check_section(STUDY[key], value, key, report) for key, value in sections.items()}
-    if problems:
-        return study, problems
-    for key, value in study["grid"].items():
-        if key in (sections["grid"] or {}) and not value:
+    grid = study["grid"]
+    for key, value in grid.items():
+        if key in _mapping(sections["grid"]) and value in (None, {}, [], ()):
             report(f"grid.{key}", "must not be empty")
-    for axis, values in (study["grid"]["axes"] or {}).items():
-        if not values:
+    for axis, values in _mapping(grid["axes"]).items():
+        if values in ([], ()):
             report(f"grid.axes.{axis}", "must not be empty")
-    seeds = study["grid"]["seeds"] or []
-    if len(set(seeds)) < len(seeds):
-        report("grid.seeds", f"must differ from one another, got {seeds}")
-    return study, problems + _overridden(study["grid"], loaded)
+    seeds = grid["seeds"] if isinstance(grid["seeds"], (list, tuple)) else []
+    if any(seed in seeds[:place] for place, seed in enumerate(seeds)):
+        report("grid.seeds", f"must differ from one another, got {written(seeds)}")
+    return study, problems + _overridden(grid, loaded)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or an empty mapping in place of anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _readable(grid: Any) -> dict[str, Any] | None:
+    """What can be expanded of a grid with problems, so that those of its runs are found too; None without variants.
+
+    An axis whose values are not a list has one value.
+    """
+    children = STUDY["grid"].children
+    parts = {key: _mapping(grid).get(key) or {} for key in children}
+    variants = {
+        str(key): value
+        for key, value in _mapping(parts["variants"]).items()
+        if value is None or isinstance(value, Mapping)
+    }
+    unreadable = grid is not None and (not isinstance(grid, Mapping) or not set(grid) <= set(children))
+    if unreadable or not isinstance(parts["axes"], Mapping) or (parts["variants"] and not variants):
+        return None  # what these would set is unknown
+    axes = {
+        str(axis): values if isinstance(values, (list, tuple)) else [values] for axis, values in parts["axes"].items()
+    }
+    return {"variants": variants, "axes": axes, "seeds": None}
 
 
 def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
-    """The command line cannot fix what the grid varies: one of the two would be ignored."""
-    varied = {str(axis): f"grid.axes.{axis}" for axis in grid["axes"] or {}}
+    """Overrides of keys that the grid varies: one of the two would be ignored."""
+    varied = {str(axis): f"grid.axes.{axis}" for axis in _mapping(grid["axes"])}
     if grid["seeds"]:
         varied["seed"] = "grid.seeds"
     return [
@@ -165,7 +191,7 @@ def _unknown_columns(planned: Plan, loaded: Loaded) -> list[Problem]:
 
 
 def _unknown_rows(planned: Plan, loaded: Loaded) -> list[Problem]:
-    """A baseline that is no row of the study, or an average over something that is no axis."""
+    """A baseline that is not a row of the study, or an average over a key that is not an axis."""
     problems = []
     labels = list(dict.fromkeys(map(planned.label, planned.recipes)))
     for key, kind, options in (("baseline", "a row", labels), ("average", "an axis", list(planned.axes))):

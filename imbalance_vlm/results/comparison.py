@@ -1,4 +1,4 @@
-"""Every row of a study against one of them, seed by seed."""
+"""The rows of a study compared with one of them, seed by seed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def table(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per configuration: the means over its seeds, and beside some scores their sample standard deviation.
+    """One row per configuration: the means over its seeds, and for some scores their sample standard deviation.
 
     Runs of one configuration differ only in their seed; two that differ in anything else are two rows, even where all
     columns agree.
@@ -71,9 +71,9 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
     grouped = single.groupby(["config", *IDENTITY], sort=False, dropna=False)
     mean = grouped[numbers].mean()
     if grouped.size().max() > 1:
-        spread = [column.name for column in score_columns(results) if column.deviation and column.name in mean.columns]
-        deviation = grouped[spread].std(ddof=1)
-        for score in spread:
+        scores = [column.name for column in score_columns(results) if column.deviation and column.name in mean.columns]
+        deviation = grouped[scores].std(ddof=1)
+        for score in scores:
             mean.insert(int(mean.columns.get_loc(score)) + 1, f"{score}_std", deviation[score])  # type: ignore[arg-type]
     mean.insert(0, "seeds", grouped["seed"].agg(lambda seeds: ",".join(map(str, sorted(seeds)))))
     mean.insert(1, "n", grouped.size())
@@ -83,7 +83,7 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _with_samples(frame: pd.DataFrame, results: Sequence[Result]) -> pd.DataFrame:
-    """The table with the samples of pre-training beside its pairs, where they are known for any row."""
+    """The table with the samples of pre-training next to its pairs, where they are known for any row."""
     identities = [result.record["identity"] for result in results]
     samples = {(each["encoder"], each["pretrained"]): each[SAMPLES] for each in identities if each.get(SAMPLES)}
     column = [samples.get(weights) for weights in zip(frame["encoder"], frame["pretrained"], strict=True)]

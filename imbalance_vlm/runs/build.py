@@ -167,7 +167,7 @@ def make_model(recipe: Recipe, head: Head, long_tail: LongTail, device: torch.de
 
 
 def embedding_width(head: Head) -> int:
-    """Width d of a head's embeddings. A head on learned text encodes all class names for it: ask only where needed."""
+    """Width d of a head's embeddings. A head on learned text encodes all class names for it: call it if needed."""
     with torch.no_grad():
         weight, _ = head.classifier()
     return weight.shape[1]
@@ -185,7 +185,7 @@ def make_objective(
             num_classes=long_tail.num_classes,
             logit_scale=head.logit_scale,
         ),
-        "prototypes": lambda asking: starts.prototypes(asking, embedding_width(head)),
+        "prototypes": lambda component: starts.prototypes(component, embedding_width(head)),
         "text": lambda _section: tuning.text(context, head),
     }
     check_reused(recipe, context.encoder)
@@ -220,7 +220,7 @@ def check_reused(recipe: Recipe, encoder: Encoder) -> None:
     """Check that the finished runs whose files the recipe uses were trained on the recipe's encoder.
 
     Raises:
-        InputError: one was trained on another; the message holds both fingerprints.
+        InputError: a run was trained on another encoder; the message holds both fingerprints.
     """
     for _, setting, value in settings_in(recipe):
         if setting.marked(FinishedRun) and value:
@@ -244,10 +244,10 @@ def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) 
 
 
 def _validation_remedy(recipe: Recipe, data: Dataset) -> str:
-    """What gives a dataset validation images: a share that sets one aside in its largest class, where it can be set."""
+    """How to get validation images: by a share that sets one aside in the largest class, where it can be set."""
     if "val_fraction" not in recipe["data"]:
-        return "take a dataset that has validation images"
+        return "use a dataset that has validation images"
     largest = int(data.counts.max())
     if largest < 2:
         return "add images: no class has more than one to train on, so none can be set aside"
-    return f"set images aside with data.val_fraction={0.1 if largest >= 6 else 0.5}"
+    return f"set images aside for validation with data.val_fraction={0.1 if largest >= 6 else 0.5}"

@@ -48,7 +48,7 @@ BATCH = 256
 
 
 class TrainedClassifier:
-    """The model of a finished run, with its class names and the recipe that it was trained by.
+    """The model of a finished run, with its class names and its recipe.
 
     Use it as a context manager, or call `close`: until then, what the tuning trained is part of the encoder.
 
@@ -57,9 +57,9 @@ class TrainedClassifier:
         templates: sentences with one `{}` each, around the class names.
         long_tail: training counts and groups, with the class names.
         encoder: on its device.
-        tuning: the one that made the head; it restores the encoder.
+        tuning: the tuning that made the head; closing it restores the encoder.
         model: head, second stage and correction.
-        device: where encoder and model are.
+        device: the device of encoder and model.
 
     >>> with TrainedClassifier.load("runs/photos/seed0-1234") as classifier:  # doctest: +SKIP
     ...     classifier.predict(["new/1.jpg", "new/2.jpg"])
@@ -92,7 +92,7 @@ class TrainedClassifier:
         Args:
             folder: the run's folder.
             device: "auto" (a GPU where there is one), "cpu", "cuda", ...
-            resources: shared with other classifiers or runs; None for its own.
+            resources: shared with other classifiers or runs; None for new ones.
 
         Raises:
             InputError: no finished run, or an encoder that is not the one the run was trained on.
@@ -133,7 +133,7 @@ class TrainedClassifier:
         """Write the recipe, the classes and the weights, with the fingerprint of the encoder that they belong to.
 
         Args:
-            folder: is made if it does not exist.
+            folder: created if it does not exist.
             digest: hash of the recipe, its data and weights when the run began.
         """
         write_text(folder / RECIPE_FILE, yaml.safe_dump(plain(self.recipe), sort_keys=False))
@@ -219,16 +219,22 @@ def predict_images(
         images: image files, or folders of them (with all folders below).
         device: where the model runs: "auto" (a GPU where there is one), "cpu", "cuda", ...
         on_error: what an image that cannot be read does: "raise" lists all of them, "skip" leaves them out.
+
+    Returns:
+        One row per image: `image`, `predicted` (a class name), `confidence` (its probability, in [0, 1]).
+
+    Raises:
+        InputError: no finished run, other weights of the encoder, no images, or images that cannot be read.
     """
     _saved(expanded(run))  # a wrong folder or image is reported before the encoder is loaded, which may take a minute
-    found = find_images(images, on_error)
-    note(found.summary)
+    selection = find_images(images, on_error)
+    note(selection.summary)
     with TrainedClassifier.load(run, device) as classifier:
-        return classifier.predict(found.images)
+        return classifier.predict(selection.images)
 
 
 def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe of a saved classifier, and what is saved of its classes; for runs of earlier versions, their result.
+    """The recipe of a saved classifier, and its classes, which earlier versions only wrote to result.json.
 
     Raises:
         InputError: no saved classifier, or a recipe that is not complete.

@@ -59,11 +59,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def begin_peak_memory(device: torch.device) -> None:
-    """Forget earlier peaks, so that a run of a study does not inherit the largest before it."""
+    """Reset the peak, so that a run of a study does not report the peak of an earlier run."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        with contextlib.suppress(OSError):  # not every container lets a process reset its mark
+        with contextlib.suppress(OSError):  # some containers do not allow this
             Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -83,7 +83,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def cost(
     device: torch.device, trainable: int, encode_seconds: float, train_seconds: float, images_per_second: float
 ) -> dict[str, Any]:
-    """What a run took; `encode_seconds` is the time that it waited for features, close to 0 once they are cached."""
+    """The cost of a run; `encode_seconds` is the time that it waited for features, close to 0 once they are cached."""
     return {
         "trainable_parameters": trainable,
         "encode_seconds": round(encode_seconds, 3),

@@ -57,7 +57,7 @@ def run_recipe(recipe: Recipe, folder: Path, device: torch.device, resources: Re
     encoder = resources.encoder(recipe["encoder"], device)
     tuning = make_tuning(recipe)
     try:
-        with closing(tuning), memory_errors():  # closing gives back the shared encoder as it was
+        with closing(tuning), memory_errors():  # closing restores the shared encoder
             return _run(recipe, folder, device, resources, data, encoder, tuning)
     finally:
         if recipe["training"]["shard"]:
@@ -200,7 +200,7 @@ def correct(
     start, encoding = time.monotonic(), features.seconds
     chosen = second_stage.correct(
         model,
-        # A tower that is trained may have new crops in every epoch; the training images are then read plain.
+        # A tower that is trained may have new crops in every epoch: the training images are then read without crops.
         lambda: features.of("train", "plain" if features.tuning.reads_pixels else "random"),
         features.of("val") if "val" in features.data.splits else None,
         lambda: features.of("test", "random"),

@@ -78,8 +78,9 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
         if tuning.trains:
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
         if "names.new" in evaluators_need(recipe):
-            others = [resources.dataset(with_draw_seed(one, recipe["seed"])) for one in datasets_in(recipe)[1:]]
-            for dataset in others + ([novel] if novel else []):
+            sections = datasets_in(recipe)[1:]
+            untrained = [resources.dataset(with_draw_seed(section, recipe["seed"])) for section in sections]
+            for dataset in untrained + ([novel] if novel else []):
                 check_new_names(head, dataset, context)
 
 
@@ -93,6 +94,6 @@ def check_new_names(head: Head, dataset: Dataset, context: TuningContext) -> Non
     """Check that a head can classify by the class names of a dataset that it is not trained on.
 
     Raises:
-        InputError: such as a name that makes a prompt too long.
+        InputError: it cannot, for example because a name makes a prompt too long.
     """
     head.for_names(dataset.class_names, lambda names: context.text_features(names, dataset.templates))

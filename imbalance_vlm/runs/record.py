@@ -92,8 +92,8 @@ def write_run(
     digest = folder.name.rpartition("-")[2]  # of data and weights as they were when the run began
     classifier.save(folder, digest)
     write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
-    head_line = {"schema": SCHEMA_VERSION, "recipe_hash": digest, "config": config_hash(classifier.recipe)[:16]}
-    write_json(folder / "result.json", head_line | dict(record))
+    header = {"schema": SCHEMA_VERSION, "recipe_hash": digest, "config": config_hash(classifier.recipe)[:16]}
+    write_json(folder / "result.json", header | dict(record))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     result = read_result(folder)
     if result is None:

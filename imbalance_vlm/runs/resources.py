@@ -27,10 +27,10 @@ Section = Mapping[str, Any]
 
 
 class Recent(OrderedDict[str, Any]):
-    """The values used last, by key.
+    """The most recently used values, by key.
 
     Args:
-        size: how many are kept.
+        size: largest number of values.
     """
 
     def __init__(self, size: int) -> None:
@@ -51,11 +51,11 @@ class Recent(OrderedDict[str, Any]):
 class Resources:
     """Datasets, encoders, prototypes and text features, each found by the settings that it is made from.
 
-    Changes of files are not noticed in the lifetime of this object: it belongs to one call of `run`, or to a program
-    whose data and weights do not change meanwhile.
+    Files that change during the lifetime of this object are not read again: use it for one call of `run`, or in a
+    program whose data and weights do not change.
 
     Args:
-        announce: whether a note says what became of the images and other files of each dataset that is read.
+        announce: whether to print a note on the images and other files of each dataset that is read.
     """
 
     def __init__(self, announce: bool = False) -> None:

@@ -33,7 +33,7 @@ class SplitFeatures:
     Args:
         data: the dataset.
         context: what the tuning builds on.
-        tuning: decides what is read and how training images are augmented.
+        tuning: determines what is read and how training images are augmented.
         resources: shared by the runs of a study.
         encoder_section: the recipe's `encoder` section.
         tta: test-time augmentation.
@@ -125,7 +125,7 @@ class SplitFeatures:
         "auto", with seed 0, in arbitrary order.
 
         Args:
-            section: of the component that asks for them.
+            section: section of the component that uses them.
             width: d; None for the width of the features.
 
         Raises:
@@ -136,15 +136,15 @@ class SplitFeatures:
         check_assignable(section, width, feature_width)
         kind, seed = section.get("kind", "auto"), section.get("prototype_seed", 0)
         rows = self.resources.prototypes(self.data.num_classes, width, kind, seed)
-        like = self.directions(section.get("assign", "none"))
-        return rows.clone() if like is None else rows[assign_prototypes(rows, like)].to(like.device)
+        directions = self.directions(section.get("assign", "none"))
+        return rows.clone() if directions is None else rows[assign_prototypes(rows, directions)].to(directions.device)
 
 
 def check_assignable(section: Mapping[str, Any], width: int, feature_width: int) -> None:
     """Refuse to assign prototypes to classes by features of another width.
 
     Raises:
-        InputError: how the section of `name` assigns them, and the two widths.
+        InputError: they would be; the message holds both widths.
     """
     assign = section.get("assign", "none")
     if assign != "none" and width != feature_width:

@@ -53,7 +53,7 @@ def run(
         recipe: a YAML file, the name of a packaged recipe, or a mapping.
         overrides: "key.path=value" strings, or a mapping with dotted keys.
         runs: folder for the run folders.
-        force: run again what is already finished.
+        force: run again where a result exists.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
         jobs: number of a study's runs at a time, each in its own process with its share of the cores.
 
@@ -106,7 +106,7 @@ def _folders(planned: Plan, root: Path, resources: Resources) -> list[Path]:
 
 
 def _draws_plot(planned: Plan) -> bool:
-    """Whether the study has a plot that can be drawn; if it cannot, this says so before the runs."""
+    """Whether the study has a plot that can be drawn; a note is printed if it cannot."""
     if planned.plot and not find_spec("matplotlib"):
         note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
         return False

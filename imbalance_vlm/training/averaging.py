@@ -30,7 +30,7 @@ State = Mapping[str, Tensor]
 def ema_decay(decay: float, updates: int) -> float:
     """Weight of the old average in an update, after `updates` earlier ones.
 
-    It starts low, so that the first steps do not weigh on the average of a short training.
+    It starts low, so that the first steps have little weight in the average of a short training.
 
     >>> [round(ema_decay(0.9, updates), 2) for updates in (1, 10, 1000)]
     [0.18, 0.55, 0.9]

@@ -72,7 +72,7 @@ def load_weights(path: Path, module: nn.Module, base: str | None = None) -> None
 
     Args:
         path: the file.
-        module: like the one that was saved.
+        module: of the architecture that was saved.
         base: fingerprint of the encoder that the module is used with; None to skip the comparison.
 
     Raises:

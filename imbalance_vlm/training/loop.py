@@ -31,12 +31,12 @@ AfterEpoch = Callable[[int], dict[str, float]]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training cost, and its history.
+    """Cost and history of a training.
 
     Args:
-        seconds: over all sessions.
-        images_per_second: images seen per second.
-        history: what was recorded of each epoch.
+        seconds: training time, over all sessions.
+        images_per_second: training images per second.
+        history: the recorded numbers of each epoch.
     """
 
     seconds: float
@@ -78,6 +78,9 @@ def train(
         after_epoch: called after each epoch; the numbers it returns are recorded in that epoch's line of metrics.jsonl.
         stop_after: epochs after which to stop; the schedule and the sampler still see all epochs. None for all.
         settings: length of the training, and how a step is computed.
+
+    Returns:
+        The training time, over all sessions, and what was recorded of each epoch.
 
     Raises:
         InputError: a non-finite loss, with the batch and what to change; settings that cannot be combined.

@@ -19,17 +19,18 @@ Every = Literal["step", "epoch"]
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp(SettingGroup):
-    """The beginning of a training, in place of the first steps of its schedule.
+    """A warm-up, which replaces the first steps of a schedule.
 
     Args:
-        warmup_epochs: length; may be a fraction of an epoch, and 0 for none.
-        warmup_lr: rate of the first step.
+        warmup_epochs: length of the warm-up in epochs, which may be a fraction; 0 for none.
+        warmup_lr: learning rate of the first step; of the whole warm-up where that is constant.
     """
 
     warmup_epochs: NonNegative = 0.0
     warmup_lr: NonNegative = 1e-5
 
     def steps(self, steps_per_epoch: int) -> int:
+        """Length of the warm-up in steps."""
         return round(self.warmup_epochs * steps_per_epoch)
 
     def linear(self, schedule: Schedule, steps_per_epoch: int) -> Schedule:
@@ -136,8 +137,8 @@ def multistep(
     Args:
         epochs: length of the training.
         steps_per_epoch: steps of the optimizer per epoch.
-        milestones: epochs, counted from 0.
-        factor: of each drop.
+        milestones: epochs at whose beginning the rate drops, counted from 0.
+        factor: factor on the learning rate at each milestone.
         warm_up: linear.
     """
 

@@ -1,4 +1,4 @@
-"""Fits what corrects a trained head: its second stage, on its embeddings, and its post-hoc correction."""
+"""Fits the corrections of a trained head: its second stage, on its embeddings, and its post-hoc correction."""
 
 from __future__ import annotations
 

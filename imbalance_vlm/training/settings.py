@@ -1,4 +1,4 @@
-"""The `training:` settings of a recipe, beside its optimizer and schedule."""
+"""The settings of a recipe's `training` section, other than its optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingSettings(SettingGroup):
         interpolation: the result is start + interpolation * (trained - start), as in WiSE-FT; 1 is the trained head.
         compile: run the head (and the tower in it) through torch.compile, which takes minutes at the start; where it
             fails, training continues without it.
-        shard: shard the trained tower over the processes, where it does not fit one device; the numbers are the same.
+        shard: shard the trained tower over the processes, if it does not fit on one device; the numbers are the same.
             No effect in one process. A run does it with `shard_tower` before it makes the optimizer.
         checkpoint_seconds: time between checkpoints. One is written after the first step past that time; where writing
             is slow, less often, so that it takes at most a twentieth of the time.

@@ -144,7 +144,6 @@ class TrainingState:
 
     Attributes:
         epoch: finished epochs.
-        step: finished steps of the epoch in progress.
         history: what is recorded of each finished epoch.
         seconds: training time of the finished epochs, over all sessions.
         images: images seen in the finished epochs.
@@ -178,6 +177,7 @@ class TrainingState:
 
     @property
     def step(self) -> int:
+        """Finished steps of the epoch in progress."""
         return self.loss.steps
 
     @property

@@ -17,7 +17,7 @@ from imbalance_vlm.training.distributed.sharding import clip_gradient, is_sharde
 
 
 class TrainingStep:
-    """Called with the rows of a batch and the batches themselves; leaves the head one step further.
+    """Takes one step of the optimizer when it is called with a batch.
 
     A gradient transform that is not linear needs the gradient of the whole batch: with one, every process computes
     every batch, which is exact but no faster.

@@ -1,4 +1,4 @@
-"""The images in a zip or tar archive, listed without unpacking it, and the dangers of unpacking it."""
+"""The images in a zip or tar archive, listed without unpacking it, and members that are dangerous to unpack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imbalance_vlm.verification.inspection import Inspection, Location, error_te
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 RATIO = 100
-"""A member that grows by a larger factor is a bomb: images are compressed already, and text grows by ten."""
+"""A member that grows by a larger factor is a bomb: images are compressed already, and text grows about tenfold."""
 SMALL = 16 << 20
 """Bytes up to which nothing is a bomb, whatever its factor."""
 
@@ -35,7 +35,7 @@ class Member:
         name: its path in the archive.
         state: changes with its content, as far as the archive's index tells.
         location: where to read it; None where it was inspected while the archive was streamed.
-        inspection: the result of that, or of its entry in the index.
+        inspection: the result of that inspection, or of its entry in the index.
     """
 
     name: str
@@ -69,10 +69,12 @@ class Archive:
 
 
 def is_archive(file: Path) -> bool:
+    """Whether a file is a zip or tar archive by its name."""
     return file.name.lower().endswith(ENDINGS)
 
 
 def is_image(name: str) -> bool:
+    """Whether a member of an archive is an image by its name."""
     *folders, file = PurePosixPath(name).parts
     return has_image_name(file) and not any(map(is_hidden, folders))
 

@@ -122,7 +122,7 @@ def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
         overrides: `key.path=value` of the recipe; for a folder or a table, settings of its reader.
 
     Raises:
-        InputError: there is nothing of that name, or no reader for it.
+        InputError: nothing has that name, or no reader recognises it.
     """
     if isinstance(source, Mapping):
         return _of_recipe(source, overrides, "recipe")
@@ -294,7 +294,7 @@ def _of_archive(file: Path, source: str) -> Collection:
     loose = [image.name for image in images if image.label < 0]
     notes = ["the archive was read in place, without unpacking it"]
     if archive.other_files:
-        notes.append(f"files in it that are no images by their names: {archive.other_files:,}")
+        notes.append(f"files in it whose names are not those of images: {archive.other_files:,}")
     if not classes:
         notes.append(
             f"no image in it lies in a class folder; a WebDataset shard is read with its folder: {file.parent}"
@@ -306,7 +306,7 @@ def _of_archive(file: Path, source: str) -> Collection:
         tuple(sorted(images, key=lambda image: ORDER.index(image.split))),
         findings=(
             *archive.findings,
-            *(Finding("no_class", path=name, detail="lies in no class folder") for name in loose),
+            *(Finding("no_class", path=name, detail="outside of all class folders") for name in loose),
         ),
         notes=tuple(notes),
     )

@@ -28,7 +28,7 @@ def show(
     *,
     classes: int = 5,
     images: int = 8,
-    out: Path | None = None,
+    out: str | Path | None = None,
 ) -> Image.Image:
     """Draw the largest and the smallest classes, one row each, with name and count.
 
@@ -37,7 +37,7 @@ def show(
         overrides: `key.path=value` strings.
         classes: number of largest and of smallest classes.
         images: number of images of each class, spread evenly over its list.
-        out: a PNG file to write.
+        out: PNG file to write; None writes none.
 
     Raises:
         InputError: as `collect`; no classes; `out` lies in the user's data.
@@ -47,7 +47,7 @@ def show(
     collection = collect(source, overrides)
     if not collection.class_names:
         raise InputError(f"{collection.source} must hold class folders to be shown by class, and has none")
-    path = outside(out, collection.roots, "out") if out is not None else None
+    path = outside(Path(out), collection.roots, "out") if out is not None else None
     sheet = draw(collection, classes, images)
     if path is not None:
         write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))

@@ -20,17 +20,18 @@ NEAR = 12
 differ in 4 at the median and 8 at the 90th percentile at quality 60, in 7 and 14 at quality 30. Higher values find more
 and take longer: on CIFAR-10-LT, 7 bits find 39 pairs, 12 find 81 and 18 find 142."""
 ALIKE = 0.95
-"""The correlation of 16 x 16 grey values from which on a pair with near hashes is reported. All of the 142 pairs on
-CIFAR-10-LT show the same object to the eye."""
+"""The lowest correlation of 16 x 16 grey values at which a pair with near hashes is reported. All of the 142 pairs on
+CIFAR-10-LT look the same to a human."""
 MOST_CONFIRMED = 50_000
 """The most pairs whose grey values are compared."""
 MOST_COMPARED = 4_000_000_000
-"""The most pairs of hashes that are compared, which takes about a minute; of a larger dataset, the rest is not."""
+"""The most pairs of hashes that are compared, which takes about a minute; of a larger dataset, the remaining
+pairs are not compared."""
 _BLOCK = 1 << 20
 
 
 def groups_of(keys: Sequence[str]) -> list[list[int]]:
-    """Rows that share a key, in order, for each key that occurs more than once; "" is no key."""
+    """Rows that share a key, in order, for each key that occurs more than once; "" is not a key."""
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         if key:

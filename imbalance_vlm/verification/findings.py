@@ -1,4 +1,4 @@
-"""What a verification reports: findings of known kinds, and the dataset's counts beside them."""
+"""What a verification reports: findings, each of one kind, and the counts of the dataset."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 KINDS = {
-    "missing": "listed, but there is no such file",
+    "missing": "listed, but the file does not exist",
     "zero_byte": "a file without content",
-    "truncated": "ends before its image does: copied or downloaded in part",
-    "unreadable": "cannot be decoded, or not opened",
-    "bomb": "so large once unpacked that opening it is an attack or a mistake",
+    "truncated": "the image ends too early: the file was copied or downloaded in part",
+    "unreadable": "cannot be opened or decoded",
+    "bomb": "too large, once unpacked, to be opened safely",
     "path_traversal": "a name in an archive that leads out of the folder it is unpacked in",
     "link": "a link in an archive, which may point anywhere",
     "special_file": "a device or a pipe in an archive",
-    "repeated_name": "a name that comes twice in an archive",
+    "repeated_name": "a name that an archive holds twice",
     "damaged_archive": "an archive that ends too early",
-    "no_class": "an image in no class folder",
+    "no_class": "an image outside of all class folders",
     "empty_class": "a class without an image to train on",
     "published": "a number that differs from the published one",
     "leak": "the same bytes in two splits",
@@ -75,8 +75,8 @@ class Verification:
         counts: (C,) listed images of each class, by split.
         findings: one row per finding, with the columns of `COLUMNS`.
         groups: class labels of many, medium and few, by the thresholds.
-        thresholds: many classes have more images than the first, few classes less than the second.
-        published: the published facts of a benchmark beside those here; None where there are none.
+        thresholds: many classes have more images than the first, few classes fewer than the second.
+        published: the published facts of a benchmark, compared with the dataset; None where there are none.
         published_as: the benchmark.
         notes: sentences for the reader of the report.
     """

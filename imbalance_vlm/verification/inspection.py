@@ -56,6 +56,7 @@ class Location:
     member: str = ""
 
     def read(self) -> bytes:
+        """The bytes; no more than one over `MOST_BYTES` of a file or a member."""
         if self.member:
             archive = _zip(self.path)
             with archive.open(archive.infolist()[self.start]) as stream:

@@ -87,8 +87,8 @@ def agreement(queries: Tensor, keys: Tensor, labels: Tensor, neighbours: int, po
         queries: (B, d) unit rows.
         keys: (N, d) unit rows of the training images.
         labels: (N,) their classes.
-        neighbours: number of neighbours, at most all keys.
-        positions: the rows of the queries among the keys, where they are keys; an image is no neighbour of itself.
+        neighbours: number of neighbours; all keys if there are fewer.
+        positions: the rows of the queries among the keys, where they are keys; an image is not a neighbour of itself.
     """
     close = queries @ keys.T  # (B, N)
     if positions is not None:

@@ -26,8 +26,8 @@ class Published:
         largest: training images of the largest class.
         smallest: training images of the smallest class.
         groups: number of classes that are many, medium and few, by > 100 and < 20 training images.
-        settings: the settings that make this benchmark, where a dataset is several.
-        unchecked: facts from memory or a secondary source; a difference from these is no finding.
+        settings: the settings that select this benchmark, for a dataset with several.
+        unchecked: facts from memory or a secondary source; a difference from these is not a finding.
     """
 
     dataset: str
@@ -41,6 +41,7 @@ class Published:
 
     @property
     def title(self) -> str:
+        """The dataset and the settings that select this benchmark."""
         return _title(self.dataset, self.settings)
 
 
@@ -104,7 +105,7 @@ def published_for(section: Section) -> tuple[Published | None, str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A dataset beside its published facts.
+    """A dataset compared with its published facts.
 
     Args:
         table: see `compare`; None where there are none.
@@ -133,7 +134,7 @@ class Comparison:
 
 
 def compare_published(collection: Collection, groups: Mapping[str, int] | None) -> Comparison:
-    """The collection of a recipe beside the published facts of its dataset.
+    """The collection of a recipe compared with the published facts of its dataset.
 
     Args:
         collection: the images.

@@ -1,4 +1,4 @@
-"""The report of a verification: as text, as a page, as a plot and as files."""
+"""The report of a verification as text, as a page, as a plot and as files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def markdown(report: Verification) -> str:
     lines += [markdown_table(splits_table(report)), groups_line(report), ""]
     if report.published is not None:
         lines += [
-            f"## Beside the published counts of {report.published_as}",
+            f"## Compared with the published counts of {report.published_as}",
             "",
             markdown_table(_published(report.published)),
         ]

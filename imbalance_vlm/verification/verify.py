@@ -1,4 +1,4 @@
-"""Finds what is wrong with a dataset before anything is trained on it. Nothing is written beside the data."""
+"""Checks a dataset before training. Nothing is written into the folders of the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imbalance_vlm.verification.inspection import Inspection
 from imbalance_vlm.verification.published import compare_published
 
 MANY_FEW = (100, 20)
-"""The thresholds of the published groups: many classes have more training images, few classes less."""
+"""The thresholds of the published groups: many classes have more training images, few classes fewer."""
 
 
 def verify(

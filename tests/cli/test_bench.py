@@ -31,7 +31,7 @@ def example(
 
 
 def test_options_have_the_types_and_defaults_of_the_parameters() -> None:
-    parser = bench.parser_of(example, "example", "An example.")
+    parser = bench.parser_of(example, "example", "an example")
     assert example(**vars(parser.parse_args([]))) == example()
     words = ["--count", "4", "--sizes", "5", "6", "--rate", "1", "--folder", "here", "--name", "b"]
     assert vars(parser.parse_args(words)) == {
@@ -44,10 +44,10 @@ def test_options_have_the_types_and_defaults_of_the_parameters() -> None:
 
 
 def test_help_describes_each_option_with_its_default() -> None:
-    text = " ".join(bench.parser_of(example, "example", "An example.").format_help().split())
-    assert "--count COUNT how many, 50% of them used. (default 3)" in text
-    assert "--sizes SIZES [SIZES ...] of each. (default 1 2)" in text
-    assert "--folder FOLDER where they are; none by default." in text
+    text = " ".join(bench.parser_of(example, "example", "an example").format_help().split())
+    assert "--count COUNT how many, 50% of them used (default 3)" in text
+    assert "--sizes SIZES [SIZES ...] of each (default 1 2)" in text
+    assert "--folder FOLDER where they are; none by default" in text
 
 
 @pytest.mark.parametrize("name", bench.BENCHMARKS)

@@ -24,8 +24,8 @@ COMPONENTS = {
     "noisy_coop": ("prompts", "n_ctx: a whole number >= 1 or null (default null). number of context tokens"),
     "norm_scale": ("peft", "last: a whole number >= 1 (default 2). how many of them."),
     "patches": ("encoders", "weights: a path (required). a safetensors file"),
-    "grey": ("encoders", "features: 'embedding' or 'class_token' (default embedding)."),
-    "indexed": ("datasets", "index: a string (default index.tsv). name of the index in it."),
+    "grey": ("encoders", "features: 'embedding' or 'class_token' (default 'embedding')."),
+    "indexed": ("datasets", "index: a string (default 'index.tsv'). name of the index in it."),
     "top_k": ("evaluators", "k: a whole number >= 1 (default 2). number of guesses."),
 }
 """Kind of each component, and a part of what `show` prints of its settings."""

@@ -72,7 +72,7 @@ WRONG_SETTINGS: dict[str, tuple[str, ...]] = {
     "data.tau=0.5": ("`tau` 0.5 thins a few-shot dataset and needs `shots`",),
     "data.shots=0": ("data.shots: must be a whole number >= 1 or null, got 0",),
     "data.test_fraction=1.0": ("data.test_fraction: must be a number >= 0 and < 1, got 1.0",),
-    "data.test_fraction=0": ("must have images for 'test', got images for train", "test_fraction"),
+    "data.test_fraction=0": ("must have images for 'test', but a test_fraction of 0", "set data.test_fraction="),
     "data.templates=[a photo]": ("sentences with one {} for the class name, got 'a photo'",),
     "data.tail_factor=0.5": ("data.tail_factor: must be a number >= 1, got 0.5",),
     "evaluation.groups={many: 5, few: 50}": ("many", "few", "5", "50"),

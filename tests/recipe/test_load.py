@@ -162,6 +162,14 @@ def test_a_published_row_replaces_the_one_below_it_whole() -> None:
     below = {"paper": {"source": "a", "overall": 1.0, "few": 2.0}}
     over = {"paper": {"source": "b", "overall": 3.0}}
     assert merge(below, over) == over
+    variants = [{"grid": {"variants": {"tte": paper}}} for paper in (below, over)]
+    assert merge(*variants) == variants[1]
+
+
+def test_a_setting_named_source_does_not_replace_its_component() -> None:
+    shift = {"name": "prior_shift", "target": "uniform"}
+    merged = merge({"balancing": {"post_hoc": shift}}, {"balancing": {"post_hoc": {"source": "uniform"}}})
+    assert merged == {"balancing": {"post_hoc": shift | {"source": "uniform"}}}
 
 
 def test_merging_leaves_its_inputs_alone() -> None:

@@ -51,7 +51,11 @@ def test_a_complete_recipe_is_a_recipe_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"trainning": {}}, ["trainning: unknown key", "Did you mean 'training'?", "Allowed: name,"]),
+        (
+            {"trainning": {}},
+            ["trainning: unknown key", "Did you mean 'training'?", "Allowed: include, name,", "grid, table, plot"],
+        ),
+        ({"gird": {}}, ["gird: unknown key", "Did you mean 'grid'?"]),
         ({"training.epoch": 3}, ["training.epoch: unknown key", "'epochs'", "batch_size"]),
         ({"balancing.loss": {"name": "focal", "gama": 1}}, ["balancing.loss.gama: unknown key", "'gamma'"]),
         ({"training.clip_grad": 1.0}, ["training.clip_grad: unknown key", "'clip_grad_norm'"]),
@@ -101,7 +105,7 @@ def test_a_setting_without_a_name_is_for_the_default_component() -> None:
     [
         ("training.epochs", "ten", "must be a whole number >= 1, got 'ten'"),
         ("training.epochs", 1.5, "must be a whole number >= 1, got 1.5"),
-        ("training.epochs", True, "must be a whole number >= 1, got True"),
+        ("training.epochs", True, "must be a whole number >= 1, got true"),
         ("training.epochs", 0, "must be a whole number >= 1, got 0"),
         ("training.epochs", None, "must be a whole number >= 1, got null"),
         ("training.clip_grad_norm", 0, "must be a number > 0 or null, got 0"),
@@ -113,7 +117,7 @@ def test_a_setting_without_a_name_is_for_the_default_component() -> None:
         ("seed", -1, "must be a whole number >= 0, got -1"),
         ("name", 5, "must be a string, got 5"),
         ("data.on_error", "ignore", "must be 'raise' or 'skip', got 'ignore'"),
-        ("data.templates", [1], "must be a string or a list of [a string], got [1]"),
+        ("data.templates", [1], "must be a string or a list of strings, got [1]"),
         ("evaluation.groups", {"meny": 10}, "unknown key. Did you mean 'many'?"),
         ("training", 5, "must be a mapping of keys, got 5"),
     ],

@@ -120,6 +120,30 @@ def test_a_wrong_grid(grid: Any, words: list[str]) -> None:
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("grid", "problem"),
+    [
+        ({"axes": {"training.epochs": 5}}, "grid.axes: must"),
+        ({"seeds": [0, 0]}, "grid.seeds: must"),
+        ({"seeds": "many"}, "grid.seeds: must"),
+        ({"variants": {"a": {}, "b": 3}}, "grid.variants: must"),
+        ({"variants": {}}, "grid.variants: must"),
+    ],
+)
+def test_a_wrong_grid_hides_no_other_problem(grid: Any, problem: str) -> None:
+    messages = "\n".join(problems(grid, table={"colums": []}, heads="linear"))
+    for expected in (problem, "table.colums: unknown key", "heads: unknown key"):
+        assert expected in messages
+
+
+@pytest.mark.parametrize("grid", [{"variant": {"a": {"tuning": "linear_probe"}}}, [1], {"variants": 3}, {"axes": 3}])
+def test_what_an_unreadable_grid_may_set_is_not_missing(grid: Any) -> None:
+    recipe = {key: value for key, value in VARIED.items() if key != "tuning"}
+    with pytest.raises(RecipeError) as error:
+        plan(recipe | {"grid": grid})
+    assert "tuning" not in str(error.value)
+
+
 def test_a_wrong_table_or_plot() -> None:
     message = "\n".join(problems({"seeds": [0]}, table={"column": []}, plot={"x": "overall", "by": 3}))
     assert "table.column: unknown key. Did you mean 'columns'?" in message

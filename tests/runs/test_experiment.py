@@ -139,7 +139,7 @@ def test_the_remedy_for_missing_validation_images_works(
     write_images(tmp_path / "flat", {"red_apple": images_per_class, "blue_car": images_per_class})
     changes = [f"data.root={tmp_path / 'flat'}", "data.test_fraction=0.4", "balancing.post_hoc=logit_adjustment"]
     with pytest.raises(
-        InputError, match=r"or (add images: .*|set images aside with (data\.val_fraction=\S+))$"
+        InputError, match=r"or (add images: .*|set images aside for validation with (data\.val_fraction=\S+))$"
     ) as error:
         run(recipe, *changes)
     assert remedy in str(error.value)

@@ -81,7 +81,7 @@ def test_a_refusal_and_a_failure_are_answers() -> None:
     def fail() -> None:
         raise RuntimeError("shapes")
 
-    assert models.answer(refuse, "ViT-x") == "encoder of this kind is refused by this method"
+    assert models.answer(refuse, "ViT-x") == "this encoder is refused by this method"
     assert models.answer(fail, "ViT-x").startswith(models.FAILURE)
     assert models.answer(lambda: None, "ViT-x") == "yes"
 

@@ -17,6 +17,6 @@ def test_the_sheet_has_head_and_tail(sound: Path) -> None:
     assert show(sound, classes=1, images=3).size == (220 + 3 * 102 + 6, 2 * 102 + 6 + 6)  # and a line between
     assert show(sound, classes=5, images=3).size == (220 + 3 * 102 + 6, 3 * 102 + 6)
     cut(sound)
-    show(sound, classes=1, images=3, out=Path("sheet.png"))
+    show(sound, classes=1, images=3, out="sheet.png")
     with Image.open("sheet.png") as image:
         assert image.getpixel((230, 10)) == (225, 205, 205)

@@ -167,7 +167,7 @@ def is_concept(name: str) -> bool:
     return bool(meaningful) and words != ["letter"]
 
 
-# What the brand sets call a brand and everybody else draws as a thing.
+# Names in the brand sets that are also ordinary words.
 ORDINARY = frozenset(
     """
     apple arc anchor aperture archive artifact at atom audio auto badge beats book bookmark bot bowl box brave
@@ -185,7 +185,7 @@ ORDINARY = frozenset(
 
 
 def brands(package_names: Iterable[Iterable[str]]) -> frozenset[str]:
-    """Names that at least two of the given brand sets draw, apart from words that are things in their own right."""
+    """Names that at least two of the given brand sets draw, except ordinary words."""
     votes: Counter[str] = Counter()
     for names in package_names:
         votes.update({name.lower().replace("-", " ") for name in names})

@@ -58,7 +58,7 @@ def attribution(sets: Sequence[IconSet], shipped: Counter[str], pretraining: Cou
     """The ATTRIBUTION file: sets whose drawings are in the package, then sets that mini-clip was trained on."""
     lines = [
         f"Icons-LT is made of drawings from the icon sets below, as collected in the npm package {PACKAGE} {VERSION}.",
-        "The drawings were rendered at 32 x 32 pixels on white, and reduced to 16 levels a channel; they keep the",
+        "The drawings were rendered at 32 x 32 pixels on white, and reduced to 16 levels per channel; they keep the",
         "licences of their authors. Columns: set, title, author, licence, licence text, home page, drawings.",
         "",
         "Drawings that ship (images of Icons-LT)",

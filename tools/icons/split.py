@@ -85,10 +85,10 @@ def make_classes(
 ) -> Classes:
     """Classes and their splits, in which no test image has a near-duplicate in training or validation.
 
-    A class's test images are those with the fewest near-duplicates among all candidates (ties by lot); every other
-    near-duplicate of a test image is then left out of everything. So no test drawing is
-    nearly a training drawing, and few drawings are lost; in return, test drawings are less ordinary than training
-    drawings. A concept that keeps too few images or families is not a class.
+    A class's test images are those with the fewest near-duplicates among all candidates (ties at random); every other
+    near-duplicate of a test image is then left out. So no test drawing nearly equals a training drawing, and few
+    drawings are lost; in return, test drawings are less typical than training drawings. A concept that is left with
+    too few images or families is not a class.
 
     Args:
         names: (concepts,) names.
@@ -108,24 +108,24 @@ def make_classes(
     is_test[order[place < TEST_IMAGES]] = True
     near_test = np.zeros(len(rows), bool)
     near_test[right[is_test[left]]] = True
-    kept: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+    groups: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
     for concept in np.unique(concept_of[rows]):
         in_class = concept_of[rows] == concept
         test, rest = np.flatnonzero(in_class & is_test), np.flatnonzero(in_class & ~is_test & ~near_test)
         families = len(np.unique(family_of[rows[np.concatenate([test, rest])]]))
         if len(test) + len(rest) >= MIN_IMAGES and families >= MIN_FAMILIES:
             rest = rest[np.argsort(lot[rest])]
-            kept.append((int(concept), rows[test], rows[rest[:VAL_IMAGES]], rows[rest[VAL_IMAGES:]]))
-    kept.sort(key=lambda item: names[item[0]])
+            groups.append((int(concept), rows[test], rows[rest[:VAL_IMAGES]], rows[rest[VAL_IMAGES:]]))
+    groups.sort(key=lambda item: names[item[0]])
     parts = {
-        "test": [test for _, test, _, _ in kept],
-        "val": [val for _, _, val, _ in kept],
-        "train": [train for _, _, _, train in kept],
+        "test": [test for _, test, _, _ in groups],
+        "val": [val for _, _, val, _ in groups],
+        "train": [train for _, _, _, train in groups],
     }
     return Classes(
-        tuple(names[concept] for concept, *_ in kept),
+        tuple(names[concept] for concept, *_ in groups),
         {split: np.concatenate([np.sort(rows) for rows in of_class]) for split, of_class in parts.items()},
-        {split: np.repeat(np.arange(len(kept)), [len(r) for r in of_class]) for split, of_class in parts.items()},
+        {split: np.repeat(np.arange(len(groups)), [len(r) for r in of_class]) for split, of_class in parts.items()},
     )
 
 
@@ -157,5 +157,5 @@ def corpus_rows(candidates: np.ndarray, hashes: np.ndarray, test_rows: np.ndarra
     The first 1/27, 1/9 and 1/3 of it are the smaller corpora.
     """
     near, _ = near_pairs(hashes[candidates], hashes[test_rows])
-    kept = np.delete(candidates, np.unique(near))
-    return kept[np.random.default_rng(seed).permutation(len(kept))]
+    remaining = np.delete(candidates, np.unique(near))
+    return remaining[np.random.default_rng(seed).permutation(len(remaining))]

@@ -90,7 +90,7 @@ class Captioner:
         self._length = length
 
     def __call__(self, caption_ids: np.ndarray, template_ids: np.ndarray) -> Tensor:
-        """Padded to the longest row of the batch only, (B, L): icon names are short and attention is not free."""
+        """(B, L) tokens, padded to the longest row of the batch only, because attention over padding costs time."""
         rows = [self._row(c, t) for c, t in zip(caption_ids.tolist(), template_ids.tolist(), strict=True)]
         tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):

@@ -38,6 +38,7 @@ def classifier(model: CLIP, captioner: Captioner, classes: int, templates: int) 
 
 @torch.no_grad()
 def encode(model: CLIP, images: np.ndarray, mean: Tensor, std: Tensor, batch: int = 512) -> Tensor:
+    """(N, D) features of length one of (N, 32, 32, 3) uint8 images."""
     device = model.logit_scale.device
     rows = np.arange(len(images))
     with plain_attention():

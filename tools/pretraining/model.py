@@ -22,6 +22,7 @@ BPE_NAME = "bpe_4k.txt.gz"
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """The architecture and templates in a JSON file."""
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
@@ -38,6 +39,7 @@ def write_vocabulary(path: Path, merges: int) -> Path:
 
 
 def build(model_cfg: dict[str, Any], seed: int) -> CLIP:
+    """A CLIP with random weights that depend on the seed alone."""
     torch.manual_seed(seed)
     return CLIP(**model_cfg)
 
@@ -89,6 +91,7 @@ def gather(local: Tensor, world: int, rank: int) -> Tensor:
 
 
 def sum_gradients(parameters: Sequence[Tensor], world: int) -> None:
+    """Replace the gradients by their sums over the processes."""
     if world == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -108,6 +111,7 @@ def export(model: CLIP, config: dict[str, Any], metadata: dict[str, Any], folder
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically."""
     _write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -118,4 +122,5 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def tokenizer_at(path: Path, context_length: int) -> SimpleTokenizer:
+    """open_clip's tokenizer with the vocabulary in a file."""
     return SimpleTokenizer(bpe_path=str(path), context_length=context_length)

@@ -82,7 +82,7 @@ class LADE(Loss):
     Args:
         long_tail: class counts; a class without images is left out of both terms.
         lam: weight of the squared term, which keeps the bound stable, >= 0.
-        alpha: weight of the regulariser, >= 0; 0 is balanced softmax.
+        alpha: weight of the regularizer, >= 0; 0 is balanced softmax.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Batch size, learning rate and order of the data are the recipe's. Of every batch, each of P processes runs the head (and
 the tower in it) on its own part. Embeddings and logits are then gathered, and every process computes the loss and the
-regularizers of the WHOLE batch. So nothing that compares the samples of a batch (a queue of past samples, a contrast
+regularizers of the whole batch. So nothing that compares the samples of a batch (a queue of past samples, a contrast
 within the batch, sums of class weights, running means) is approximated, and such state is the same in every process.
 
     z = gather(f(x_p)),   backward: dL/dz_p times P;   g = 1/P sum_p g_p

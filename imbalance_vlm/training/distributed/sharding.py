@@ -15,7 +15,7 @@ from imbalance_vlm.training.distributed.processes import process_group
 def shard_tower(tower: nn.Module, *holders: nn.Module) -> None:
     """Shard a tower's parameters over the processes; each layer is gathered while it is needed.
 
-    For a tower that does not fit one device. Call it in every process, after `join` and before the optimizer is made,
+    For a tower too large for one device. Call it in every process, after `join` and before the optimizer is made,
     since it replaces the parameters. In one process nothing happens.
 
     Args:
@@ -74,7 +74,7 @@ def is_sharded(value: object) -> bool:
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor in one piece; all processes must ask for a sharded one at once."""
+    """The full tensor; for a sharded one, all processes must call this together."""
     if not is_sharded(value):
         return value
     sharded: Any = value
@@ -83,7 +83,7 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def full_state(state: Any) -> Any:
-    """A state (dictionaries, lists, tensors, plain values) with every sharded tensor in one piece."""
+    """A state (dictionaries, lists, tensors, plain values) with every sharded tensor as a full one."""
     if isinstance(state, dict):
         return {key: full_state(item) for key, item in state.items()}
     if isinstance(state, (list, tuple)):

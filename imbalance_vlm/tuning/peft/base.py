@@ -139,7 +139,7 @@ class TunedTower:
         """
         selected = {name: parameter for name, parameter in self.root.named_parameters() if wanted(name)}
         if not selected:
-            raise InputError(f"tuning method '{self.method}' needs {what}, {type(self.root).__name__} has none")
+            raise InputError(f"tuning method '{self.method}' needs {what}, and {type(self.root).__name__} has none")
         holders = {name.rpartition(".")[0] for name in selected}
         buffers = {key: value for key, value in self.root.named_buffers() if key.rpartition(".")[0] in holders}
         for name, value in (selected | buffers).items():

@@ -98,7 +98,7 @@ class Site:
         weights = [self._value(path) for path in self.weights]
         present = [part for part in weights if part is not None]
         if len(present) < len(weights):
-            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, one has none")
+            raise InputError(f"the image tower needs weights in every {type(self.called).__name__}, but one has none")
         return present
 
     def _value(self, path: str) -> Tensor | None:
@@ -269,7 +269,7 @@ def stages(root: nn.Module) -> list[str]:
     if not numbered:
         raise InputError(
             f"`last` and `lr_decay` need a network of blocks or stages ({', '.join(STAGES)}, or layer1, layer2, ...), "
-            f"{type(root).__name__} has none of them; use tuning 'full' without lr_decay"
+            f"and {type(root).__name__} has none of them; use tuning 'full' without lr_decay"
         )
     return numbered
 
@@ -352,11 +352,11 @@ def _children_at(root: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _lacks(module: nn.Module, what: str) -> InputError:
-    return InputError(f"the image tower needs an attention with {what}, {type(module).__name__} has none")
+    return InputError(f"the image tower needs an attention with {what}, and {type(module).__name__} has none")
 
 
 def _refused(method: str, root: nn.Module, why: str) -> InputError:
     return InputError(
-        f"tuning method '{method}' needs a vision transformer as open_clip or timm build it, {type(root).__name__} "
+        f"tuning method '{method}' needs a vision transformer as open_clip or timm build it, and {type(root).__name__} "
         f"{why}; methods 'full' and 'partial' tune any network"
     )

@@ -49,7 +49,7 @@ def test_blocks_without_a_part_are_refused_with_its_name() -> None:
 
 
 def test_layernorm_needs_layer_norms() -> None:
-    with pytest.raises(InputError, match="'layernorm' needs a tower with layer norms, ResNet has none"):
+    with pytest.raises(InputError, match="'layernorm' needs a tower with layer norms, and ResNet has none"):
         LayerNorm().apply(conv("resnet10t"), CLASSES)
     with pytest.raises(InputError, match="blocks or stages"):
         Full(lr_decay=0.5).apply(nn.Linear(2, 2), CLASSES)
