@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,17 +108,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
         try:
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # as the umask has it; some libraries choose another one
             write(temporary)
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            temporary.chmod(0o644)
+            temporary.chmod(mode & 0o777)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
+    """Remove what killed processes left of files in a folder; call it where no other process can be writing there."""
+    for pattern in (f".*.{'?' * 8}.tmp*", ".tmp??????"):  # of `write_atomically`, and of safetensors
+        for path in folder.rglob(pattern) if recursive else folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}

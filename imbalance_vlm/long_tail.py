@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,25 +56,17 @@ class LongTail:
         allow_empty: bool = False,
         group_counts: ArrayLike | None = None,
     ) -> None:
-        array = np.asarray(counts)
-        is_numeric = np.issubdtype(array.dtype, np.number) and bool(np.all(np.isfinite(array)))
-        is_whole = is_numeric and bool(np.all(np.mod(array, 1) == 0))
-        if array.ndim != 1 or array.size == 0 or not is_whole or array.min() < 0:
-            lowest = f", lowest {array.min()}" if array.size and is_numeric else ""
-            raise InputError(
-                "`counts` must be one row of whole numbers >= 0, one for each class, "
-                f"got shape {array.shape}, {array.dtype}{lowest}"
-            )
+        array = _counts("counts", counts)
         if class_names and len(class_names) != array.size:
             raise InputError(f"`class_names` must name {array.size} classes, got {len(class_names)} names")
         if few > many + 1:
             raise InputError(f"`few` must not exceed `many` + 1, got few={few}, many={many}")
-        object.__setattr__(self, "counts", array.astype(np.int64))
+        object.__setattr__(self, "counts", array)
         object.__setattr__(self, "class_names", tuple(class_names))
         object.__setattr__(self, "many", many)
         object.__setattr__(self, "few", few)
         object.__setattr__(self, "allow_empty", allow_empty)
-        groups = None if group_counts is None else np.asarray(group_counts, np.int64)
+        groups = None if group_counts is None else _counts("group_counts", group_counts)
         if groups is not None and groups.shape != self.counts.shape:
             raise InputError(f"`group_counts` must be {self.counts.shape}, one for each class, got {groups.shape}")
         object.__setattr__(self, "group_counts", groups)
@@ -113,3 +106,29 @@ class LongTail:
     def imbalance(self) -> float:
         """Largest over smallest non-zero count."""
         return float(self.counts.max() / self.counts[self.counts > 0].min())
+
+
+def _counts(name: str, values: Any) -> NDArray[np.int64]:
+    """(C,) counts from a sequence, an array, or a tensor of any type and device.
+
+    Raises:
+        InputError: no row of whole numbers from 0, or a tensor that holds no values.
+    """
+    if hasattr(values, "detach"):  # a tensor; this module does not import torch
+        if values.device.type == "meta":
+            raise InputError(f"`{name}` must hold numbers, got a tensor on the device 'meta', which holds none")
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"`{name}` must be one row of whole numbers >= 0, got {str(values)[:100]}") from error
+    is_numeric = array.dtype.kind in "iuf" and bool(np.all(np.isfinite(array)))
+    is_whole = is_numeric and bool(np.all(np.mod(array, 1) == 0)) and bool(np.all(array < 2**63))
+    if array.ndim != 1 or array.size == 0 or not is_whole or array.min() < 0:
+        lowest = f", lowest {array.min()}" if array.size and is_numeric else ""
+        raise InputError(
+            f"`{name}` must be one row of whole numbers >= 0, one for each class, got shape {array.shape}, "
+            f"{array.dtype}{lowest}"
+        )
+    return array.astype(np.int64)

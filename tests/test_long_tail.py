@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from imbalance_vlm import InputError, LongTail
 
@@ -42,3 +44,38 @@ def test_names_and_thresholds_must_fit() -> None:
         LongTail([1, 2], ["cat"])
     with pytest.raises(InputError, match="few=30, many=20"):
         LongTail([1, 2], many=20, few=30)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        torch.tensor([5.0, 4.0]).bfloat16(),
+        torch.tensor([5.0, 4.0], requires_grad=True),
+        torch.tensor([5, 4], dtype=torch.uint8),
+        np.array([5, 4], np.uint64),
+        (5, 4.0),
+    ],
+)
+def test_counts_of_any_type_are_accepted(counts: Any) -> None:
+    assert LongTail(counts, group_counts=counts).counts.tolist() == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        (torch.tensor([5, 4], device="meta"), "a tensor on the device 'meta', which holds none"),
+        ([[1], [2, 3]], "one row of whole numbers"),
+        ([1, 2j], "one row of whole numbers"),
+        ([1e30, 1], "one row of whole numbers"),
+        (None, "one row of whole numbers"),
+        ([1.5, 2], "one row of whole numbers"),
+    ],
+)
+def test_counts_that_are_no_counts_are_refused_in_words(counts: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        LongTail(counts)
+
+
+def test_group_counts_are_checked_as_counts_are() -> None:
+    with pytest.raises(InputError, match="`group_counts` must be one row of whole numbers"):
+        LongTail([5, 4], group_counts=[5.5, 4])

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm.data.labels import Where, label_words, sorted_labels
 from imbalance_vlm.data.lists import text_of
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.files import expanded, printable
@@ -125,35 +127,48 @@ def of_folders(folders: Sequence[str], file: Path | None) -> tuple[str, ...]:
     return tuple(names[key] for key in keys)
 
 
-def labels_and_names(words: Sequence[str], file: Path | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """(N,) labels in [0, C) and (C,) class names from labels given as text.
+def labels_and_names(
+    values: Sequence[Any], file: Path | None, where: Where
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """(N,) labels in [0, C) and (C,) class names from the labels of a source; see `imbalance_vlm.data.labels`.
 
     Whole numbers are labels if a file names the classes, otherwise they are the names; both ways they sort as numbers.
 
     Args:
-        words: (N,) the label of each image.
-        file: the names of the classes, see `names_by_label`; None to use the words themselves.
-        where: where the words come from, for messages.
+        values: (N,) the label of each image.
+        file: the names of the classes, see `names_by_label`; None to use the labels themselves.
+        where: the place of an image in the source, for messages.
 
     Raises:
-        InputError: a class that the file does not name.
+        InputError: a value that is no label, or a class that the file does not name.
     """
-    numeric = all(word.isascii() and word.isdigit() for word in words)
-    present = sorted({str(int(word)) for word in words}, key=int) if numeric else sorted(set(words))
-    if file is None:
-        keys, names = present, tuple(present) if numeric else tuple(map(spoken, present))
-    else:
+    words, numbers = label_words(values, where)
+    keys = sorted_labels(set(words), numbers)
+    names = tuple(map(spoken, keys))
+    if file is not None:
         named = names_by_label(expanded(file))
-        unknown = [key for key in present if key not in named]
+        unknown = [key for key in keys if key not in named]
         if unknown:
-            hint = f" (it names 0 to {len(named) - 1})" if numeric else did_you_mean(unknown[0], named)
             raise InputError(
-                f"{where}: every class must be named in {file}, got {unknown[0]!r}{hint}; "
-                "add a line for it, or leave `class_names` out"
+                f"{where(words.index(unknown[0]))}: every class must be named in {file}, got {unknown[0]!r}"
+                f"{_remedy(unknown[0], numbers, named)}, or leave `class_names` out"
             )
         keys, names = list(named), tuple(named.values())
     index = {key: label for label, key in enumerate(keys)}
-    return np.array([index[str(int(word)) if numeric else word] for word in words], np.int64), names
+    return np.array([index[word] for word in words], np.int64), names
+
+
+def _remedy(unknown: str, numbers: bool, named: Mapping[str, str]) -> str:
+    """What makes a file of names name a label that it does not."""
+    if list(named) != [str(number) for number in range(len(named))]:
+        return f"{did_you_mean(unknown, named)}; add a line `{unknown}<TAB>name`"
+    if numbers and unknown == (unknown.lstrip("0") or "0"):
+        return f" (it names 0 to {len(named) - 1}); add lines up to that number"
+    reason = "are written with leading zeros" if numbers else "are words"
+    return (
+        f": its lines hold names alone, which belong to the labels 0 to {len(named) - 1}, but the labels here "
+        f"{reason}; write lines such as `{unknown}<TAB>name`"
+    )
 
 
 def names_by_label(file: Path) -> dict[str, str]:
@@ -167,8 +182,7 @@ def names_by_label(file: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for number, line in enumerate(text_of(file).rstrip("\r\n").split("\n")):
         key, tab, name = line.strip("\r\n").partition("\t")
-        if not tab:
-            key, name = str(number), key
+        key, name = (key.strip(), name) if tab else (str(number), key)
         if not name.strip() or key in names:
             problem = f"label {key!r} comes twice" if key in names else "must hold a name"
             raise InputError(f"{file}, line {number + 1}: {problem}, got {line.strip()!r}")

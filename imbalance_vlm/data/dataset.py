@@ -171,7 +171,7 @@ class Dataset:
         templates: sentences with one `{}` for the class name; several are ensembled.
         flips: whether a mirrored image still shows its class ("arrow left" does not).
         skipped: paths of images left out because they are missing or unreadable.
-        passed_over: number of files of the source that are not read, by reason: a suffix, "hidden", ...
+        passed_over: number of entries of the source (files, rows, members) that are not used, by reason.
         left_out: number of images that the protocol does not use.
         notes: sentences about the source that a user should read.
         group_counts: (C,) counts by which classes are many, medium or few, where they differ from those of "train" (a

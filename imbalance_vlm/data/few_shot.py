@@ -23,9 +23,9 @@ import numpy as np
 
 from imbalance_vlm.data.class_names import imagenet_names, of_wnids, spoken
 from imbalance_vlm.data.dataset import IMAGE_KINDS, SPLITS, Dataset, FileImages, Split, has_image_name
+from imbalance_vlm.data.labels import label_number
 from imbalance_vlm.data.lists import (
     LabelledPaths,
-    OnError,
     check_labels,
     file_splits,
     files_identity,
@@ -35,7 +35,7 @@ from imbalance_vlm.data.lists import (
     read_existing,
     text_of,
 )
-from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import expanded
 
@@ -100,7 +100,8 @@ class SplitFileReader:
         name: a key of `FEW_SHOT`.
         root: the folder of all few-shot datasets, or the one of this dataset.
         lists: the folder of the split file; null searches in the dataset's own.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     name: str
@@ -154,18 +155,22 @@ def read_split_file(file: Path) -> tuple[dict[str, LabelledPaths], tuple[str, ..
     names: dict[int, str] = {}
     for split, lines in rows.items():
         for number, line in enumerate(lines):
-            if not (isinstance(line, list) and list(map(type, line)) == [str, int, str] and line[1] >= 0):
+            path, label, name = line if isinstance(line, list) and len(line) == 3 else (None, None, None)
+            number_of_class = None if isinstance(label, str) else label_number(label)
+            if not isinstance(path, str) or not isinstance(name, str) or number_of_class is None:
                 raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {line!r}")
-            path, label, name = line
             if leads_out(path):
                 raise InputError(f"{file}, entry {number} of {split!r}: the path must stay below `root`, got {path!r}")
-            if names.setdefault(label, name) != name:
+            if names.setdefault(number_of_class, name) != name:
                 raise InputError(
-                    f"{file}: a label must have one class name, got {names[label]!r} and {name!r} for label {label}"
+                    f"{file}: a label must have one class name, got {names[number_of_class]!r} and {name!r} for label "
+                    f"{label}"
                 )
         if not lines:
             raise InputError(f"{file} must hold {SPLIT_FILE}; {split!r} is empty")
-        listed[split] = LabelledPaths(tuple(line[0] for line in lines), np.array([line[1] for line in lines], np.int64))
+        listed[split] = LabelledPaths(
+            tuple(line[0] for line in lines), np.array([int(line[1]) for line in lines], np.int64)
+        )
     num_classes = check_labels({file.with_name(f"{file.name} ({split})"): lines for split, lines in listed.items()})
     return listed, tuple(spoken(names[label]) for label in range(num_classes))
 
@@ -178,7 +183,8 @@ class AircraftReader:
     Args:
         root: the folder of all few-shot datasets (it holds fgvc_aircraft/), or fgvc_aircraft/ itself.
         lists: the folder of variants.txt and images_variant_{train,val,test}.txt; null searches in the dataset's own.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     root: Path

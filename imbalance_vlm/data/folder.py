@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from imbalance_vlm.data.class_names import of_folders
 from imbalance_vlm.data.dataset import IMAGE_KINDS, SPLITS, Dataset, FileImages, Split, has_image_name
-from imbalance_vlm.data.lists import OnError, files_identity
+from imbalance_vlm.data.lists import files_identity
 from imbalance_vlm.data.readability import read_decodable
-from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.data.walk import OF_RUNS, Identity, count_files, kind_of, list_folder, walk
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import expanded, printable

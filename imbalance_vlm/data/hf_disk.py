@@ -16,9 +16,11 @@ from PIL import Image
 
 from imbalance_vlm.data.class_names import labels_and_names, spoken
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
+from imbalance_vlm.data.labels import label_words
 from imbalance_vlm.data.lists import files_identity
 from imbalance_vlm.data.pixels import read_rgb, to_rgb
-from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
+from imbalance_vlm.data.readability import read_decodable
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.files import expanded
 
@@ -49,11 +51,15 @@ class HFImages:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Image.Image:
+        return self.read(index)
+
+    def read(self, index: int, reduced: bool = False) -> Image.Image:
+        """One image; see `read_rgb`."""
         value = self.data[int(self.rows[index])][self.column]
         if isinstance(value, Mapping):  # an image that the dataset does not decode
             value = value.get("bytes") or Path(value["path"])
         if isinstance(value, (bytes, Path)):
-            return read_rgb(value)
+            return read_rgb(value, reduced)
         return to_rgb(value)
 
     def name(self, index: int) -> str:
@@ -72,6 +78,8 @@ class HFDiskReader:
         image_column: the column of the images.
         label_column: the column of the classes: a ClassLabel, names, or whole numbers.
         class_names: a text file with one name per line, instead of the dataset's own names.
+        on_error: what unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and the result
+            counts them.
         split: the split that is drawn of a single Dataset.
         flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
     """
@@ -80,6 +88,7 @@ class HFDiskReader:
     image_column: str = "image"
     label_column: str = "label"
     class_names: Path | None = None
+    on_error: OnError = "raise"
     split: DrawnSplit = DEFAULT_SPLIT
     flips: bool = True
 
@@ -109,24 +118,30 @@ class HFDiskReader:
 
     def _labels(self, parts: Mapping[str, Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """(N,) labels of all parts in turn, and (C,) class names."""
-        root = expanded(self.root)
-        words = [
-            word
-            for split, part in parts.items()
-            for word in _words(part, self.label_column, f"{root}, split {split!r}")
-        ]
-        class_label = getattr(next(iter(parts.values())).features[self.label_column], "names", None)
+        root, column = expanded(self.root), self.label_column
+        # The labels are read without touching the images.
+        values = {split: part.select_columns([column])[:][column] for split, part in parts.items()}
+        places = [(split, row) for split, part in values.items() for row in range(len(part))]
+
+        def where(row: int) -> str:
+            split, row_of_split = places[row]
+            return f"{root}, split {split!r}, row {row_of_split}, column {column!r}"
+
+        listed = [value for part in values.values() for value in part]
+        class_label = getattr(next(iter(parts.values())).features[column], "names", None)
         if class_label and self.class_names is None:
+            words, _ = label_words(listed, where)
             return np.array(list(map(int, words)), np.int64), tuple(map(spoken, class_label))
-        return labels_and_names(words, self.class_names, f"{root}, column {self.label_column!r}")
+        return labels_and_names(listed, self.class_names, where)
 
     def read(self) -> Dataset:
         """The dataset.
 
         Raises:
-            InputError: no package `datasets`, no such folder, columns that do not exist, labels below 0.
+            InputError: no package `datasets`, no such folder, columns that do not exist, values that are no labels,
+                unreadable images.
         """
-        return self.list().dataset()
+        return read_decodable(self.list(), self.on_error)
 
     def identity(self) -> str:
         """Hash of the names and contents of the files and of the class names."""
@@ -168,15 +183,3 @@ def _parts(root: Path, image_column: str, label_column: str) -> dict[str, Any]:
                     f"{did_you_mean(column, part.column_names)} Name it with `image_column` or `label_column`"
                 )
     return parts
-
-
-def _words(part: Any, column: str, where: str) -> list[str]:
-    """The labels as text, read without touching the images."""
-    values = part.select_columns([column])[:][column]
-    wrong = [row for row, value in enumerate(values) if value is None or (isinstance(value, int) and value < 0)]
-    if wrong:
-        raise InputError(
-            f"{where}, row {wrong[0]}: a label must be a name or a whole number >= 0, got {values[wrong[0]]!r}; "
-            "test sets of competitions are often unlabelled: drop that split"
-        )
-    return [str(value) for value in values]

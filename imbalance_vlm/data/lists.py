@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
-from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.labels import label_number
+from imbalance_vlm.data.readability import refusal, unreadable
+from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import expanded
-
-OnError = Literal["raise", "skip"]
-"""What an image that is missing or unreadable does: "raise" stops, "skip" leaves it out and the result counts it."""
 
 FORMAT = "one `relative/path label` per line"
 _FEW = 16
@@ -47,25 +46,30 @@ def read_list(file: Path) -> LabelledPaths:
     paths: list[str] = []
     labels: list[int] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(text_of(file).splitlines(), 1):
+    number_of: dict[str, int | None] = {}
+    for number, line in enumerate(re.split("\r\n|\r|\n", text_of(file)), 1):
         if not line.strip():
             continue
+        where = f"{file}, line {number}"
         path, label = line.rsplit(maxsplit=1) if len(line.split(maxsplit=1)) > 1 else ("", "")
         path = path.strip()
-        if not path or not (label.isascii() and label.isdigit()):
+        if label not in number_of:
+            number_of[label] = label_number(label)
+        label_of_line = number_of[label]
+        if not path or label_of_line is None:
             raise InputError(
-                f"{file}, line {number}: must be {FORMAT}, such as `train/cat/1.jpg 0` with a label >= 0, "
+                f"{where}: must be {FORMAT}, such as `train/cat/1.jpg 0` with a label >= 0 without leading zeros, "
                 f"got {line.strip()[:200]!r}"
             )
         if leads_out(path):
-            raise InputError(f"{file}, line {number}: the path must stay below `root`, got {path!r}")
-        if line_of.setdefault(path, number) != number:
+            raise InputError(f"{where}: the path must stay below `root`, got {path!r}")
+        if line_of.setdefault(os.path.normpath(path), number) != number:
             raise InputError(
-                f"{file}, line {number}: an image must be listed once, got {path!r}, which is also in line "
-                f"{line_of[path]}; remove one of them"
+                f"{where}: an image must be listed once, got {path!r}, which is also in line "
+                f"{line_of[os.path.normpath(path)]}; remove one of them"
             )
         paths.append(path)
-        labels.append(int(label))
+        labels.append(label_of_line)
     if not paths:
         raise InputError(f"{file} must hold {FORMAT}, and is empty")
     return LabelledPaths(tuple(paths), np.array(labels, np.int64))
@@ -144,21 +148,30 @@ def file_splits(root: Path, lists: Mapping[str, LabelledPaths]) -> dict[str, Spl
     """The splits of these lists, whose files are not checked for existence.
 
     Raises:
-        InputError: `root` is no folder.
+        InputError: `root` is no folder, or an image is listed twice, in one split or in two.
     """
     if not root.is_dir():
         raise InputError(f"`root` must be the folder of the images, got {str(root)!r}: no such folder")
+    entries: dict[str, str] = {}
+    for split, lines in lists.items():
+        for path, label in zip(lines.paths, lines.labels.tolist(), strict=True):
+            entry = f"in '{split}' with label {label}"
+            before = entries.setdefault(os.path.normpath(path), entry)
+            if before is not entry:
+                raise InputError(f"an image must be listed once, got {path!r} {before} and {entry}; remove one of them")
     return {name: Split(FileImages(root, lines.paths), lines.labels) for name, lines in lists.items()}
 
 
 def read_existing(listing: Listing, on_error: OnError) -> Dataset:
-    """The dataset of a listing of files, without those that do not exist.
+    """The dataset of a listing of files, without those that do not exist or cannot be read.
 
     Raises:
-        InputError: files are missing and `on_error` is "raise", or all of them are missing.
+        InputError: all missing and unreadable files, if there are any and `on_error` is "raise", or if no other is
+            left.
     """
     splits: dict[str, Split] = {}
     missing: list[str] = []
+    reasons: dict[str, str] = {}
     total = 0
     for name, split in listing.splits.items():
         if not isinstance(split.images, FileImages):
@@ -168,10 +181,16 @@ def read_existing(listing: Listing, on_error: OnError) -> Dataset:
         missing += [paths[row] for row in np.flatnonzero(~exists)]
         total += len(paths)
         splits[name] = split.take(np.flatnonzero(exists))
-    missing = list(dict.fromkeys(missing))
-    if missing and (on_error == "raise" or len(missing) == total):
+    if len(missing) * 2 > total and (on_error == "raise" or len(missing) == total):
         raise InputError(_missing_images(root, missing, total))
-    return replace(listing, splits=splits).dataset(sorted(missing))
+    for name, split in splits.items():
+        bad_rows = unreadable(split.images)
+        reasons |= {split.images.name(row): reason for row, reason in bad_rows.items()}
+        splits[name] = split.take(np.array([row for row in range(len(split)) if row not in bad_rows], np.int64))
+    if (missing or reasons) and (on_error == "raise" or not any(map(len, splits.values()))):
+        messages = [_missing_images(root, missing, total)] if missing else []
+        raise InputError("\n".join([*messages, *([refusal(reasons)] if reasons else [])]))
+    return replace(listing, splits=splits).dataset(sorted([*missing, *reasons]))
 
 
 def existing(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:
@@ -199,14 +218,31 @@ def _missing_images(root: Path, missing: Sequence[str], total: int) -> str:
     """The error message for listed images that do not exist."""
     shown = "\n".join(f"  - {path}" for path in missing[:5])
     more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
-    if len(missing) * 2 > total:
-        first = missing[0].split("/")[0]
+    first = missing[0]
+    if "\\" in first and "/" not in first:
+        remedy = "Windows paths: write / for each \\, and for a drive such as C: the folder that it is on this machine"
+    elif "://" in first:
+        remedy = "Download the images first: a path must be that of a file on this machine"
+    elif len(missing) * 2 > total:
         entries = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
-        remedy = f"Is `root` the folder that holds {first!r}? It holds: {entries}"
+        remedy = f"Is `root` the folder that holds {first.split('/')[0]!r}? It holds: {entries}"
     else:
         remedy = "Add them, or set data.on_error to skip to leave them out"
     are = "are" if len(missing) > 1 else "is"
     return f"{len(missing)} of {total} images {are} not in {root}:\n{shown}{more}\n{remedy}"
+
+
+def real_paths(root: Path, paths: Sequence[str]) -> list[str]:
+    """The paths without `.`, `..` and links: equal for one file under two spellings, whether or not it exists."""
+    real_folders: dict[str, str] = {}
+    real = []
+    for path in paths:
+        folder, name = os.path.split(os.path.join(root, path))
+        if folder not in real_folders:
+            real_folders[folder] = os.path.realpath(folder)
+        file = os.path.join(real_folders[folder], name)
+        real.append(os.path.realpath(file) if name in ("", ".", "..") or os.path.islink(file) else file)
+    return real
 
 
 def files_identity(files: Iterable[Path | None]) -> str:

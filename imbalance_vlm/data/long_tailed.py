@@ -25,7 +25,6 @@ from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.lists import (
     FORMAT,
     LabelledPaths,
-    OnError,
     check_labels,
     file_splits,
     files_identity,
@@ -36,7 +35,7 @@ from imbalance_vlm.data.lists import (
     read_list,
     text_of,
 )
-from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import expanded
 
@@ -110,7 +109,8 @@ class ImageNetLTReader:
         root: the folder of ImageNet, with train/<wnid>/ and val/<wnid>/.
         lists: the folder of ImageNet_LT_{train,val,test}.txt; null searches in root and root/lists.
         class_names: a file with one `<wnid> <name>` per line, instead of the names that CLIP was tested with.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     root: Path
@@ -138,7 +138,8 @@ class PlacesLTReader:
     Args:
         root: the folder of Places365, with train/<place>/ and val/<place>/.
         lists: the folder of Places_LT_{train,val,test}.txt; null searches in root and root/lists.
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     root: Path
@@ -167,7 +168,8 @@ class INat2018Reader:
         names: what a species is called: by its "scientific" name, by its "common" one (where categories.json has a
             `common_name`, else the scientific one), or "taxonomic", its scientific name and family: "a photo of a
             Bubo bubo, a species of Strigidae."
-        on_error: what a missing image does: "raise" stops, "skip" leaves it out and the result counts it.
+        on_error: what missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and
+            the result counts them.
     """
 
     root: Path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of splits in files and folders, and the split each one means."""
+
+
+OnError = Literal["raise", "skip"]
+"""What missing and unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and the result
+counts them."""
 
 
 class Reader(Protocol):

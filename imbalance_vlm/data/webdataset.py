@@ -4,8 +4,8 @@ root/train-000000.tar   root/test-000000.tar          splits by the names of the
 root/train/000000.tar   root/test/000000.tar          or by folders
 root/000000.tar ...                                   otherwise a split is drawn, class by class
 
-    n01440764_36.jpg  n01440764_36.cls     a sample: its image, and its label as a number (.cls), a name (.txt) or in
-                                           JSON (.json)
+    n01440764_36.jpg  n01440764_36.cls     a sample: its image, and its label (.cls or .txt, or .json under a key)
+    a_v1.3.jpg  a_v1.3.cls                 names are compared up to their last dot
 
 Images are read from their position in the shard, in any order. An index of the positions is made once per shard and
 kept in the cache folder.
@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +34,10 @@ from imbalance_vlm.data.contents import content_hashes
 from imbalance_vlm.data.dataset import IMAGE_KINDS, IMAGE_SUFFIXES, Dataset, Split
 from imbalance_vlm.data.lists import files_identity, leads_out
 from imbalance_vlm.data.pixels import read_rgb
-from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing
+from imbalance_vlm.data.readability import read_decodable
+from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Listing, OnError
 from imbalance_vlm.data.state_table import file_state
+from imbalance_vlm.data.walk import kind_of
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import cache_folder, expanded, read_checked_json, write_checked_json
 from imbalance_vlm.progress import bar
@@ -63,11 +68,14 @@ class TarImages:
         return len(self.places)
 
     def __getitem__(self, index: int) -> Image.Image:
+        return self.read(index)
+
+    def read(self, index: int, reduced: bool = False) -> Image.Image:
+        """One image; see `read_rgb`."""
         shard, start, length = self.places[index].tolist()
         with self.shards[shard].open("rb") as stream:
             stream.seek(start)
-            content = stream.read(length)
-        return read_rgb(content)
+            return read_rgb(stream.read(length), reduced)
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -82,11 +90,13 @@ class WebDatasetReader:
 
     Args:
         root: the folder of the shards.
-        label_file: the file that holds the label of a sample: "cls" a number, "txt" a name, "json" either, under
+        label_file: the file that holds the label of a sample, a number or a name: "cls", "txt", or "json" under
             `label_key`.
         label_key: the key in the JSON.
         class_names: a text file with one name per line: of class 0, 1, ... where the labels are numbers, or
             `label<TAB>name` where they are words. Without it, numbers are their own names.
+        on_error: what unreadable images do: "raise" lists all of them and stops, "skip" leaves them out and the result
+            counts them.
         split: the split that is drawn where the shards name none.
         flips: whether a mirrored image still shows its class; false for text, arrows, left and right hands.
     """
@@ -95,6 +105,7 @@ class WebDatasetReader:
     label_file: LabelFile = "cls"
     label_key: str = "label"
     class_names: Path | None = None
+    on_error: OnError = "raise"
     split: DrawnSplit = DEFAULT_SPLIT
     flips: bool = True
 
@@ -108,9 +119,14 @@ class WebDatasetReader:
         root = expanded(self.root)
         shards = _shards(root)
         files = tuple(path for _, path in shards)
-        samples = _samples(shards, self.label_file, self.label_key)
-        words = [sample.label for part in samples.values() for _, sample in part]
-        labels, names = labels_and_names(words, self.class_names, str(root))
+        samples, passed_over = _samples(shards, self.label_file, self.label_key)
+        listed = [entry for part in samples.values() for entry in part]
+
+        def where(row: int) -> str:
+            number, sample = listed[row]
+            return f"{files[number]}: the .{self.label_file} file of {sample.name}"
+
+        labels, names = labels_and_names([sample.label for _, sample in listed], self.class_names, where)
         start = 0
         splits: dict[str, Split] = {}
         for split, part in samples.items():
@@ -127,6 +143,7 @@ class WebDatasetReader:
             splits=splits,
             flips=self.flips,
             undivided=self.split.needed(splits),
+            passed_over=passed_over,
         )
 
     def read(self) -> Dataset:
@@ -134,9 +151,9 @@ class WebDatasetReader:
 
         Raises:
             InputError: no shards, a damaged or compressed one, a sample without label, a name that leads out of the
-                shard.
+                shard, unreadable images.
         """
-        return self.list().dataset()
+        return read_decodable(self.list(), self.on_error)
 
     def identity(self) -> str:
         """Hash of the names and contents of the shards and of the class names."""
@@ -149,10 +166,12 @@ class WebDatasetReader:
 
 @dataclass(frozen=True)
 class _Sample:
+    """An image of a shard: its name there, its first byte and length, and its label as the shard holds it."""
+
     name: str
     start: int
     length: int
-    label: str
+    label: str | int | float | bool | None
 
 
 _Numbered = tuple[int, _Sample]
@@ -182,34 +201,40 @@ def _shards(root: Path) -> list[tuple[str, Path]]:
     return shards
 
 
-def _samples(shards: Sequence[tuple[str, Path]], label_file: str, label_key: str) -> dict[str, list[_Numbered]]:
-    """The samples of each split, with the numbers of their shards."""
+def _samples(
+    shards: Sequence[tuple[str, Path]], label_file: str, label_key: str
+) -> tuple[dict[str, list[_Numbered]], Counter[str]]:
+    """The samples of each split, with the numbers of their shards; and the other files in the shards, by reason."""
     samples: dict[str, list[_Numbered]] = {}
+    passed_over: Counter[str] = Counter()
     with bar(len(shards), "index shards", "shard") as progress:
         for number, (split, shard) in enumerate(shards):
-            of_split = samples.setdefault(split or "train", [])
-            of_split += [(number, sample) for sample in _index(shard, label_file, label_key)]
+            of_shard, others = _index(shard, label_file, label_key)
+            samples.setdefault(split or "train", []).extend((number, sample) for sample in of_shard)
+            passed_over.update(others)
             progress.update()
-    return samples
+    return samples, passed_over
 
 
-def _index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
-    """The samples of a shard, cached under the shard's path and state."""
+def _index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sample], dict[str, int]]:
+    """The samples of a shard and its other files, cached under the shard's path and state."""
     key = hashlib.sha256(
-        f"2\0{shard.resolve()}\0{file_state(shard.stat())}\0{label_file}\0{label_key}".encode()
+        f"3\0{shard.resolve()}\0{file_state(shard.stat())}\0{label_file}\0{label_key}".encode()
     ).hexdigest()
     cached = cache_folder() / "webdataset" / f"{key}.json"
-    rows = read_checked_json(cached)
-    if rows is not None:
-        return [_Sample(*row) for row in rows]
-    samples = _read_index(shard, label_file, label_key)
-    write_checked_json(cached, [[s.name, s.start, s.length, s.label] for s in samples])
-    return samples
+    content = read_checked_json(cached)
+    if content is not None:
+        return [_Sample(*row) for row in content["samples"]], content["passed_over"]
+    samples, passed_over = _read_index(shard, label_file, label_key)
+    rows = [[s.name, s.start, s.length, s.label] for s in samples]
+    write_checked_json(cached, {"samples": rows, "passed_over": passed_over})
+    return samples, passed_over
 
 
-def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
+def _read_index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sample], dict[str, int]]:
     images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, str | int | float | bool | None] = {}
+    passed_over: Counter[str] = Counter()
     size = shard.stat().st_size
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -219,27 +244,36 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
                         f"{shard} holds {member.name!r}, which "
                         f"{'leads out of the shard' if leads_out(member.name) else 'is a link'}; build the shard again"
                     )
-                folder, slash, base = member.name.rpartition("/")
-                sample, _, suffix = base.partition(".")
-                if not member.isfile() or not sample:  # folders, and hidden files such as ._x.jpg
+                if member.isdir():
                     continue
-                sample = folder + slash + sample
-                if f".{suffix.lower()}" in IMAGE_SUFFIXES:
+                sample, suffix = os.path.splitext(member.name)
+                suffix = suffix.lower()
+                if not member.isfile() or os.path.basename(member.name).startswith("."):  # such as ._x.jpg
+                    passed_over["hidden or special"] += 1
+                elif suffix in IMAGE_SUFFIXES:
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError("unexpected end of data")
                     if sample in images:
                         raise InputError(f"{shard}: a sample must have one image, {sample!r} has more")
                     images[sample] = (member.name, member.offset_data, member.size)
-                elif suffix.lower() == label_file:
+                elif suffix == f".{label_file}":
+                    if sample in labels:
+                        raise InputError(f"{shard}: a sample must have one label, {sample!r} has more")
                     stream = archive.extractfile(member)
                     labels[sample] = _label(
                         stream.read() if stream else b"", label_file, label_key, f"{shard}: {member.name}"
                     )
+                else:
+                    passed_over[kind_of(member.name)] += 1
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(
             f"{shard} cannot be read as an uncompressed tar file: {error}; copy it again, or unpack a compressed "
             "one to .tar"
         ) from error
+    # a.jpg and a.seg.png: the second is another image of sample a, by WebDataset's rule of the first dot.
+    further = {name for name in images if name not in labels and _sample_of(name) in labels.keys() & images.keys()}
+    passed_over["further images of a sample"] = len(further)
+    images = {name: place for name, place in images.items() if name not in further}
     unlabelled = [sample for sample in images if sample not in labels]
     if unlabelled:
         raise InputError(
@@ -249,27 +283,28 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> list[_Sample]:
         )
     if not images:
         raise InputError(f"{shard} must hold images ({IMAGE_KINDS}), and holds none")
-    return [_Sample(name, start, length, labels[sample]) for sample, (name, start, length) in images.items()]
+    passed_over["labels without an image"] = len(labels.keys() - images.keys())
+    samples = [_Sample(*place, labels[name]) for name, place in images.items()]
+    return samples, {reason: count for reason, count in passed_over.items() if count}
 
 
-def _label(content: bytes, label_file: str, label_key: str, where: str) -> str:
-    """The label in a label file, as text."""
+def _sample_of(name: str) -> str:
+    """The name of a sample up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _label(content: bytes, label_file: str, label_key: str, where: str) -> str | int | float | bool | None:
+    """The label in a label file, as it is written."""
     try:
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
         value = json.loads(text)[label_key] if label_file == "json" else text
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{where} must hold a label"
             f"{f' under {label_key!r}; name the key with `label_key`' if label_file == 'json' else ''}, got "
             f"{content[:100]!r}"
         ) from error
-    word = str(value).strip()
-    if (
-        not word
-        or value is None
-        or isinstance(value, (dict, list, bool, float))
-        or (label_file == "cls" and not word.isdigit())
-    ):
-        expected = "a whole number >= 0" if label_file == "cls" else "a name or a whole number"
-        raise InputError(f"{where} must hold {expected}, got {str(value)[:100]!r}")
-    return word
+    if not isinstance(value, (str, int, float, bool, NoneType)):
+        raise InputError(f"{where} must hold a name or a whole number, got {str(value)[:100]!r}")
+    return None if value != value else value  # JSON in the cache has no nan

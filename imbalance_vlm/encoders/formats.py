@@ -16,8 +16,6 @@ position numbers and OpenAI's three sizes are dropped.
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from imbalance_vlm.encoders.torchscript import is_torchscript, read_torchscript
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import read_json
 
@@ -225,18 +224,9 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
         from safetensors.torch import load_file
 
         return _unwrapped(load_file(file)), False
-    if _is_archive(file):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript, in which OpenAI's files are written
-            return _unwrapped(torch.jit.load(str(file), map_location="cpu").state_dict()), True
+    if is_torchscript(file):
+        return _unwrapped(read_torchscript(file)), True
     return _unwrapped(torch.load(file, map_location="cpu", weights_only=True)), False
-
-
-def _is_archive(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unwrapped(content: Any) -> dict[str, Tensor]:

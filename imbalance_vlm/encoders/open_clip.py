@@ -22,7 +22,7 @@ from imbalance_vlm.encoders.overrides import overrides_for
 from imbalance_vlm.encoders.preprocessing import from_open_clip
 from imbalance_vlm.encoders.pretraining import pretrain_pairs, samples_seen
 from imbalance_vlm.encoders.timm import as_tokens
-from imbalance_vlm.encoders.tokenizers import load_tokenizer
+from imbalance_vlm.encoders.tokenizers import check_distinct, load_tokenizer, sentence
 from imbalance_vlm.errors import InputError
 
 
@@ -163,10 +163,14 @@ class OpenClipEncoder(nn.Module):
 
         Returns:
             (C, d).
+
+        Raises:
+            InputError: two classes that the tokenizer does not tell apart.
         """
+        check_distinct(self.tokenizer, class_names, templates)
         total = torch.zeros((), device=self.device)
         for template in templates:
-            sentences = [template.format(name.replace("_", " ")) for name in class_names]
+            sentences = [sentence(template, name) for name in class_names]
             parts = []
             for start in range(0, len(sentences), batch_size):
                 ids = self.tokenizer(sentences[start : start + batch_size]).to(self.device)

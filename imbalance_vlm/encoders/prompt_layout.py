@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imbalance_vlm.encoders.text_tower import TextTower
+from imbalance_vlm.encoders.tokenizers import equal_classes
 from imbalance_vlm.errors import InputError
 
 Position = Literal["end", "middle", "front"]
@@ -129,6 +130,19 @@ class Prompts:
         same = ((ids == ids[0]) & (slots == slots[0])).all(0)  # (T,), for all classes
         most = int(pooled.min())  # the pooled token is never shared, even if all names are the same
         return Layout(ids, slots, pooled, _leading(same, most), _leading(same & (slots < 0).all(0), most))
+
+    def check(self, n_ctx: int) -> None:
+        """Check the prompts with `n_ctx` context tokens that all classes share.
+
+        Raises:
+            InputError: a prompt longer than the tower reads, or two classes with the same prompt.
+        """
+        layout = self.layout(n_ctx)
+        label_of: dict[bytes, int] = {}
+        for label, row in enumerate(torch.cat([layout.ids, layout.slots], dim=1).numpy()):
+            before = label_of.setdefault(row.tobytes(), label)
+            if before != label:
+                raise equal_classes(self.class_names, before, label)
 
     def _places(self, number: int, n_ctx: int) -> list[int]:
         """The context token at each place between start and end, -1 for a token of the name."""

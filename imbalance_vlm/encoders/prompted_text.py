@@ -146,12 +146,20 @@ class PromptedText:
         return torch.stack([self._features(context, tokens, rows, len(contexts)) for context in contexts])
 
     def layout(self, n_ctx: int) -> Layout:
-        """The prompts with `n_ctx` context tokens; call it early to refuse prompts that are too long before any work.
+        """The prompts with `n_ctx` context tokens.
 
         Raises:
             InputError: a prompt longer than the tower reads.
         """
         return self._prompts.layout(n_ctx)
+
+    def check(self, n_ctx: int) -> None:
+        """Check the prompts with `n_ctx` context tokens; call it before any work depends on them.
+
+        Raises:
+            InputError: a prompt longer than the tower reads, or two classes with the same prompt.
+        """
+        self._prompts.check(n_ctx)
 
     def kept_bytes(self, n_ctx: int) -> int:
         """Bytes that the text tower keeps for the backward pass of a step with a shared context, by arithmetic."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,59 @@ class MissingTokenizer:
 
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
         raise InputError(self.reason)
+
+
+def check_distinct(tokenizer: Any, class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Check that a tokenizer tells the classes apart: a text tower gives equal tokens the same feature.
+
+    Args:
+        tokenizer: of open_clip.
+        class_names: as a person would write them; an underscore is read as a space.
+        templates: sentences with one `{}` for the name.
+
+    Raises:
+        InputError: two classes whose sentences have the same tokens in every template; it names both, and says whether
+            the sentences are too long or differ only in what the tokenizer drops.
+    """
+    alike = [list(range(len(class_names)))]  # groups of classes that no template tells apart yet
+    for template in templates:
+        sentences = {label: sentence(template, class_names[label]) for group in alike for label in group}
+        alike = [part for group in alike for part in _same_tokens(tokenizer, group, sentences)]
+        if not alike:
+            return
+    first, second = alike[0][:2]
+    pair = {label: sentence(templates[0], class_names[label]) for label in (first, second)}
+    length = 8 * max(map(len, pair.values())) + 16  # a tokenizer may give several tokens for one character
+    cut = not _same_tokens(tokenizer, [first, second], pair, length)
+    raise equal_classes(class_names, first, second, len(tokenizer([pair[first]])[0]) if cut else None)
+
+
+def equal_classes(class_names: Sequence[str], first: int, second: int, context: int | None = None) -> InputError:
+    """The error about two classes with equal tokens; `context` is the tower's length if their sentences are cut."""
+    reason = f"after the {context} tokens that the text tower reads" if context else "in case, accents or punctuation"
+    return InputError(
+        f"the tokenizer must tell all classes apart, but reads class {first} ({class_names[first]!r}) and class "
+        f"{second} ({class_names[second]!r}) as the same text: their sentences differ at most {reason}; "
+        "tell them apart by other words"
+    )
+
+
+def sentence(template: str, class_name: str) -> str:
+    """The sentence about a class; an underscore in its name is read as a space."""
+    return template.format(class_name.replace("_", " "))
+
+
+def _same_tokens(
+    tokenizer: Any, labels: Sequence[int], sentences: Mapping[int, str], length: int | None = None
+) -> list[list[int]]:
+    """The groups of two and more of these labels whose sentences have the same tokens."""
+    groups: dict[bytes, list[int]] = {}
+    for start in range(0, len(labels), 1024):
+        chunk = labels[start : start + 1024]
+        rows = tokenizer([sentences[label] for label in chunk], **({"context_length": length} if length else {}))
+        for label, row in zip(chunk, rows.numpy(), strict=True):
+            groups.setdefault(row.tobytes(), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def load_tokenizer(model: str, location: Location) -> Any:

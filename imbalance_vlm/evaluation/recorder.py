@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imbalance_vlm.balancing.losses.base import check_logits, class_indices
 from imbalance_vlm.evaluation.base import Evaluator
 from imbalance_vlm.evaluation.metrics import Predictions
 
@@ -21,8 +22,10 @@ class PredictionRecorder(Evaluator):
         self._batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        if logits.ndim != 2 or targets.ndim != 1:
+        check_logits(logits)
+        if logits.ndim != 2 or getattr(targets, "ndim", 1) != 1:
             return
+        targets = class_indices(targets, logits)
         log_probs = logits.float().log_softmax(dim=1)  # (B, C)
         best, predicted = log_probs.max(dim=1)
         nll = -log_probs.gather(1, targets[:, None]).squeeze(1)

@@ -22,13 +22,16 @@ from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import FinishedRun
 from imbalance_vlm.components.registry import Offers, Section, offer
+from imbalance_vlm.components.settings import positionals_of
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.encoders.base import KINDS, Encoder
+from imbalance_vlm.encoders.tokenizers import check_distinct
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
-from imbalance_vlm.recipe.schema import settings_in
+from imbalance_vlm.recipe.columns import evaluator_sections
+from imbalance_vlm.recipe.schema import datasets_in, settings_in
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import Starts
 from imbalance_vlm.training.checkpoints import WEIGHTS_FILE, check_trained_on
@@ -251,3 +254,43 @@ def _validation_remedy(recipe: Recipe, data: Dataset) -> str:
     if largest < 2:
         return "add images: no class has more than one to train on, so none can be set aside"
     return f"set images aside for validation with data.val_fraction={0.1 if largest >= 6 else 0.5}"
+
+
+def check_class_names(
+    recipe: Recipe, data: Dataset, novel: Dataset | None, head: Head, context: TuningContext, resources: Resources
+) -> None:
+    """Check the class names that only the evaluators read, before the training.
+
+    Raises:
+        InputError: names of novel classes or other datasets that are too long, or that the tokenizer does not tell
+            apart; for an evaluator that compares the classes with their texts, those of the dataset too.
+    """
+    sections = evaluator_sections(recipe["evaluation"])
+    reads_text = any("text" in positionals_of(catalogue.EVALUATORS.get(section["name"]).load()) for section in sections)
+    if reads_text and head.text is None:
+        check_distinct_texts(context.encoder, data)
+    needs = frozenset[str]().union(*(catalogue.EVALUATORS.needed(section) for section in sections))
+    if "names.new" in needs:
+        others = [resources.dataset(with_draw_seed(section, recipe["seed"])) for section in datasets_in(recipe)[1:]]
+        for dataset in others + ([novel] if novel else []):
+            check_new_names(head, dataset, context)
+
+
+def check_distinct_texts(encoder: Encoder, data: Dataset) -> None:
+    """Check that the encoder's tokenizer tells the classes of a dataset apart, without encoding their names.
+
+    Raises:
+        InputError: see `imbalance_vlm.encoders.tokenizers.check_distinct`.
+    """
+    tokenizer = getattr(encoder, "tokenizer", None)
+    if tokenizer is not None:
+        check_distinct(tokenizer, data.class_names, data.templates)
+
+
+def check_new_names(head: Head, dataset: Dataset, context: TuningContext) -> None:
+    """Check that a head can classify by the class names of a dataset that it is not trained on.
+
+    Raises:
+        InputError: it cannot, for example because a name makes a prompt too long.
+    """
+    head.for_names(dataset.class_names, lambda names: context.text_features(names, dataset.templates))

@@ -16,9 +16,9 @@ import yaml
 from imbalance_vlm.balancing.corrected import CorrectedClassifier
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import IMAGE_KINDS, FileImages, Split
-from imbalance_vlm.data.lists import OnError
 from imbalance_vlm.data.loader import Decoder
 from imbalance_vlm.data.readability import describe_unreadable, unreadable
+from imbalance_vlm.data.reader import OnError
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.data.walk import LINKED_TWICE, Identity, describe_passed_over, file_identity, walk
 from imbalance_vlm.encoders.base import Encoder

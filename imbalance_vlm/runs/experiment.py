@@ -30,6 +30,7 @@ from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.runs.build import (
     Recipe,
     build_parts,
+    check_class_names,
     context_of,
     make_training,
     make_tuning,
@@ -93,6 +94,8 @@ def _run(
         recipe, head, long_tail, features, open_features(novel) if novel else None, open_features, resources, history
     )
 
+    with torch.random.fork_rng(devices=[]):
+        check_class_names(recipe, data, novel, head, context, resources)
     trained = Trained(0.0, 0.0)
     if tuning.trains:
         trained = fit(recipe, parts.objective, features, tuning, folder, after_epoch(recipe, tuning, head, evaluators))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 
-from imbalance_vlm.components import catalogue
-from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.tta import views_of
-from imbalance_vlm.heads.base import Head
 from imbalance_vlm.progress import bar
-from imbalance_vlm.recipe.columns import evaluator_sections
-from imbalance_vlm.recipe.schema import datasets_in
 from imbalance_vlm.runs.build import (
     build_parts,
+    check_class_names,
+    check_distinct_texts,
     context_of,
     feature_kind,
     make_training,
@@ -28,7 +26,6 @@ from imbalance_vlm.runs.build import (
 from imbalance_vlm.runs.identity import config_hash
 from imbalance_vlm.runs.resources import Resources
 from imbalance_vlm.runs.splits import BlankStarts
-from imbalance_vlm.tuning.base import TuningContext
 
 
 def preflight(recipes: Sequence[Mapping[str, Any]], device: torch.device, resources: Resources) -> None:
@@ -63,7 +60,7 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
 
     Raises:
         InputError: what the run itself would raise before its training; class names of novel classes or other datasets
-            that are too long, which it would raise after it.
+            that are too long or not told apart, which it would raise after it.
     """
     data = resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
     encoder = resources.encoder(recipe["encoder"], device)
@@ -71,29 +68,11 @@ def build_only(recipe: Mapping[str, Any], device: torch.device, resources: Resou
     with closing(tuning):
         novel = novel_half(recipe, resources)
         context = context_of(recipe, data, novel, encoder, device, resources)
-        starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)))
+        check_text = partial(check_distinct_texts, encoder, data)
+        starts = BlankStarts(data.num_classes, encoder.width(feature_kind(recipe)), check_text)
         head = build_parts(recipe, data, tuning, context, starts).head
         tuning.transforms(context)
         views_of(encoder.preprocessing, recipe["evaluation"]["tta"], data.flips, recipe["evaluation"]["tta_margin"])
         if tuning.trains:
             make_training(recipe, torch.from_numpy(data.splits["train"].labels), head, tuning)
-        if "names.new" in evaluators_need(recipe):
-            sections = datasets_in(recipe)[1:]
-            untrained = [resources.dataset(with_draw_seed(section, recipe["seed"])) for section in sections]
-            for dataset in untrained + ([novel] if novel else []):
-                check_new_names(head, dataset, context)
-
-
-def evaluators_need(recipe: Mapping[str, Any]) -> frozenset[str]:
-    """The capabilities that the recipe's evaluators need."""
-    sections = evaluator_sections(recipe["evaluation"])
-    return frozenset[str]().union(*(catalogue.EVALUATORS.needed(section) for section in sections))
-
-
-def check_new_names(head: Head, dataset: Dataset, context: TuningContext) -> None:
-    """Check that a head can classify by the class names of a dataset that it is not trained on.
-
-    Raises:
-        InputError: it cannot, for example because a name makes a prompt too long.
-    """
-    head.for_names(dataset.class_names, lambda names: context.text_features(names, dataset.templates))
+        check_class_names(recipe, data, novel, head, context, resources)

@@ -24,6 +24,7 @@ from imbalance_vlm.results.result import SCHEMA_VERSION, RunResult, read_result
 from imbalance_vlm.runs.classifier import TrainedClassifier
 from imbalance_vlm.runs.environment import environment
 from imbalance_vlm.runs.identity import config_hash
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 
 
 def describe(
@@ -94,7 +95,7 @@ def write_run(
     write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
     header = {"schema": SCHEMA_VERSION, "recipe_hash": digest, "config": config_hash(classifier.recipe)[:16]}
     write_json(folder / "result.json", header | dict(record))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     result = read_result(folder)
     if result is None:
         raise InputError(f"{folder} was removed while the run was writing to it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -167,17 +167,22 @@ class BlankStarts:
     Args:
         num_classes: C.
         width: w of the features.
+        check_text: checks the class names before they are a start; None where they were trained on.
     """
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, check_text: Callable[[], None] | None = None) -> None:
         self.shape = num_classes, width
+        self.check_text = check_text
 
     def directions(self, init: str) -> Tensor | None:
+        if init == "text" and self.check_text:
+            self.check_text()
         return None if init == "random" else torch.zeros(self.shape)
 
     def prototypes(self, section: Mapping[str, Any], width: int | None = None) -> Tensor:
         num_classes, feature_width = self.shape
         width = width or feature_width
         check_assignable(section, width, feature_width)
+        self.directions(section.get("assign", "none"))
         resolve_kind(section.get("kind", "auto"), num_classes, width)
         return torch.zeros(num_classes, width)

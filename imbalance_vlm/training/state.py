@@ -17,7 +17,7 @@ from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_text
 from imbalance_vlm.progress import note
 from imbalance_vlm.training.averaging import Ema
-from imbalance_vlm.training.checkpoints import load_checkpoint, save_checkpoint
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
 from imbalance_vlm.training.distributed.processes import ProcessGroup
 from imbalance_vlm.training.distributed.random_state import (
     LocalRandom,
@@ -162,8 +162,8 @@ class TrainingState:
         self.objective = objective
         self.average = average
         self.optimizer = optimizer
-        self.checkpoint = folder / "checkpoint.pt"
-        self.metrics = folder / "metrics.jsonl"
+        self.checkpoint = folder / CHECKPOINT_FILE
+        self.metrics = folder / HISTORY_FILE
         self.group = group
         self.local_random = local_random
         self.epoch = 0

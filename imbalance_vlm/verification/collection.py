@@ -292,6 +292,8 @@ def _of_archive(file: Path, source: str) -> Collection:
         for member, (split, folder) in zip(archive.members, places, strict=True)
     ]
     loose = [image.name for image in images if image.label < 0]
+    is_shard = not classes and file.suffix.lower() == ".tar"
+    unplaced = loose if classes else [] if is_shard else [file.name]
     notes = ["the archive was read in place, without unpacking it"]
     if archive.other_files:
         notes.append(f"files in it whose names are not those of images: {archive.other_files:,}")
@@ -306,7 +308,7 @@ def _of_archive(file: Path, source: str) -> Collection:
         tuple(sorted(images, key=lambda image: ORDER.index(image.split))),
         findings=(
             *archive.findings,
-            *(Finding("no_class", path=name, detail="outside of all class folders") for name in loose),
+            *(Finding("no_class", path=name, detail="outside of all class folders") for name in unplaced),
         ),
         notes=tuple(notes),
     )

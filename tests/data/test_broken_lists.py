@@ -137,13 +137,22 @@ def run_table(workspace: Workspace, rows: list[list[str]], name: str = "own.csv"
     ("row", "column", "value", "words"),
     [
         (0, 0, "file", ("must have a column 'path'", "got file, label, split", "`path_column`")),
-        (2, 2, "holdout", ("row 2", "must be train, val or test", "'holdout'", "`split_column` to null")),
-        (3, 1, "", ("row 3", "'label' is empty", "fill it or drop it")),
-        (1, 0, " ", ("row 1", "'path' is empty")),
+        (2, 2, "holdout", ("line 3", "must be train, val or test", "'holdout'", "`split_column` to null")),
+        (3, 1, "", ("line 4", "'label' is empty", "fill it, or remove")),
+        (1, 0, " ", ("line 2", "'path' is empty")),
         (1, 0, "own/gone.png", ("1 of 6 images is not in", "own/gone.png", "data.on_error")),
-        (2, 0, "own/red apple/0.png", ("own.csv, row 2", "own/red apple/0.png", "row 1")),
+        (3, 0, "own/red apple/0.png", ("own.csv, line 4", "one split", "own/red apple/0.png", "line 2")),
+        (4, 0, "own/red apple/0.png", ("own.csv, line 5", "one label", "own/red apple/0.png", "line 2")),
     ],
-    ids=["no path column", "unknown split", "no label", "no path", "missing image", "image twice"],
+    ids=[
+        "no path column",
+        "unknown split",
+        "no label",
+        "no path",
+        "missing image",
+        "image in two splits",
+        "image with two labels",
+    ],
 )
 def test_a_wrong_cell_of_a_table_is_named(
     row: int, column: int, value: str, words: tuple[str, ...], workspace: Workspace
@@ -156,11 +165,11 @@ def test_a_wrong_cell_of_a_table_is_named(
 def test_a_row_with_too_many_cells_is_named(workspace: Workspace) -> None:
     rows = table_rows()
     rows[2].append("more")
-    workspace.assert_refused(run_table(workspace, rows), "own.csv cannot be read as a table", "line 3")
+    workspace.assert_refused(run_table(workspace, rows), "own.csv, line 3: a row must have 3 values", "got 4")
 
 
 def test_an_empty_table_is_refused(workspace: Workspace) -> None:
-    workspace.assert_refused(run_table(workspace, []), "own.csv cannot be read as a table", "No columns")
+    workspace.assert_refused(run_table(workspace, []), "own.csv must have a column 'path', got none")
 
 
 def test_a_table_without_rows_is_refused(workspace: Workspace) -> None:

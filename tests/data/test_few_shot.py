@@ -175,9 +175,7 @@ def test_real_split_files_parse_and_cut_into_base_and_novel(name: str, tmp_path:
     for lines in listed.values():
         first = {int(label): path for path, label in zip(reversed(lines.paths), reversed(lines.labels), strict=True)}
         for path in list(first.values()):
-            image = tmp_path / path
-            image.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(b"")
+            miniatures.write_image(tmp_path / path)
     data = read_existing(Listing(name=name, class_names=names, splits=file_splits(tmp_path, listed)), "skip")
     base, novel = base_novel(data)
     assert (base.num_classes, novel.num_classes) == REAL[name]

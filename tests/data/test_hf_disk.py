@@ -78,7 +78,9 @@ def test_wrong_datasets_are_refused(tmp_path: Path) -> None:
     root = save(tmp_path / "hf", {"train": [0, 1], "test": [0, -1]})
     with pytest.raises(InputError, match="must have a column 'img', got image, label, note.* Did you|Name it"):
         read_saved(root, image_column="img")
-    with pytest.raises(InputError, match="split 'test', row 1: a label must be a name or a whole number >= 0, got -1"):
+    with pytest.raises(
+        InputError, match="split 'test', row 1, column 'label': a label must be a name or a whole number >= 0, got '-1'"
+    ):
         read_saved(root)
     with pytest.raises(InputError, match="got 'holdout'"):
         read_saved(save(tmp_path / "odd", {"train": [0], "holdout": [0]}))

@@ -13,6 +13,7 @@ from imbalance_vlm.data.dataset import Dataset, Split
 from imbalance_vlm.data.prepare import create_dataset
 from imbalance_vlm.data.table import TableReader
 from tests.data import miniatures
+from tests.data.miniatures import encoded
 
 ROWS = [(f"{name}/{number}.png", name) for name, count in (("fox", 5), ("Red_Kite", 3)) for number in range(count)]
 
@@ -143,14 +144,14 @@ def test_a_class_may_have_any_name(root: Path, word: str) -> None:
         ("path,class", ROWS, "must have a column 'label', got path, class"),
         ("paths,label", ROWS, "must have a column 'path', got paths, label. Did you mean 'paths'"),
         ("path,label", [], "must have one row per image"),
-        ("path,label", [*ROWS, ("", "fox")], r"row 9 \(after the header\): 'path' is empty"),
-        ("path,label", [*ROWS, ("fox/1.png", " ")], "row 9 .*'label' is empty"),
-        ("path,label", [*ROWS, ("fox/1.png", "fox", "more", "still")], "cannot be read as a table|must have"),
+        ("path,label", [*ROWS, ("", "fox")], "line 10: 'path' is empty"),
+        ("path,label", [*ROWS, ("fox/1.png", " ")], "line 10, column 'label': 'label' is empty"),
+        ("path,label", [*ROWS, ("fox/1.png", "fox", "more", "still")], "line 10: a row must have 2 values, .* got 4"),
         ("path,label", [*ROWS, ("fox/9.png", "fox")], "1 of 9 images is not in"),
         (
             "path,label,split",
             [(*ROWS[0], "train"), (*ROWS[1], "holdout")],
-            "row 2 .* train, val or test, got 'holdout'",
+            "line 3: .* train, val or test, got 'holdout'",
         ),
         ("path,label,split", [(*row, "val") for row in ROWS], "must have images for 'train', got images for val"),
         ("path,label,split", [(*ROWS[0], "train"), (*ROWS[1], "val")], "must have images for 'test'"),
@@ -205,7 +206,7 @@ def test_parquet(root: Path) -> None:
     assert read_table(file=root / "animals.parquet").class_names == ("1", "3")
     frame.loc[2, "label"] = np.nan
     frame.to_parquet(root / "animals.parquet")
-    with pytest.raises(InputError, match="row 3 .*'label' is empty"):
+    with pytest.raises(InputError, match="row 3,.*'label' is empty"):
         read_table(file=root / "animals.parquet")
     (root / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read as a table"):
@@ -224,3 +225,90 @@ def test_parquet_without_its_package_says_what_to_install(root: Path) -> None:
 def test_the_type_is_a_dataset(root: Path) -> None:
     assert isinstance(read_table(file=write(root, ROWS), flips=False), Dataset)
     assert not read_table(file=root / "animals.csv", flips=False).flips
+
+
+# -- strict parsing --------------------------------------------------------------------------------------------------
+def write_text(root: Path, text: str, name: str = "animals.csv") -> Path:
+    (root / name).write_bytes(text.encode())
+    return root / name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "path,label\nfox/0.png,dog, small\nfox/1.png,dog\n",
+            "line 2: a row must have 2 values, .* got 3.*double quotes",
+        ),
+        ("path,label\nfox/0.png,dog\nfox/1.png\n", "line 3: a row must have 2 values, .* got 1"),
+        ('path,label\n"fox/0.png","a\nb"\nfox/1.png\n', "line 4: a row must have 2 values"),
+        ('path,label\nfox/0.png,"big dog\nfox/1.png,"big dog\n', "cannot be read as a table: ',' expected after"),
+        ('path,label\nfox/0.png,"big dog\n', "cannot be read as a table: unexpected end of data"),
+        ('path,label\nfox/0.png,"big\tdog"\n', "line 2, column 'label': 'label' must be one line"),
+        ('path,label\n"fox/0\n.png",dog\n', "line 2: 'path' must be one line"),
+        ("path,label,label\nfox/0.png,dog,cat\n", "must have different names, got 'label'"),
+        ("fox/0.png,fox\nfox/1.png,fox\n", "Its first line must name the columns"),
+    ],
+)
+def test_a_row_that_does_not_fit_the_header_is_refused(root: Path, text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_table(file=write_text(root, text))
+
+
+def test_quotes_in_a_table_with_tabs_are_ordinary_characters(root: Path) -> None:
+    labels = ['"big fox', 'a 5" fox', '"red kite"', '"a ""fine"" kite"', '"red kite"']
+    text = "path\tlabel\n" + "".join(f"fox/{row}.png\t{label}\n" for row, label in enumerate(labels))
+    data = read_table(file=write_text(root, text, "animals.tsv"), test_fraction=0.5)
+    assert set(data.class_names) == {'"big fox', 'a 5" fox', "red kite", 'a "fine" kite'}
+
+
+@pytest.mark.parametrize("name", ["animals.csv", "animals.tsv"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", ", " | "])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_the_header_says_how_columns_are_separated(root: Path, name: str, separator: str, line_end: str) -> None:
+    lines = [separator.join(row) for row in [("path", "label"), *ROWS]]
+    data = read_table(file=write_text(root, "\ufeff" + line_end.join([*lines, ""]), name))
+    assert (data.class_names, data.counts.tolist()) == (("Red Kite", "fox"), [2, 4])
+
+
+def test_windows_paths_have_a_hint(root: Path) -> None:
+    file = write(root, [(path.replace("/", "\\"), label) for path, label in ROWS])
+    with pytest.raises(InputError, match=r"Windows paths: write / for each \\"):
+        read_table(file=file)
+
+
+def test_the_home_folder_is_expanded(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    (tmp_path / "far").mkdir()
+    data = read_table(file=write(tmp_path / "far", [(f"~/{path}", label) for path, label in ROWS]))
+    data.splits["train"].images[0].load()
+
+
+# -- images that are listed again or cannot be read ------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "spelling", ["fox/0.png", "./fox/0.png", "Red_Kite/../fox/0.png", "fox//0.png", "link.png", "linked/0.png"]
+)
+def test_an_image_under_two_spellings_is_one_image(root: Path, spelling: str) -> None:
+    (root / "link.png").symlink_to(root / "fox/0.png")
+    (root / "linked").symlink_to(root / "fox")
+    data = read_table(file=write(root, [*ROWS, (spelling, "fox")]))
+    assert sum(map(len, data.splits.values())) == len(ROWS)
+    assert data.passed_over == {"rows that repeat an image": 1}
+    with pytest.raises(InputError, match="line 10: an image must have one label, .* than in line 2"):
+        read_table(file=write(root, [*ROWS, (spelling, "dog")]))
+    split = [(*row, "train") for row in ROWS[:-1]] + [(*ROWS[-1], "test"), (spelling, "fox", "test")]
+    with pytest.raises(InputError, match="line 10: an image must have one split, .* than in line 2"):
+        read_table(file=write(root, split, "path,label,split"))
+
+
+def test_unreadable_images_are_listed_together_or_left_out(root: Path) -> None:
+    (root / "fox/0.png").write_bytes(b"x")
+    (root / "fox/1.png").write_bytes(encoded(".png", 1)[:60])
+    file = write(root, [*ROWS, ("fox/9.png", "fox")])
+    with pytest.raises(InputError) as error:
+        read_table(file=file)
+    for words in ("fox/9.png", "2 images cannot be read", "fox/0.png: cannot identify", "fox/1.png: ", "data.on_error"):
+        assert words in str(error.value)
+    data = read_table(file=file, on_error="skip")
+    assert data.skipped == ["fox/0.png", "fox/1.png", "fox/9.png"]
+    assert sum(map(len, data.splits.values())) == len(ROWS) - 2

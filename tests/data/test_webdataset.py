@@ -18,6 +18,7 @@ from imbalance_vlm import InputError
 from imbalance_vlm.data import webdataset as reader
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.data.prepare import make_reader
+from imbalance_vlm.verification.verify import verify
 from tests.data.miniatures import encoded, write_tar
 from tests.data.miniatures import webdataset as miniature
 
@@ -139,9 +140,9 @@ def test_links_are_refused(tmp_path: Path, kind: bytes) -> None:
         ({"a.cls": b"0"}, "must hold images"),
         ({}, "must hold images"),
         ({"a.jpg": b"x", "a.png": b"x", "a.cls": b"0"}, "must have one image, 'a' has more"),
-        ({"a.jpg": b"x", "a.cls": b"fox"}, "a.cls must hold a whole number >= 0, got 'fox'"),
-        ({"a.jpg": b"x", "a.cls": b"-1"}, "a.cls must hold a whole number >= 0, got '-1'"),
-        ({"a.jpg": b"x", "a.cls": b""}, "a.cls must hold a whole number"),
+        ({"a.jpg": b"x", "a.cls": b"-1"}, "0.tar: the .cls file of a.jpg: a label must be .* >= 0, got '-1'"),
+        ({"a.jpg": b"x", "a.cls": b""}, "the .cls file of a.jpg: 'label' is empty"),
+        ({"a.jpg": b"x", "a.cls": b"fox\ncat"}, "must be one line of text without tabs"),
         ({"a.jpg": b"x", "a.cls": b"\xff"}, "a.cls must hold a label"),
     ],
 )
@@ -151,10 +152,22 @@ def test_a_broken_sample_is_named(tmp_path: Path, members: dict[str, bytes], wor
         read_shards(root=tmp_path / "w")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"class": 1}', b'{"label": null}', b'{"label": 1.5}'])
-def test_json_without_the_label_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "a.json must hold"),
+        (b"[]", "a.json must hold"),
+        (b'{"class": 1}', "a.json must hold a label under 'label'"),
+        (b'{"label": [1]}', "a.json must hold a name or a whole number"),
+        (b'{"label": null}', "the .json file of a.jpg: 'label' is empty"),
+        (b'{"label": NaN}', "the .json file of a.jpg: 'label' is empty"),
+        (b'{"label": 1.5}', "the .json file of a.jpg: a label must be .* got '1.5'"),
+        (b'{"label": true}', "the .json file of a.jpg: a label must be .* got 'True'; write the names"),
+    ],
+)
+def test_json_without_the_label_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     write_tar(tmp_path / "w" / "0.tar", {"a.jpg": b"x", "a.json": content})
-    with pytest.raises(InputError, match="a.json must hold"):
+    with pytest.raises(InputError, match=words):
         read_shards(root=tmp_path / "w", label_file="json")
 
 
@@ -196,3 +209,69 @@ def test_shards_of_which_only_some_name_their_split(tmp_path: Path) -> None:
 def test_hidden_files_are_no_samples(tmp_path: Path) -> None:
     write_tar(tmp_path / "w" / "0.tar", {"._a.jpg": b"x"} | samples(*[0] * 5))
     assert sum(len(part) for part in read_shards(root=tmp_path / "w").splits.values()) == 5
+
+
+# -- names with dots, and what is passed over ------------------------------------------------------------------------
+def images_of(data: Dataset) -> int:
+    return sum(map(len, data.splits.values()))
+
+
+def test_names_with_dots_are_samples(tmp_path: Path) -> None:
+    members = samples(0, 0, 1, 1)
+    for key, label in (("a_v1.2", 0), ("a_v1.3", 1), ("b/x.y.z", 1)):
+        members |= sample(label, key)
+    write_tar(tmp_path / "w" / "0.tar", members)
+    data = read_shards(root=tmp_path / "w")
+    assert (images_of(data), data.passed_over) == (7, {})
+
+
+def test_every_member_is_used_or_passed_over(tmp_path: Path) -> None:
+    members = samples(*[0, 1] * 3) | {
+        "s0.seg.png": b"x",
+        "s0.json": b"{}",
+        "s0.AVIFX": b"x",
+        "s9.cls": b"0",
+        "._s0.jpg": b"x",
+    }
+    write_tar(tmp_path / "w" / "0.tar", members)
+    for _ in range(2):  # the second time from the index
+        data = read_shards(root=tmp_path / "w")
+        expected = {
+            "further images of a sample": 1,
+            ".json": 1,
+            ".avifx": 1,
+            "labels without an image": 1,
+            "hidden or special": 1,
+        }
+        assert data.passed_over == expected
+        assert 2 * images_of(data) + sum(data.passed_over.values()) == len(members)
+
+
+def test_a_sample_with_two_labels_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "w" / "0.tar", samples(0, 1) | {"s0.CLS": b"1"})
+    with pytest.raises(InputError, match="a sample must have one label, 's0' has more"):
+        read_shards(root=tmp_path / "w")
+
+
+def test_unreadable_members_are_named_or_left_out(tmp_path: Path) -> None:
+    members = samples(*[0, 1] * 4) | {"s0.jpg": b"x", "s3.jpg": encoded(".jpg", 3)[:300]}
+    write_tar(tmp_path / "w" / "0.tar", members)
+    with pytest.raises(InputError) as error:
+        read_shards(root=tmp_path / "w")
+    for words in (
+        "2 images cannot be read",
+        "0.tar/s0.jpg: cannot identify the image",
+        "0.tar/s3.jpg: ",
+        "data.on_error",
+    ):
+        assert words in str(error.value)
+    assert "BytesIO" not in str(error.value)
+    data = read_shards(root=tmp_path / "w", on_error="skip")
+    assert (data.skipped, images_of(data)) == (["0.tar/s0.jpg", "0.tar/s3.jpg"], 6)
+
+
+def test_verifying_one_shard_has_no_finding_for_each_image(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "w" / "0.tar", samples(*[0, 1] * 4))
+    report = verify(file, ignore=["duplicate", "near_duplicate", "label_conflict"])
+    assert report.ok
+    assert any("a WebDataset shard is read with its folder" in note for note in report.notes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from imbalance_vlm import LongTail
+from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.evaluation.accuracy import Accuracy
 from tests.evaluation.scenes import logits_for, predictions, scores_of
 
@@ -58,3 +58,13 @@ def test_an_empty_group_and_classes_without_test_images_are_left_out() -> None:
     assert math.isnan(values["medium"])
     assert math.isnan(values["few"])
     assert values["many"] == values["class_mean"] == values["worst_class"] == 100
+
+
+def test_targets_of_other_types_are_accepted_or_refused() -> None:
+    evaluator = Accuracy(LongTail([2, 1]))
+    evaluator.update(torch.eye(2), [0, 1])
+    assert dict(evaluator.compute())["overall"] == 100.0
+    with pytest.raises(InputError, match=r"one whole number for each row of the logits, got shape \(2,\)"):
+        evaluator.update(torch.eye(2), torch.tensor([0.0, 1.0]))
+    with pytest.raises(InputError, match="`logits` must be a tensor"):
+        evaluator.update([[0.0, 1.0]], [0])

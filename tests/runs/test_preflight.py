@@ -14,6 +14,7 @@ from PIL import Image
 from imbalance_vlm import InputError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.results.result import StudyResult
+from imbalance_vlm.runs import experiment
 from imbalance_vlm.runs import preflight as preflight_module
 from imbalance_vlm.runs.preflight import build_only, preflight
 from imbalance_vlm.runs.resources import Resources
@@ -111,6 +112,35 @@ def test_names_of_other_classes_that_are_too_long_fail_before_the_first_run(
     with pytest.raises(InputError, match="at most 16 tokens.*white cup of many words"):
         run_study(with_variants(recipe, COOP | changes | {"tuning.n_ctx": 6, "tuning.init": None}))
     assert computed == []
+
+
+TEXT_READERS = {
+    "zero-shot": {"tuning": "zero_shot", "head": "text"},
+    "text as the start": {"head": {"name": "cosine", "init": "text"}},
+    "prompts": COOP,
+    "prototypes assigned by text": {"head": {"name": "prototype", "assign": "text"}},
+    "geometry": {"evaluation.geometry": True},
+    "another dataset": {"tuning": "zero_shot", "head": "text", "evaluation.transfer": {"datasets": []}},
+}
+
+
+@pytest.mark.parametrize("name", TEXT_READERS)
+@pytest.mark.parametrize("study", [True, False])
+def test_classes_that_the_tokenizer_reads_as_the_same_text_fail_before_training(
+    name: str, study: bool, recipe: Recipe, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(recipe["data"]["root"], "renamed"))
+    for split in ("train", "test"):
+        (root / split / "white_cup").rename(root / split / "Red_Apple!")
+        (root / split / "red_apple").rename(root / split / "red_apple!")
+    renamed = {"name": "folder", "root": str(root)}
+    changes = TEXT_READERS[name] | {"data": renamed}
+    if name == "another dataset":
+        changes = TEXT_READERS[name] | {"evaluation.transfer": {"datasets": [renamed]}}
+    monkeypatch.setattr(experiment, "fit", lambda *_: pytest.fail("trains"))
+    with pytest.raises(InputError, match=r"\('Red Apple!'\) and class . \('red apple!'\) as the same text"):
+        run_study(with_variants(recipe, changes)) if study else run(recipe, changes=changes)
+    assert (computed == []) == study
 
 
 def test_problems_of_all_rows_are_reported_in_one_error(recipe: Recipe, computed: list[str]) -> None:

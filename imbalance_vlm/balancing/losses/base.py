@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from imbalance_vlm.balancing.losses.weighting import ClassWeighting
@@ -67,14 +69,14 @@ class Loss(nn.Module):
         del embeddings
         return self.per_sample(logits, targets)
 
-    def forward(self, logits: Tensor, targets: Tensor, embeddings: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor | ArrayLike, embeddings: Tensor | None = None) -> Tensor:
         """The reduced loss of logits (N, C) and class indices (N,), with the embeddings (N, d) if the loss reads any.
 
         Raises:
             InputError: shapes that do not fit, targets that are not class indices or, on the CPU, lie outside [0, C).
                 (On a GPU the last check would force a device sync at every step; datasets check their labels once.)
         """
-        self._check(logits, targets)
+        targets = self._checked(logits, targets)
         values = self.values(logits, targets, embeddings)  # (N,)
         weights = None
         if self.weighting is not None:
@@ -86,24 +88,60 @@ class Loss(nn.Module):
             return values.sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
         return values.mean()
 
-    def _check(self, logits: Tensor, targets: Tensor) -> None:
+    def _checked(self, logits: Tensor, targets: Tensor | ArrayLike) -> Tensor:
+        """The targets as (N,) int64, after checking both."""
+        check_logits(logits)
         num_classes = len(self.counts)
         allowed = [(num_classes,), (self.experts, num_classes)] if self.experts else [(num_classes,)]
         if tuple(logits.shape[1:]) not in allowed:
             shapes = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in reversed(allowed))
             raise InputError(f"`logits` must be {shapes}, got {tuple(logits.shape)}")
-        if not logits.is_floating_point():
-            raise InputError(f"`logits` must be floating-point numbers, got {logits.dtype}")
-        if targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
-            raise InputError(
-                f"`targets` must be ({len(logits)},) int64 class indices, got {tuple(targets.shape)} {targets.dtype}"
-            )
+        targets = class_indices(targets, logits)
         if len(targets) == 0:
             raise InputError("`targets` must hold at least one sample, got an empty batch")
-        if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+        return targets
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits that are no tensor of floating-point numbers."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"`logits` must be a tensor of floating-point numbers, got {got}")
+
+
+def class_indices(targets: Tensor | ArrayLike, logits: Tensor) -> Tensor:
+    """Targets as (N,) int64 on the device of the logits (N, ..., C).
+
+    Whole numbers of any type are accepted, and so are lists and arrays.
+
+    Raises:
+        InputError: not one whole number per row of the logits, a tensor on another device or, on the CPU, an index
+            outside [0, C). (On a GPU that check would stall every step; datasets check their labels once.)
+    """
+    if isinstance(targets, Tensor):
+        if targets.device != logits.device:
             raise InputError(
-                f"`targets` must lie in 0..{num_classes - 1}, got {int(targets.min())}..{int(targets.max())}"
+                f"`targets` must be on the device of the logits, {logits.device}, got them on {targets.device}; move "
+                "them with targets.to(logits.device)"
             )
+    else:
+        try:
+            array = np.asarray(targets)
+            targets = torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array).to(logits.device)
+        except (TypeError, ValueError) as error:  # text, objects, lists of different lengths
+            raise InputError(f"`targets` must be {len(logits)} class indices, got {str(targets)[:100]}") from error
+    is_whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    if targets.shape != logits.shape[:1] or not is_whole:
+        raise InputError(
+            f"`targets` must be ({len(logits)},) class indices, one whole number for each row of the logits, got "
+            f"shape {tuple(targets.shape)} of type {targets.dtype}"
+        )
+    on_cpu = targets.device.type == "cpu" and len(targets) > 0
+    if on_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:
+        raise InputError(
+            f"`targets` must lie in 0..{logits.shape[-1] - 1}, got {int(targets.min())}..{int(targets.max())}"
+        )
+    return targets.long()
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

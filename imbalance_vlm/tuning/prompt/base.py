@@ -85,7 +85,7 @@ class PromptHead(Head):
         logit_scale: the model's exp(logit_scale).
 
     Raises:
-        InputError: a context of another shape, or a prompt longer than the tower reads.
+        InputError: a context of another shape, a prompt longer than the tower reads, or two classes with one prompt.
     """
 
     learns_text = True
@@ -93,7 +93,7 @@ class PromptHead(Head):
 
     def __init__(self, prompted: SharedText, context: Tensor, logit_scale: float) -> None:
         super().__init__()
-        prompted.layout(context.shape[-2])  # raises before any work if a prompt is too long
+        prompted.check(context.shape[-2])
         self.prompted = prompted
         self.logit_scale = logit_scale
         self.context = nn.Parameter(context.detach().clone())
@@ -144,7 +144,7 @@ class PromptHead(Head):
             )
         other = copy.copy(self)
         other.prompted = self.prompted.for_names(class_names)
-        other.prompted.layout(self.prompt()[0].shape[-2])
+        other.prompted.check(self.prompt()[0].shape[-2])
         return other
 
     def text_of(self, class_names: Sequence[str]) -> Callable[[], Tensor]:

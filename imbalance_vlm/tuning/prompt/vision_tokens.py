@@ -140,7 +140,7 @@ class TwoTowerHead(PromptHead):
         self, prompted: SharedText, images: VisionTokens, context: Tensor, rest: Tensor, depth: int, logit_scale: float
     ) -> None:
         super().__init__(prompted, context, logit_scale)
-        prompted.layout(len(context) + len(rest))  # raises before any work if a prompt is too long
+        prompted.check(len(context) + len(rest))
         self.images = images
         self.register_buffer("rest", rest.detach().clone(), persistent=False)  # follows from words, not from training
         self.deep = nn.Parameter(normal(depth - 1, *context.shape, like=context))  # (D - 1, n, w)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from imbalance_vlm import LongTail
+from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.losses.factory import create_loss
 from imbalance_vlm.components import catalogue
 from tests.balancing.losses.oracles import CASES, Case
@@ -93,3 +93,34 @@ def test_the_weights_reduction_of_cross_entropy_is_torchs_weighted_mean() -> Non
     weights = torch.tensor([1 / 50, 1 / 10, 1 / 2], dtype=torch.float64)
     wanted = torch.nn.functional.cross_entropy(*SKEWED, weight=weights)
     torch.testing.assert_close(create_loss("weighted", [50, 10, 2], reduction="weights")(*SKEWED), wanted)
+
+
+@pytest.mark.parametrize("form", [list, np.array, lambda t: np.array(t, np.uint16), lambda t: torch.tensor(t).int()])
+def test_targets_of_any_whole_numbers_are_accepted(form: Any) -> None:
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    loss = create_loss("balanced_softmax", [5, 4])
+    assert torch.equal(loss(logits, form([0, 1, 1])), loss(logits, torch.tensor([0, 1, 1])))
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ([0.0, 1.0], r"got shape \(2,\) of type torch.float64"),
+        (torch.tensor([True, False]), r"got shape \(2,\) of type torch.bool"),
+        (["a", "b"], r"must be 2 class indices, got \['a', 'b'\]"),
+        ([[0], [1, 0]], "must be 2 class indices"),
+        (None, "must be 2 class indices, got None"),
+        ([0], r"got shape \(1,\)"),
+        ([0, 2], r"must lie in 0\.\.1, got 0\.\.2"),
+        (torch.tensor([0, 1], device="meta"), "on the device of the logits, cpu, got them on meta"),
+    ],
+)
+def test_other_targets_are_refused_in_words(targets: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        create_loss("balanced_softmax", [5, 4])(torch.zeros(2, 2), targets)
+
+
+@pytest.mark.parametrize("logits", [[[0.0, 1.0]], np.zeros((2, 2)), torch.zeros(2, 2, dtype=torch.int64)])
+def test_logits_must_be_a_tensor_of_floating_point_numbers(logits: Any) -> None:
+    with pytest.raises(InputError, match="`logits` must be a tensor of floating-point numbers, got"):
+        create_loss("balanced_softmax", [5, 4])(logits, [0, 1])
