@@ -14,6 +14,7 @@ from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.escapes import csv_cell
 from imbalance_vlm.evaluation.base import columns_of
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy
 from imbalance_vlm.files import ENCODING, write_atomically, write_json
@@ -109,5 +110,5 @@ def _write_predictions(path: Path, data: Dataset, predictions: Predictions) -> N
         writer.writerow(["image", "label", "predicted", "confidence"])
         rows = zip(predictions.labels, predictions.predicted, predictions.confidence, strict=True)
         for row, (label, predicted, confidence) in enumerate(rows):
-            names = data.class_names[label], data.class_names[predicted]
-            writer.writerow([images.name(row), *names, f"{confidence:.4f}"])
+            texts = images.name(row), data.class_names[label], data.class_names[predicted]
+            writer.writerow([*map(csv_cell, texts), f"{confidence:.4f}"])

@@ -20,6 +20,7 @@ from filelock import Timeout
 
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.escapes import visible
 from imbalance_vlm.files import disk_errors, expanded, locked, remove_temporaries, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
@@ -27,7 +28,7 @@ from imbalance_vlm.recipe.study import EPOCH, Plan, plan
 from imbalance_vlm.results.averages import with_averages
 from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.curves import curves
-from imbalance_vlm.results.plots import plot
+from imbalance_vlm.results.plots import check_formulas, plot
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
 from imbalance_vlm.results.tables import columns_of, save_table, score_columns, select, table
 from imbalance_vlm.runs.experiment import run_recipe
@@ -114,6 +115,8 @@ def _draws_plot(planned: Plan) -> bool:
     if planned.plot and not find_spec("matplotlib"):
         note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
         return False
+    if planned.plot:
+        check_formulas(**{key: planned.plot[key] for key in ("title", "x_label", "y_label")})
     return bool(planned.plot)
 
 
@@ -121,7 +124,7 @@ def _with_progress(planned: Plan, folders: Sequence[Path]) -> Iterator[tuple[Rec
     """The recipes of a study and their folders, with a progress bar."""
     with bar(len(planned.recipes), planned.name, "run") as progress:
         for recipe, folder in zip(planned.recipes, folders, strict=True):
-            progress.set_postfix_str(f"{planned.label(recipe)}, seed {recipe['seed']}")
+            progress.set_postfix_str(visible(f"{planned.label(recipe)}, seed {recipe['seed']}"))
             yield recipe, folder
             progress.update()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import write_text
+from imbalance_vlm.files import plain, write_text
 from imbalance_vlm.progress import note
 from imbalance_vlm.training.averaging import Ema
 from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
@@ -267,4 +267,4 @@ class TrainingState:
     def write_history(self) -> None:
         """Write metrics.jsonl, a line per finished epoch; process 0 writes."""
         if self.group.is_main:
-            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.history))
+            write_text(self.metrics, "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in self.history))
