@@ -33,5 +33,10 @@ def local_world_size() -> int:
     return _read("local_world_size", 1)
 
 
+def launched_by_torchrun() -> bool:
+    """Whether torchrun has started this process: it then waits for it, and is its parent."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _read(name: str, default: int) -> int:
     return int(next((value for variable in VARIABLES[name] if (value := os.environ.get(variable))), default))

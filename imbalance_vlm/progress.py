@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
+
+from imbalance_vlm.escapes import terminal, visible
 
 
 def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
@@ -12,7 +15,7 @@ def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
 
     return tqdm(
         total=total,
-        desc=description,
+        desc=visible(description),
         unit=unit,
         initial=start,
         disable=not sys.stderr.isatty(),
@@ -23,4 +26,5 @@ def bar(total: int, description: str, unit: str = "it", start: int = 0) -> Any:
 
 def note(message: str) -> None:
     """Print a line about the progress; results go to standard output instead."""
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError):  # on a full disk or a closed pipe, a note is not worth a run
+        print(terminal(message), file=sys.stderr, flush=True)

@@ -40,6 +40,7 @@ from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import markdown, select, table
 
+PARITY = ROOT / "tests" / "parity"
 KEPT = ROOT / "recipes" / "_results"
 NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 SCHEMA = ROOT / "docs" / "recipe.schema.json"
@@ -280,6 +281,25 @@ def bench_output(name: str) -> str:
     return f"```\n{(KEPT / f'{name}.txt').read_text(encoding='utf-8').strip()}\n```"
 
 
+def parity() -> str:
+    """What was compared with released code, from the kept records and the measured differences."""
+    measured = json.loads((PARITY / "measured.json").read_text(encoding="utf-8"))
+    rows, notes, changes = [], [], []
+    for path in sorted((PARITY / "records").glob("*.json")):
+        record, name = json.loads(path.read_text(encoding="utf-8")), path.stem
+        repository, commit = record["repository"], record["commit"]
+        reasons = {case: run["differs"] for case, run in record["runs"].items() if "differs" in run}
+        notes += [f"- `{name}`, {case} ({measured[name][case]:.0e}): {reason}." for case, reason in reasons.items()]
+        largest = max(difference for case, difference in measured[name].items() if case not in reasons)
+        cases = "; ".join(f"*{case}*" if case in reasons else case for case in record["runs"])
+        place = f"[{repository.removeprefix('https://github.com/')}]({repository}/tree/{commit}) `{commit[:7]}`"
+        rows.append(f"| `{name}` | {place} | `{record['file']}` | {cases} | {largest:.0e} |")
+        changes.append(f"- `{name}`: {record['changes']}.")
+    head = ["| record | repository, commit | file | cases | largest difference |", "|---|---|---|---|---:|"]
+    differing = ["", "Cases in italics differ on purpose, which the test asserts:", "", *notes] if notes else []
+    return "\n".join([*head, *rows, *differing, "", "Changed in the released code to run it:", "", *changes])
+
+
 def readme_section(name: str) -> str:
     """A section of README.md for a page of docs/; "home" is everything before the section on your own photographs."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -301,6 +321,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "icons_lt": icons_lt_facts,
     "which_one": lambda: which_one("studies/balancing"),
     "which_one_photos": lambda: which_one("studies/balancing_photos"),
+    "parity": parity,
     "recipe": reference,
 }
 FAMILIES: dict[str, Callable[[str], str]] = {

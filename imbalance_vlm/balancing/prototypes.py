@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.components.ranges import Count, Natural, Positive
+from imbalance_vlm.components.ranges import Count, Natural, Positive, Seed
 from imbalance_vlm.components.settings import check_arguments
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.prototype import PrototypeKind
@@ -46,7 +46,7 @@ def create_prototypes(
     dim: int,
     *,
     kind: PrototypeKind = "auto",
-    seed: Natural = 0,
+    seed: Seed = 0,
     steps: Count | None = None,
     temperature: Positive = 0.07,
     block_rows: Count = BLOCK_ROWS,

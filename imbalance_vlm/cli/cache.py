@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from imbalance_vlm.cli.common import command
+from imbalance_vlm.escapes import visible
 
 
 def add(commands: Any) -> None:
@@ -49,7 +50,9 @@ def _list(features: Any, copies: Any) -> None:
     entries = list(features.entries())
     for entry in entries:
         state = "" if entry.complete else "  (unfinished)"
-        description = " | ".join(str(entry.meta.get(key, "?")) for key in ("split", "encoder", "kind", "shape"))
+        description = " | ".join(
+            visible(str(entry.meta.get(key, "?"))) for key in ("split", "encoder", "kind", "shape")
+        )
         print(f"{entry.bytes / 1e6:9.1f} MB  {description}{state}")
     print(f"{sum(entry.bytes for entry in entries) / 1e6:9.1f} MB in {len(entries)} entries of {features.root}")
     for entry in copies.entries():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from imbalance_vlm.cli.common import command
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.escapes import visible
 from imbalance_vlm.files import expanded
 
 
@@ -68,6 +68,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
+    from imbalance_vlm.progress import note
     from imbalance_vlm.recipe.study import plan
 
     invalid = 0
@@ -76,9 +77,9 @@ def validate(options: argparse.Namespace) -> None:
             planned = plan(recipe)
         except InputError as error:
             invalid += 1
-            print(f"{recipe}: {error}", file=sys.stderr)
+            note(f"{recipe}: {error}")
             continue
-        print(f"{recipe}: valid{f', {len(planned.recipes)} runs' if planned.is_study else ''}")
+        print(f"{visible(recipe)}: valid{f', {len(planned.recipes)} runs' if planned.is_study else ''}")
     if invalid:
         raise InputError(f"{invalid} of {len(options.recipes)} recipes are not valid")
 

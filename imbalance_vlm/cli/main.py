@@ -7,12 +7,15 @@ so that `--help` and `ls` answer at once.
 from __future__ import annotations
 
 import argparse
-import io
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from imbalance_vlm.cli import bench, cache, components, data, results, run
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import FULL
+from imbalance_vlm.progress import note
 from imbalance_vlm.version import __version__
 
 EXIT_BAD_INPUT = 2
@@ -38,18 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 for success, 1 for findings in data, 2 for bad input, 130 after Ctrl-C.
     """
     options = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return options.do(options) or 0
+        status = options.do(options) or 0
+        sys.stdout.flush()
+        return status
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
+        note("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        note("error: no space left where the output goes; free some space, or redirect it to another disk")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it exits
+        return EXIT_BAD_INPUT
     return 0
 
 

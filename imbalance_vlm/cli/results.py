@@ -45,10 +45,11 @@ def table(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
+    from imbalance_vlm.escapes import csv_cell
     from imbalance_vlm.files import write_text
     from imbalance_vlm.runs.classifier import predict_images
 
-    rows = predict_images(options.run, options.images, options.device, options.on_error)
+    rows = predict_images(options.run, options.images, options.device, options.on_error).map(csv_cell)
     content = rows.to_csv(index=False, float_format="%.4f")
     if options.out:
         write_text(options.out, content)

@@ -10,12 +10,13 @@ import yaml
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry
-from imbalance_vlm.components.settings import describe, documented_settings, written
+from imbalance_vlm.components.settings import documented_settings
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.recipe.study import plan
 from imbalance_vlm.runs.classifier import plain
 from imbalance_vlm.tuning.peft.base import TowerMethod
 from imbalance_vlm.tuning.peft.listing import trained_set
+from imbalance_vlm.values import describe, written
 
 
 def show_component(entries: Sequence[tuple[str, Entry]]) -> str:

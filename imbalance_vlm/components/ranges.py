@@ -5,27 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number; `above` and `below` are strict, `at_least` and `at_most` are not."""
-
-    above: float | None = None
-    at_least: float | None = None
-    below: float | None = None
-    at_most: float | None = None
-
-    def holds(self, value: float) -> bool:
-        return (
-            (self.above is None or value > self.above)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.below is None or value < self.below)
-            and (self.at_most is None or value <= self.at_most)
-        )
-
-    def __str__(self) -> str:
-        bounds = {">": self.above, ">=": self.at_least, "<": self.below, "<=": self.at_most}
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+from imbalance_vlm.values import Range
 
 
 @dataclass(frozen=True)
@@ -50,3 +30,4 @@ Part = Annotated[float, Range(above=0, at_most=1)]  # a fraction that is not zer
 Percentage = Annotated[float, Range(at_least=0, at_most=100)]
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]  # what all generators of random numbers take

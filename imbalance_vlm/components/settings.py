@@ -1,4 +1,4 @@
-"""The settings of a component: the keyword-only parameters of its constructor, and how their values are checked.
+"""The settings of a component: the keyword-only parameters of its constructor.
 
 Everywhere in the package, the positional parameters of a constructor come from the run (class counts, widths, data) and
 its keyword-only parameters from the recipe. Settings that several components share are declared once, as the fields of
@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from imbalance_vlm.components.ranges import Range
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.values import mistake
 
 Build = Callable[..., Any]
 
@@ -183,126 +180,6 @@ def documented_settings(build: Build) -> dict[str, str]:
             for documented in filter(None, (owner, constructor)):
                 descriptions = documented_arguments(documented) | descriptions
     return descriptions
-
-
-# -- values ----------------------------------------------------------------------------------------------------------
-_WORDS: dict[Any, tuple[str, str]] = {
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    str: ("a string", "strings"),
-    Path: ("a path", "paths"),
-    type(None): ("null", "null"),
-    Any: ("any value", "any values"),
-}
-"""The types of settings in words, singular and plural."""
-
-
-def describe(annotation: Any, plural: bool = False) -> str:
-    """What the annotation accepts, in words for the author of a recipe.
-
-    >>> describe(list[int] | None), describe(Literal["a", "b"] | None), describe(dict[str, float | None])
-    ('a list of whole numbers, or null', "'a', 'b' or null", 'a mapping of names to numbers or null')
-    """
-    *options, last = _options(annotation, plural)
-    if not options:
-        return last
-    comma = "," if any(word in option for option in options for word in (" or ", " and ", " of ")) else ""
-    return f"{', '.join(options)}{comma} or {last}"
-
-
-def _options(annotation: Any, plural: bool) -> list[str]:
-    """The alternatives that the annotation accepts, in words."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = " ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
-        return [f"{describe(arguments[0], plural)} {bounds}"] if bounds else _options(arguments[0], plural)
-    if origin is Literal:
-        return [f"'{option}'" for option in arguments]
-    if origin in (Union, types.UnionType):
-        return [words for option in arguments for words in _options(option, plural)]
-    if annotation is bool:
-        return ["true", "false"]
-    if origin in (list, tuple, Sequence):
-        items = "" if arguments[0] is Any else f" of {describe(arguments[0], plural=True)}"
-        return [("lists" if plural else "a list") + items]
-    if origin in (dict, Mapping):
-        keys = "names" if arguments[0] is str else describe(arguments[0], plural=True)
-        items = "" if arguments[1] is Any else f" of {keys} to {describe(arguments[1], plural=True)}"
-        return [("mappings" if plural else "a mapping") + items]
-    name = getattr(annotation, "__name__", str(annotation))
-    return [_WORDS.get(annotation, (name, name))[plural]]
-
-
-def written(value: Any) -> str:
-    """A value as a recipe writes it, with quotes around strings.
-
-    >>> written({"a": None, "b": [True, "x"]})
-    "{a: null, b: [true, 'x']}"
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(written, value))}]"
-    return repr(str(value) if isinstance(value, Path) else value)
-
-
-def mistake(annotation: Any, value: Any) -> str | None:
-    """What is wrong with `value`, or None if it fits `annotation`."""
-    if fits(annotation, value):
-        return None
-    shown = written(value)
-    if isinstance(value, str) and _number(value) is not None and fits(annotation, _number(value)):
-        shown += ", which is a string: leave out the quotes"
-    hint = did_you_mean(value, _literals(annotation)) if isinstance(value, str) else ""
-    return f"must be {describe(annotation)}, got {shown}{'.' if hint else ''}{hint}"
-
-
-def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
-
-
-def fits(annotation: Any, value: Any) -> bool:
-    """Whether `value` fits `annotation`, including its ranges."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return True
-    if origin is Annotated:
-        bounds = (extra for extra in arguments[1:] if isinstance(extra, Range))
-        return fits(arguments[0], value) and all(bound.holds(value) for bound in bounds)
-    if origin is Literal:
-        return any(type(value) is type(option) and value == option for option in arguments)
-    if origin in (Union, types.UnionType):
-        return any(fits(option, value) for option in arguments)
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(fits(arguments[0], item) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(
-            fits(arguments[0], key) and fits(arguments[1], item) for key, item in value.items()
-        )
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is Path:
-        return isinstance(value, (str, Path)) and bool(str(value))
-    if annotation is type(None) or annotation is None:
-        return value is None
-    return isinstance(value, annotation)
-
-
-def _literals(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(option) for option in get_args(annotation)]
-    return [option for part in get_args(annotation) for option in _literals(part)]
 
 
 def checked_settings(what: str, allowed: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_vlm.components.ranges import Natural
+from imbalance_vlm.components.ranges import Seed
 from imbalance_vlm.data.class_names import spoken
 from imbalance_vlm.data.contents import content_hashes
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
@@ -32,6 +32,7 @@ from imbalance_vlm.data.reader import Listing
 from imbalance_vlm.data.tails import Factor, subsample_by_counts, tail_counts
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import expanded
+from imbalance_vlm.values import fits
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,16 @@ class CifarLTReader:
     root: Path
     imbalance: Factor = 100.0
     groups_from: Factor | None = None
-    draw: Natural = 0
+    draw: Seed = 0
 
     def list(self) -> Listing:
         batches = CIFAR[self.name]
         place = batches.place(expanded(self.root))
         meta = _unpickled(place / batches.meta)
-        class_names = tuple(spoken(str(word)) for word in meta.get(batches.names, ()))
-        if not class_names:
-            raise InputError(f"{place / batches.meta} must hold the class names under {batches.names!r}")
+        words = meta.get(batches.names)
+        if not words or not fits(list[str], words):
+            raise InputError(f"{place / batches.meta} must hold a list of class names under {batches.names!r}")
+        class_names = tuple(map(spoken, words))
         pixels, labels = _images(place, batches.train, batches.labels, len(class_names))
         test_pixels, test_labels = _images(place, batches.test, batches.labels, len(class_names))
         largest = int(np.bincount(labels).max())

@@ -13,11 +13,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +37,8 @@ from imbalance_vlm.data.lists import (
 )
 from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import expanded
+from imbalance_vlm.files import expanded, parse_json
+from imbalance_vlm.values import written
 
 SPLIT_FILE = "train, val and test in JSON, each a list of [relative path, label, class name]"
 COOP = "the code of CoOp (Zhou et al., Learning to Prompt for Vision-Language Models): its page on datasets links it"
@@ -146,19 +147,16 @@ def read_split_file(file: Path) -> tuple[dict[str, LabelledPaths], tuple[str, ..
     Raises:
         InputError: another form, a path that leads out of the folder, a label with two names, labels with gaps.
     """
-    try:
-        content = json.loads(text_of(file))
-        rows = {split: content[split] for split in SPLITS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} must hold {SPLIT_FILE}: {error!r}") from error
+    rows = parse_json(text_of(file), file, dict.fromkeys(SPLITS, list[Any]), f"it must hold {SPLIT_FILE}")
     listed: dict[str, LabelledPaths] = {}
     names: dict[int, str] = {}
-    for split, lines in rows.items():
+    for split in SPLITS:
+        lines = rows[split]
         for number, line in enumerate(lines):
             path, label, name = line if isinstance(line, list) and len(line) == 3 else (None, None, None)
             number_of_class = None if isinstance(label, str) else label_number(label)
             if not isinstance(path, str) or not isinstance(name, str) or number_of_class is None:
-                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {line!r}")
+                raise InputError(f"{file} must hold {SPLIT_FILE}; entry {number} of {split!r} is {written(line)}")
             if leads_out(path):
                 raise InputError(f"{file}, entry {number} of {split!r}: the path must stay below `root`, got {path!r}")
             if names.setdefault(number_of_class, name) != name:

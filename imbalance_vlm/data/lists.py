@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_vlm import files
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
 from imbalance_vlm.data.labels import label_number
 from imbalance_vlm.data.readability import refusal, unreadable
@@ -78,7 +79,7 @@ def read_list(file: Path) -> LabelledPaths:
 def text_of(file: Path) -> str:
     """The content of a text file in UTF-8, with or without a byte order mark."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return files.require_file(file, "a list or table").read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{file} must be a text file in UTF-8: {error}") from error
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from typing import Literal, get_args
+from contextlib import closing, contextmanager
+from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -17,6 +18,7 @@ from imbalance_vlm.data.decoders import decode, decode_on, encoded
 from imbalance_vlm.data.preprocessing import Preprocessing, View, with_tensors
 from imbalance_vlm.errors import InputError, one_of
 from imbalance_vlm.launcher import local_world_size
+from imbalance_vlm.workers import end_with_parent
 
 Decoder = Literal["pil", "torchvision", "gpu"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -24,9 +26,13 @@ DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 MAX_WORKERS = 16
 PREFETCHED = 4
 """Batches that each worker prepares in advance."""
+PATIENCE = 600.0
+"""Seconds after which a batch that no worker has delivered is given up."""
 
 Batch = Tensor | list[Tensor]
 """A batch (B, 3, H, W), or the files of one, which the GPU still has to decode."""
+Sent = Batch | NDArray[Any] | list[NDArray[Any]]
+"""A batch as a worker sends it."""
 
 
 class TransformedImages(TorchDataset[Tensor]):
@@ -168,7 +174,8 @@ class PixelLoader:
             for rows, batch in zip(batches, loaded, strict=True):
                 if isinstance(batch, InputError):
                     raise batch
-                yield self._decoded(batch, rows, view) if isinstance(batch, list) else batch
+                tensors = _map(torch.as_tensor, batch)
+                yield self._decoded(tensors, rows, view) if isinstance(tensors, list) else tensors
 
     def _decoded(self, files: list[Tensor], rows: Sequence[int], view: int) -> Tensor:
         """Decode and preprocess on the GPU what the workers have read."""
@@ -181,28 +188,35 @@ class PixelLoader:
             names = ", ".join(self.dataset.images.name(row) for row in rows[:5])
             raise InputError(f"an image of the batch that begins with {names} cannot be read: {error}") from error
 
-    def _loaded(self, batches: Sequence[Sequence[int]], view: int) -> Generator[Batch | InputError, None, None]:
+    def _loaded(self, batches: Sequence[Sequence[int]], view: int) -> Generator[Sent | InputError, None, None]:
         if len(batches) < 2 or not self.workers:
             yield from self._loader(PassSampler(batches, view), workers=0)
         elif self._busy:  # a second pass at the same time has workers of its own
-            yield from self._loader(PassSampler(batches, view), self.workers)
+            with _worker_errors():
+                yield from self._loader(PassSampler(batches, view), self.workers)
         else:
             self._sampler.set(batches, view)
             self._persistent = self._persistent or self._loader(self._sampler, self.workers, persistent=True)
             self._busy = True
             try:
-                yield from self._persistent
+                with _worker_errors():
+                    yield from self._persistent
+            except InputError:
+                self._persistent = None  # it cannot be used again
+                raise
             finally:
                 self._busy = False
 
     def _loader(self, sampler: PassSampler, workers: int, persistent: bool = False) -> DataLoader[Tensor]:
         return DataLoader(
             self.dataset,
-            collate_fn=_whole_batch,
+            collate_fn=_whole_batch if workers == 0 else _shared,
             batch_sampler=sampler,
             num_workers=workers,
             persistent_workers=persistent,
             prefetch_factor=PREFETCHED if workers else None,
+            timeout=PATIENCE if workers else 0,
+            worker_init_fn=_start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global generator must not move when features are not cached yet
         )
@@ -211,6 +225,48 @@ class PixelLoader:
 def _whole_batch(batch: Batch | InputError) -> Batch | InputError:
     """`TransformedImages.__getitems__` returns whole batches, so there is nothing to collate."""
     return batch
+
+
+def _start_worker(number: int) -> None:
+    end_with_parent()
+
+
+def _shared(batch: Batch | InputError) -> Sent | InputError:
+    """Put a batch into shared memory, or leave it to the pipe between the processes where that is full.
+
+    Left to torch, this would happen in a thread whose errors lose the batch, for which the main process waits.
+    """
+    if isinstance(batch, InputError):
+        return batch
+    try:
+        return _map(Tensor.share_memory_, batch)
+    except (RuntimeError, OSError):  # containers often have only 64 MB of it
+        return _map(Tensor.numpy, batch)
+
+
+def _map(function: Callable[[Any], Any], batch: Any) -> Any:
+    return [function(tensor) for tensor in batch] if isinstance(batch, list) else function(batch)
+
+
+@contextmanager
+def _worker_errors() -> Iterator[None]:
+    """Report workers that cannot be started, that have died or that deliver nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"the processes that read images cannot be started: {error}; {_REMEDY}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        raise InputError(
+            f"a process that reads images has died, or delivers nothing: {' '.join(str(error).split())}; {_REMEDY}"
+        ) from error
+
+
+_REMEDY = (
+    "give this machine or container more memory and shared memory (docker run --shm-size=1g), look for files that "
+    "cannot be read, and start again: finished work is kept"
+)
 
 
 def cores_for_workers() -> int:

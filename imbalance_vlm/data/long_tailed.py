@@ -13,7 +13,6 @@ different lists of one benchmark number the classes differently.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +36,7 @@ from imbalance_vlm.data.lists import (
 )
 from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import expanded
+from imbalance_vlm.files import expanded, parse_json
 
 OLTR = "the ImageNet-LT release of Liu et al., Large-Scale Long-Tailed Recognition in an Open World (OLTR)"
 OLTR_PLACES = OLTR.replace("ImageNet", "Places")
@@ -204,16 +203,17 @@ def categories(root: Path, lists: Path | None) -> Path:
     return find(["categories.json", "iNaturalist18_categories.json"], folders, content, INAT)
 
 
+_TEXT = str | None
+_TAXON = {"id": int | str, "name": _TEXT, "family": _TEXT, "common_name": _TEXT}
+
+
 def species_names(file: Path, identifiers: Sequence[str], names: SpeciesNames) -> tuple[str, ...]:
     """(C,) names of the taxa with these ids.
 
     Raises:
         InputError: the file is no list of taxa, or lacks one of the ids, its name or its family.
     """
-    try:
-        taxa = {str(taxon["id"]): taxon for taxon in json.loads(text_of(file))}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file} must be a list of taxa in JSON, each with an `id`: {error!r}") from error
+    taxa = {str(taxon["id"]): taxon for taxon in parse_json(text_of(file), file, [_TAXON], "it must list taxa")}
     if names == "common" and not any(taxon.get("common_name") for taxon in taxa.values()):
         raise InputError(
             f"`names` common needs a `common_name` for the taxa of {file}, and none has one (nor has the "

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.ranges import Count, Natural, Part
+from imbalance_vlm.components.ranges import Count, Part, Seed
 from imbalance_vlm.components.registry import Section, offer
 from imbalance_vlm.components.settings import checked_settings, settings_of
 from imbalance_vlm.data.dataset import Dataset
@@ -130,7 +130,7 @@ def apply_protocol(
     tau: Part = 1.0,
     test_shift: Shift | None = None,
     test_shift_factor: Factor = 10.0,
-    draw_seed: Natural | None = 0,
+    draw_seed: Seed | None = 0,
     split_by: Literal["train", "dataset"] = "train",
 ) -> Dataset:
     """The dataset of a recipe's protocol. Steps are taken in the order of the arguments from `tail` to `test_shift`.

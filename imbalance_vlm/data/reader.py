@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_vlm.components.ranges import Natural, Share
+from imbalance_vlm.components.ranges import Seed, Share
 from imbalance_vlm.components.settings import SettingGroup
 from imbalance_vlm.data.dataset import SPLITS, Dataset, Split
 from imbalance_vlm.errors import InputError
@@ -71,7 +71,7 @@ class DrawnSplit(SettingGroup):
 
     test_fraction: Share = 0.2
     val_fraction: Share = 0.0
-    split_seed: Natural = 0
+    split_seed: Seed = 0
 
     def needed(self, splits: Mapping[str, Split]) -> DrawnSplit | None:
         """The split to draw from `splits`: itself where they are training images only, else None."""

@@ -22,9 +22,9 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_vlm.components.ranges import Range
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.values import Range
 
 Factor = Annotated[float, Range(at_least=1)]  # largest class over smallest
 Tail = Literal["exponential", "pareto", "step"]

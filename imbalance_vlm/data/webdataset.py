@@ -14,7 +14,6 @@ kept in the cache folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 from collections import Counter
@@ -39,7 +38,7 @@ from imbalance_vlm.data.reader import DEFAULT_SPLIT, SPLIT_WORDS, DrawnSplit, Li
 from imbalance_vlm.data.state_table import file_state
 from imbalance_vlm.data.walk import kind_of
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import cache_folder, expanded, read_checked_json, write_checked_json
+from imbalance_vlm.files import cache_folder, expanded, parse_json, read_checked_json, write_checked_json
 from imbalance_vlm.progress import bar
 
 LabelFile = Literal["cls", "txt", "json"]
@@ -265,7 +264,9 @@ def _read_index(shard: Path, label_file: str, label_key: str) -> tuple[list[_Sam
                     )
                 else:
                     passed_over[kind_of(member.name)] += 1
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:  # also of sizes in headers
         raise InputError(
             f"{shard} cannot be read as an uncompressed tar file: {error}; copy it again, or unpack a compressed "
             "one to .tar"
@@ -297,9 +298,9 @@ def _sample_of(name: str) -> str:
 def _label(content: bytes, label_file: str, label_key: str, where: str) -> str | int | float | bool | None:
     """The label in a label file, as it is written."""
     try:
-        text = content.decode("utf-8-sig").strip()
-        value = json.loads(text)[label_key] if label_file == "json" else text
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        is_json = label_file == "json"
+        value = parse_json(content, where)[label_key] if is_json else content.decode("utf-8-sig").strip()
+    except (ValueError, KeyError) as error:
         raise InputError(
             f"{where} must hold a label"
             f"{f' under {label_key!r}; name the key with `label_key`' if label_file == 'json' else ''}, got "

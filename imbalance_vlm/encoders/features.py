@@ -20,7 +20,7 @@ from imbalance_vlm.data.preprocessing import PartialView, View
 from imbalance_vlm.data.resized_cache import resized_split
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.encoders.cache import CHUNK, FeatureCache
-from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source
+from imbalance_vlm.encoders.sources import FeatureSource, ImageSource, Source, check_finite
 from imbalance_vlm.progress import note
 
 ENCODE_BATCH = CHUNK // 4  # a divisor: a resumed entry starts at a whole chunk, with the same batches as before
@@ -155,10 +155,16 @@ def _made_from(encoder: Encoder, split: Split, kind: str, view: View, descriptio
 def _encode(
     encoder: Encoder, split: Split, kind: str, view: View, device: torch.device, start: int
 ) -> Iterator[NDArray[np.floating]]:
-    """The features of the rows from `start` to the last, batch by batch."""
+    """The features of the rows from `start` to the last, batch by batch.
+
+    Raises:
+        InputError: features that are nan or infinite, before they are kept.
+    """
     batches = [rows.tolist() for rows in torch.arange(start, len(split)).split(ENCODE_BATCH)]
-    for pixels in pixel_batches(split.images, view, batches):
+    for rows, pixels in zip(batches, pixel_batches(split.images, view, batches), strict=True):
         few = max(1, CPU_NUMBERS // pixels[0].numel()) if device.type == "cpu" else len(pixels)
         with torch.inference_mode():  # inside the loop: around a `yield` it would apply to the caller too
             parts = [encoder.image_features(part.to(device, non_blocking=True), kind) for part in pixels.split(few)]
-        yield torch.cat(parts).cpu().numpy()
+        features = torch.cat(parts).cpu().numpy()
+        check_finite(features, lambda row, rows=rows: split.images.name(rows[row]))  # type: ignore[misc]
+        yield features

@@ -16,8 +16,6 @@ position numbers and OpenAI's three sizes are dropped.
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from imbalance_vlm.encoders.torchscript import is_torchscript, read_torchscript
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import read_json
+from imbalance_vlm.files import read_json, require_file
 
 Format = Literal["open_clip", "openai", "hf_clip", "hf_siglip", "big_vision"]
 
@@ -94,6 +93,13 @@ _TIMM_BLOCK = {
 }
 
 
+_MAPPING = dict[str, Any] | None
+CONFIG_SHAPE = {"model_cfg": _MAPPING, "preprocess_cfg": _MAPPING, "pretrain_pairs": int | None}
+"""What is read of open_clip_config.json."""
+_HF_CONFIG = {"vision_config": _MAPPING, "text_config": _MAPPING}
+_HF_PREPROCESSING = {"image_mean": list[float] | None, "image_std": list[float] | None, "do_center_crop": bool | None}
+
+
 @dataclass(frozen=True)
 class Weights:
     """The content of a weights file.
@@ -135,14 +141,15 @@ def read_weights(path: Path) -> Weights:
     kind = detect(state)
     if kind == "open_clip" and (archive or all(name in state for name in _SIZES)):
         kind = "openai"
-    hf_config = read_json(file.parent / "config.json") if kind.startswith("hf") else {}
-    config = read_json(file.parent / "open_clip_config.json")
+    hf_config = read_json(file.parent / "config.json", _HF_CONFIG) if kind.startswith("hf") else {}
+    config = read_json(file.parent / "open_clip_config.json", CONFIG_SHAPE)
+    preprocessing = read_json(file.parent / "preprocessor_config.json", _HF_PREPROCESSING)
     return Weights(
         file,
         kind,
         converted(state, kind),
         _quick_gelu(kind, hf_config, config),
-        config.get("preprocess_cfg") or _preprocess(read_json(file.parent / "preprocessor_config.json")),
+        config.get("preprocess_cfg") or _preprocess(preprocessing),
     )
 
 
@@ -153,11 +160,11 @@ def weights_file(path: Path) -> Path:
         InputError: no weights in the folder, or several files without a usual name.
     """
     if not path.is_dir():
-        return path
+        return require_file(path, "`pretrained`")
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    candidates = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    candidates = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if len(candidates) == 1:
         return candidates[0]
     content = f"{len(candidates)} files ({candidates[0].name}, ...); name one of them" if candidates else "none"
@@ -219,24 +226,15 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
 def _tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
     """The state dict in a file, and whether the file is a TorchScript archive."""
     if file.name.endswith(".index.json"):
-        parts = sorted(set(read_json(file)["weight_map"].values()))
+        parts = sorted(set(read_json(file, {"weight_map": dict[str, str]})["weight_map"].values()))
         return {name: value for part in parts for name, value in _tensors(file.parent / part)[0].items()}, False
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return _unwrapped(load_file(file)), False
-    if _is_archive(file):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript, in which OpenAI's files are written
-            return _unwrapped(torch.jit.load(str(file), map_location="cpu").state_dict()), True
+    if is_torchscript(file):
+        return _unwrapped(read_torchscript(file)), True
     return _unwrapped(torch.load(file, map_location="cpu", weights_only=True)), False
-
-
-def _is_archive(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unwrapped(content: Any) -> dict[str, Tensor]:
@@ -291,7 +289,7 @@ def _quick_gelu(kind: Format, hf_config: Mapping[str, Any], config: Mapping[str,
 
 def _preprocess(config: Mapping[str, Any]) -> dict[str, Any]:
     """Hugging Face's description of the preprocessing with open_clip's keys."""
-    if "image_mean" not in config or "image_std" not in config:
+    if not config.get("image_mean") or not config.get("image_std"):
         return {}
     size = config.get("size")
     squash = isinstance(size, Mapping) and "height" in size and not config.get("do_center_crop", False)

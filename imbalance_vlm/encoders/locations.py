@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imbalance_vlm.encoders.formats import CONFIG_SHAPE, weights_file
 from imbalance_vlm.encoders.hub import download_command, require_repository
 from imbalance_vlm.encoders.pretraining import MINI_CLIP
 from imbalance_vlm.errors import InputError, did_you_mean
-from imbalance_vlm.files import read_json
+from imbalance_vlm.files import expanded, read_json
+from imbalance_vlm.values import written
 
 CONFIG = "open_clip_config.json"
 
@@ -39,7 +42,7 @@ class Location:
 
     def config(self) -> dict[str, Any]:
         """The open_clip configuration in the local folder, {} without one."""
-        return read_json(self.folder / CONFIG) if self.folder else {}
+        return read_json(self.folder / CONFIG, CONFIG_SHAPE) if self.folder else {}
 
 
 def locate(model: str, pretrained: str | None) -> Location:
@@ -62,7 +65,7 @@ def locate(model: str, pretrained: str | None) -> Location:
         folder = MINI_CLIP / pretrained
         return Location(f"local-dir:{folder}", folder)
     if model.startswith("local-dir:"):
-        folder = Path(model.removeprefix("local-dir:"))
+        folder = expanded(model.removeprefix("local-dir:"), "encoder 'local-dir:PATH'")
         if not (folder / CONFIG).is_file():
             raise InputError(f"encoder '{model}' must be a folder with {CONFIG}, and there is none")
         if pretrained not in (None, "random"):
@@ -70,8 +73,13 @@ def locate(model: str, pretrained: str | None) -> Location:
                 f"`pretrained` must be left out with encoder '{model}', whose folder holds the weights, "
                 f"got {pretrained!r}"
             )
-        return Location(model, folder)
-    return Location(model) if model.startswith("hf-hub:") else _named(model, pretrained)
+        return Location(f"local-dir:{folder}", folder)
+    if model.startswith("hf-hub:"):
+        repository = model.removeprefix("hf-hub:")
+        if ".." in repository or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", repository):
+            raise InputError(f"encoder {written(model)} must be 'hf-hub:ORG/NAME', of letters, digits, - _ and .")
+        return Location(model)
+    return _named(model, pretrained)
 
 
 def _named(model: str, pretrained: str | None) -> Location:
@@ -87,8 +95,9 @@ def _named(model: str, pretrained: str | None) -> Location:
     tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
     if pretrained == "random" or pretrained in tags:
         return Location(model)
-    path = Path(str(pretrained)).expanduser()
+    path = expanded(str(pretrained), "`pretrained`")
     if pretrained and path.exists():
+        weights_file(path)  # anything else is refused before all of it is hashed
         return Location(model, path)
     raise InputError(
         f"`pretrained` of '{model}' must be a tag ({', '.join(tags) or 'none is known'}), a local weights file, a "

@@ -16,9 +16,42 @@ from imbalance_vlm.data.dataset import Split
 from imbalance_vlm.data.loader import Decoder, PixelLoader
 from imbalance_vlm.data.preprocessing import View
 from imbalance_vlm.encoders.base import Encoder
+from imbalance_vlm.errors import InputError
 
 EVALUATION_NUMBERS = {"cpu": 2**22, "cuda": 2**24}
 """Most numbers in a batch of images or tokens in an evaluation: 27 images of 224 pixels on the CPU, 111 on a GPU."""
+
+
+ROWS_CHECKED = 4096
+"""Rows of an array that are checked at once."""
+NAMED_IMAGES = 5
+"""Images that an error names."""
+
+
+def check_finite(features: Tensor | NDArray[np.floating], name: Callable[[int], str]) -> None:
+    """Refuse features that are nan or infinite: they would become an ordinary result, or stop the training later.
+
+    Args:
+        features: (N, ...).
+        name: from a row to the name of its image.
+
+    Raises:
+        InputError: with the names of the images.
+    """
+    bad: list[int] = []
+    for start in range(0, len(features), ROWS_CHECKED):
+        block = features[start : start + ROWS_CHECKED]
+        finite = block.isfinite() if isinstance(block, Tensor) else np.isfinite(block)
+        if not bool(finite.all()):
+            broken = ~finite.reshape(len(block), -1).all(1)
+            bad += [start + row for row, is_broken in enumerate(broken.tolist()) if is_broken]
+    if bad:
+        names = ", ".join(repr(name(row)) for row in bad[:NAMED_IMAGES]) + ", ..." * (len(bad) > NAMED_IMAGES)
+        raise InputError(
+            f"the features of an image must be finite, got nan or inf for {len(bad)} of {len(features)} images: "
+            f"{names}; the features or the weights that they come from are damaged: remove the feature cache "
+            "(`imbalance-vlm cache prune`), set encoder.precision to fp32, and train again (--force)"
+        )
 
 
 class Source(Protocol):
@@ -45,6 +78,9 @@ class FeatureSource:
         labels: (N,) int64.
         device: where batches are used.
         names: from a row to the name of its image, for errors.
+
+    Raises:
+        InputError: features that are nan or infinite.
     """
 
     def __init__(
@@ -57,6 +93,8 @@ class FeatureSource:
         self.names = names
         self.labels = torch.from_numpy(labels).to(device)
         self.device = device
+        for view in views:
+            check_finite(view, self.name)
         fits = sum(view.nbytes for view in views) <= free_memory(device) // 2
         self.views = [torch.from_numpy(np.array(view)).to(device) if fits else view for view in views]
 
@@ -147,6 +185,16 @@ class ImageSource(PixelSource):
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         return self.encoder.image_features(pixels, self.kind)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Source.batches`.
+
+        Raises:
+            InputError: features that are nan or infinite.
+        """
+        for chosen, (features, labels) in zip(rows, super().batches(rows, epoch), strict=True):
+            check_finite(features, lambda row, chosen=chosen: self.name(int(chosen[row])))  # type: ignore[misc]
+            yield features, labels
 
 
 def evaluation_rows(source: Source, batch_size: int) -> tuple[Tensor, ...]:

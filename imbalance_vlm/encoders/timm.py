@@ -16,6 +16,7 @@ from imbalance_vlm.encoders.formats import differences
 from imbalance_vlm.encoders.hub import download_command, require_repository
 from imbalance_vlm.encoders.preprocessing import from_timm
 from imbalance_vlm.errors import InputError, did_you_mean
+from imbalance_vlm.files import expanded, require_file
 
 
 class TimmEncoder(nn.Module):
@@ -183,11 +184,7 @@ def checkpoint_path(pretrained: bool | str) -> Path | None:
     """
     if not isinstance(pretrained, str) or pretrained == "random":
         return None
-    path = Path(pretrained).expanduser()
-    if not path.is_file():
-        why = "a folder; name the file in it" if path.is_dir() else "no such file"
-        raise InputError(f"`pretrained` must be true, 'random' or a local checkpoint, got {pretrained!r}: {why}")
-    return path
+    return require_file(expanded(pretrained, "`pretrained`"), "`pretrained`, where it is not true or 'random',")
 
 
 def _require_download(name: str) -> None:

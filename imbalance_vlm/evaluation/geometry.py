@@ -38,11 +38,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imbalance_vlm.components.ranges import Count
-from imbalance_vlm.components.settings import mistake
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.evaluation.base import Column, Evaluator, SplitFeatures
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.training.second_stage import embedded
+from imbalance_vlm.values import mistake
 
 Array = Tensor | NDArray[np.generic]
 

@@ -26,7 +26,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_vlm.components.ranges import Count, Natural, Positive
+from imbalance_vlm.components.ranges import Count, Positive, Seed
 from imbalance_vlm.heads.base import Head, check_rows
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
 
@@ -68,7 +68,7 @@ class PrototypeHead(Head):
         *,
         assign: PrototypeAssign = "class_mean",
         kind: PrototypeKind = "auto",
-        prototype_seed: Natural = 0,
+        prototype_seed: Seed = 0,
         map: Literal["linear", "adapter"] = "linear",
         adapter: Count = 64,
         normalise: bool = True,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbalance_vlm.components.ranges import Natural, NonNegative, Positive, Share
+from imbalance_vlm.components.ranges import Natural, NonNegative, Positive, Seed, Share
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.base import Head, check_rows, linear_layer
 from imbalance_vlm.heads.feature_adapter import FeatureAdapter
@@ -83,7 +83,7 @@ class PrototypeGuidedHead(Head):
         init: Literal["class_mean", "text", "prototype", "random"] = "class_mean",
         assign: PrototypeAssign = "class_mean",
         kind: PrototypeKind = "auto",
-        prototype_seed: Natural = 0,
+        prototype_seed: Seed = 0,
         alpha: NonNegative = 1.0,
         scale: Positive = 25.0,
         momentum: Share = 0.9,

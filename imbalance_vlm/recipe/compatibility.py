@@ -7,10 +7,10 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Registry
-from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.columns import score_names
 from imbalance_vlm.recipe.schema import components_in
+from imbalance_vlm.values import written
 
 Recipe = Mapping[str, Any]
 Conflict = tuple[str, str]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.ranges import Range
 from imbalance_vlm.components.registry import Entry
 from imbalance_vlm.recipe.reference import TEXTS, Key, keys_of, nested, settings_at, variants
 from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, STUDY, Component, Components, Leaf, Node, Section
+from imbalance_vlm.values import Range
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

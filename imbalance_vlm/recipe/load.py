@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.files import expanded
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.schema import RECIPE, Component, Node, child_of, replaces, shared_settings
+from imbalance_vlm.values import path_problem, written
 
 COMMAND_LINE = "command line"
-MAX_VALUES = 100_000
-"""Values in a recipe file; the largest study has a few hundred."""
+MAX_VALUES, MAX_DEPTH, MAX_BITS = 100_000, 64, 1000
+"""Most values in a recipe, levels below one another and bits of a whole number; studies have a few hundred values."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -98,7 +98,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         InputError: neither a file nor a known name.
     """
-    path = expanded(name)
+    path = expanded(name, "a recipe")
     if path.is_file():
         return path
     short = re.sub(r"^recipes/|\.ya?ml$", "", path.as_posix())
@@ -119,30 +119,58 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: a file that cannot be read, or holds no mapping of at most `MAX_VALUES` values.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem("", f"not valid YAML: {' '.join(str(error).split())}", str(path))]) from error
+        content = _parsed(path.read_bytes(), "", str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if content is None:
         return {}
-    if (values := _values(content, {})) > MAX_VALUES:
-        message = f"must hold at most {MAX_VALUES:,} values, got {values:,} when its aliases (*name) are written out"
-        raise RecipeError([Problem("", message, str(path))])
     if not isinstance(content, dict):
         raise RecipeError([Problem("", f"must be a mapping of keys, got a {type(content).__name__}", str(path))])
     return content
 
 
-def _values(content: Any, counted: dict[int, int]) -> int:
-    """Number of values with every alias written out; ten short lines can mean a billion."""
-    if not isinstance(content, (dict, list)):
-        return 1
-    if id(content) not in counted:
-        counted[id(content)] = 1  # for content that contains itself
-        parts = content.values() if isinstance(content, dict) else content
-        counted[id(content)] += sum(_values(part, counted) for part in parts)
-    return counted[id(content)]
+def _parsed(text: str | bytes, key: str, source: str) -> Any:
+    """YAML as plain values, of a size that can be worked with."""
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError as error:
+        raise RecipeError([Problem(key, "not valid YAML: nested too deeply", source)]) from error
+    except Exception as error:  # a value that does not fit its tag raises one of a dozen types
+        reason = (
+            " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else f"a value cannot be read ({error})"
+        )
+        raise RecipeError([Problem(key, f"not valid YAML: {written(text) if key else reason}", source)]) from error
+    return _sized(content, key, source)
+
+
+def _sized(content: Any, key: str, source: str) -> Any:
+    """The content, if its size, its depth and its numbers can be worked with."""
+    try:
+        values, depth = _extent(content, {}, 1)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"must have at most {MAX_DEPTH} levels, got {depth}")
+    except ValueError as error:
+        raise RecipeError([Problem(key, str(error), source)]) from error
+    if values > MAX_VALUES:
+        message = f"must hold at most {MAX_VALUES:,} values, got {values:.2e} when its aliases (*name) are written out"
+        raise RecipeError([Problem(key, message, source)])
+    return content
+
+
+def _extent(content: Any, known: dict[int, tuple[int, int]], level: int) -> tuple[int, int]:
+    """Number of values and of levels, with every alias written out; ten short lines can mean a billion values."""
+    if isinstance(content, int) and content.bit_length() > MAX_BITS:
+        raise ValueError(f"a whole number must have at most {MAX_BITS} bits, got {content.bit_length():,}")
+    if not isinstance(content, (Mapping, list, tuple)):
+        return 1, 0
+    if id(content) not in known and level > MAX_DEPTH:
+        raise ValueError(f"must have at most {MAX_DEPTH} levels, got more, or a value that holds itself")
+    if id(content) not in known:
+        keys, parts = (content.keys(), content.values()) if isinstance(content, Mapping) else ((), content)
+        extents = [_extent(part, known, level + 1) for part in parts]
+        deepest = max((depth for _, depth in [*extents, *(_extent(key, known, level) for key in keys)]), default=0)
+        known[id(content)] = 1 + sum(values for values, _ in extents), 1 + deepest
+    return known[id(content)]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], node: Node | None = RECIPE) -> dict[str, Any]:
@@ -186,7 +214,13 @@ def _settings_to_keep(node: Node | None, below: Mapping[str, Any], over: Mapping
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
-    """`nested("a.b", 1)` is `{"a": {"b": 1}}`."""
+    """`nested("a.b", 1)` is `{"a": {"b": 1}}`.
+
+    Raises:
+        RecipeError: a key of more parts than any recipe has levels.
+    """
+    if dotted.count(".") >= MAX_DEPTH:
+        raise RecipeError([Problem(f"{dotted[:80]}...", f"must have at most {MAX_DEPTH} parts between dots")])
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return value
@@ -221,6 +255,10 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> Loaded:
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for item in includes:
+        if problem := path_problem(item):
+            raise RecipeError(
+                [Problem("include", f"must be a list of paths, got {written(item)}, {problem}", str(path))]
+            )
         target = path.parent / item
         if not target.is_file():
             target = recipes_folder() / f"{item.removesuffix('.yaml')}.yaml"
@@ -239,13 +277,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     """ "training.epochs=5" as ("training.epochs", 5): the value is YAML, or a path of bytes that YAML cannot hold."""
     key, sign, value = text.partition("=")
     if not sign or not key or any(not part for part in key.split(".")):
-        raise RecipeError([Problem("", f"an override must look like key.path=value, got {text!r}", COMMAND_LINE)])
-    try:
-        return key, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.reader.ReaderError:
+        raise RecipeError(
+            [Problem("", f"an override must look like key.path=value, got {written(text)}", COMMAND_LINE)]
+        )
+    if yaml.reader.Reader.NON_PRINTABLE.search(value):
         return key, value
-    except yaml.YAMLError as error:
-        raise RecipeError([Problem(key, f"not valid YAML: {value!r}", COMMAND_LINE)]) from error
+    return key, _parsed(value, key, COMMAND_LINE)
 
 
 def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] | None = None) -> Loaded:
@@ -264,14 +301,14 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
     if isinstance(recipe, Mapping):
         if "include" in recipe:
             raise RecipeError([Problem("include", "only a recipe in a file can include others")])
-        loaded = Loaded(deepcopy(dict(recipe)), source="recipe")
+        loaded = Loaded(deepcopy(dict(_sized(recipe, "", "recipe"))), source="recipe")
     else:
         path = find_recipe(recipe)
         loaded = _load_file(path, ())
         loaded.tree.setdefault("name", default_name(path))
     pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [parse_override(o) for o in overrides or ()]
     for key, value in pairs:
-        loaded.changes = merge(loaded.changes, _change(key, value))
+        loaded.changes = merge(loaded.changes, _change(key, _sized(value, key, COMMAND_LINE)))
     loaded.named = tuple(key for key, _ in pairs)
     before = set(_leaves(loaded.tree))
     loaded.tree = merge(loaded.tree, loaded.changes)

@@ -17,8 +17,9 @@ import yaml
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Nested
 from imbalance_vlm.components.registry import Entry, Registry
-from imbalance_vlm.components.settings import Setting, describe, documented_settings, settings_of
+from imbalance_vlm.components.settings import Setting, documented_settings, settings_of
 from imbalance_vlm.recipe.schema import RECIPE, REQUIRED, STUDY, Component, Components, Leaf, Section
+from imbalance_vlm.values import describe
 
 TEXTS: dict[str, str] = {
     "include": "Recipes that this one builds on: files relative to this one, or names of packaged recipes. The keys of "

@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.ranges import Nested
-from imbalance_vlm.components.settings import Setting, fits, mistake, written
+from imbalance_vlm.components.settings import Setting
 from imbalance_vlm.errors import InputError, did_you_mean
 from imbalance_vlm.recipe.compatibility import conflicts
 from imbalance_vlm.recipe.load import Loaded
@@ -27,6 +27,7 @@ from imbalance_vlm.recipe.schema import (
     shared_by,
     shared_settings,
 )
+from imbalance_vlm.values import fits, mistake, path_problem, written
 
 MOVED = {
     "tuning.average": "training.interpolation",
@@ -62,7 +63,9 @@ def resolve(loaded: Loaded) -> dict[str, Any]:
     recipe = check_section(RECIPE, with_roots(loaded).tree, "", report)
     name = recipe["name"]
     if isinstance(name, str) and {"", ".", ".."} & set(name.split("/")):  # it is a path below the runs folder
-        report("name", f"must be words joined by single slashes, such as icons_lt/mine, got {name!r}")
+        report("name", f"must be words joined by single slashes, such as icons_lt/mine, got {written(name)}")
+    elif isinstance(name, str) and (problem := path_problem(f"./{name}")):
+        report("name", f"must be a path below the runs folder, got {written(name)}, {problem}")
     if not problems:  # unknown components have no needs to compare
         for key, message in conflicts(recipe):
             report(key, message)
@@ -83,7 +86,7 @@ def _report_unknown(keys: Mapping[str, Any], allowed: list[str], path: str, repo
 def _renamed(key: str, value: Any) -> str:
     """What to write for a value that has another name since an earlier version; "" for any other value."""
     replacement = RENAMED.get((key, value)) if isinstance(value, str) else None
-    return f"{value!r} is now {replacement}" if replacement else ""
+    return f"{written(value)} is now {replacement}" if replacement else ""
 
 
 def check_section(node: Section, value: Any, path: str, report: Report) -> dict[str, Any]:

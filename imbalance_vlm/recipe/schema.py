@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imbalance_vlm.components import catalogue
-from imbalance_vlm.components.ranges import Natural, Nested
+from imbalance_vlm.components.ranges import Natural, Nested, Seed
 from imbalance_vlm.components.registry import NAMING, Entry, Registry
 from imbalance_vlm.components.settings import Setting, settings_of
 
@@ -82,7 +82,7 @@ RECIPE = Section(
         "description": Leaf(str, ""),
         # The published row, {source: ..., overall: ..., many: ...}; figures of two sources must not be mixed.
         "paper": Leaf(dict[str, float | str] | None, None, replaced_with="source"),
-        "seed": Leaf(Natural, 0),
+        "seed": Leaf(Seed, 0),
         "data": Component(catalogue.DATASETS, shared="imbalance_vlm.data.prepare:apply_protocol"),
         "encoder": Component(catalogue.ENCODERS, shared="imbalance_vlm.encoders.features:feature_source"),
         "tuning": Component(catalogue.TUNINGS),
@@ -120,7 +120,7 @@ STUDY: dict[str, Section] = {
         {
             "variants": Leaf(dict[str, dict[str, Any] | None] | None, None),
             "axes": Leaf(dict[str, list[Any]] | None, None),
-            "seeds": Leaf(list[Natural] | None, None),
+            "seeds": Leaf(list[Seed] | None, None),
         }
     ),
     "table": Section(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imbalance_vlm.components.settings import written
 from imbalance_vlm.errors import did_you_mean
 from imbalance_vlm.recipe.columns import table_columns
 from imbalance_vlm.recipe.load import Loaded, load, merge, nested, undotted
 from imbalance_vlm.recipe.problems import Problem, RecipeError
 from imbalance_vlm.recipe.resolve import check_section, resolve
 from imbalance_vlm.recipe.schema import STUDY
+from imbalance_vlm.values import written
 
 EPOCH = "epoch"
 """The `plot.x` that plots the curves of the runs."""
@@ -84,7 +84,7 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Any = None) -> Plan:
         problems += problems_of_runs
     planned = Plan(_name(loaded), recipes, study)
     if not problems and planned.is_study:  # rows and columns follow from the runs
-        problems = _unknown_columns(planned, loaded) + _unknown_rows(planned, loaded)
+        problems = _unknown_columns(planned, loaded) + _unknown_rows(planned, loaded) + _repeated_runs(planned, loaded)
     if problems:
         raise RecipeError(problems)
     return planned
@@ -127,6 +127,8 @@ def _checked_study(sections: Mapping[str, Any], loaded: Loaded) -> tuple[dict[st
     for axis, values in _mapping(grid["axes"]).items():
         if values in ([], ()):
             report(f"grid.axes.{axis}", "must not be empty")
+        elif isinstance(values, (list, tuple)) and (twice := _repeated(values)):
+            report(f"grid.axes.{axis}", f"must hold each value once, got {written(twice[0])} and {written(twice[1])}")
     seeds = grid["seeds"] if isinstance(grid["seeds"], (list, tuple)) else []
     if any(seed in seeds[:place] for place, seed in enumerate(seeds)):
         report("grid.seeds", f"must differ from one another, got {written(seeds)}")
@@ -157,6 +159,26 @@ def _readable(grid: Any) -> dict[str, Any] | None:
         str(axis): values if isinstance(values, (list, tuple)) else [values] for axis, values in parts["axes"].items()
     }
     return {"variants": variants, "axes": axes, "seeds": None}
+
+
+def _repeated(values: Sequence[Any]) -> tuple[Any, Any] | None:
+    """The first two values that a recipe reads as the same one, such as 1 and 1.0, or `focal` and `{name: focal}`."""
+    seen: dict[str, Any] = {}
+    for value in values:
+        key = repr(_canonical({"name": value} if isinstance(value, str) else value))
+        if key in seen:
+            return seen[key], value
+        seen[key] = value
+    return None
+
+
+def _canonical(value: Any) -> Any:
+    """A value in one form: mappings by sorted keys, whole numbers as integers."""
+    if isinstance(value, Mapping):
+        return [(key, _canonical(value[key])) for key in sorted(value, key=str)]
+    if isinstance(value, (list, tuple)):
+        return list(map(_canonical, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _overridden(grid: Mapping[str, Any], loaded: Loaded) -> list[Problem]:
@@ -199,6 +221,22 @@ def _unknown_rows(planned: Plan, loaded: Loaded) -> list[Problem]:
         if name and name not in options:
             message = f"must be {kind} of the study, got {name!r}.{did_you_mean(name, options)}"
             problems.append(Problem(f"table.{key}", message, loaded.origin(f"table.{key}")))
+    return problems
+
+
+def _repeated_runs(planned: Plan, loaded: Loaded) -> list[Problem]:
+    """Runs that would be counted as several: two of one name and seed, or of axis values that mean the same."""
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    places = planned.coordinates()
+    for recipe in planned.recipes:
+        label = planned.label(recipe)
+        content = _canonical({**recipe, "name": places[label]["variant"]})
+        keys = repr((label, recipe["seed"])), repr(content)
+        if same := next((seen[key] for key in keys if key in seen), None):
+            message = f"must name each run once, got {written(same)} and {written(label)} of seed {recipe['seed']}"
+            problems.append(Problem("grid", message, loaded.origin("grid")))
+        seen |= dict.fromkeys(keys, label)
     return problems
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import pandas as pd
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import parse_json
 from imbalance_vlm.results.result import RunResult
 from imbalance_vlm.results.tables import score_columns
 
@@ -25,8 +25,8 @@ def curves(results: Sequence[RunResult]) -> pd.DataFrame:
     for result in results:
         history = result.path / "metrics.jsonl"
         for line in history.read_text(encoding="utf-8").splitlines() if history.is_file() else []:
-            epoch = json.loads(line)
-            if scores := {name: epoch[name] for name in names if name in epoch}:
+            epoch = parse_json(line, history, {"epoch": int}, "run again with --force")
+            if scores := {name: epoch[name] for name in names if epoch.get(name) is not None}:
                 recipe = str(result.record["identity"]["recipe"]).rpartition("/")[2]
                 rows.append({"recipe": recipe, "epoch": epoch["epoch"], **scores})
     if not rows:

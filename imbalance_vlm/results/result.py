@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-_PARTS = ("config", "seed", "identity", "scores", "classes", "cost")
+_REMEDY = "remove it, or run again with --force"
+_NUMBERS = dict[str, float | None]
+_SHAPE = {
+    "config": str,
+    "seed": int,
+    "identity": {"recipe": str, "encoder": str, "pretrained": str | None},
+    "scores": _NUMBERS,
+    "classes": dict[str, Any],
+    "cost": _NUMBERS,
+    "chosen": _NUMBERS | None,
+    "paper": dict[str, float | str | None] | None,
+}
 """The parts of a result that tables and predictions read."""
+_COLUMN = {"name": str, "digits": int | None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,30 +80,27 @@ def read_result(folder: Path) -> RunResult | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not a result file: {error}; remove it, or run with --force") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA_VERSION:
-        raise InputError(f"{path} must be a result of schema {SCHEMA_VERSION}; run again with --force")
-    missing = [key for key in _PARTS if key not in record]
-    if missing:
-        raise InputError(f"{path} must hold {', '.join(_PARTS)}, and has no {missing[0]!r}; run again with --force")
-    return RunResult(folder, record)
+    record = read_json(path, remedy=_REMEDY)
+    if record.get("schema") != SCHEMA_VERSION:
+        raise InputError(f"{path} must be a result of schema {SCHEMA_VERSION}; {_REMEDY}")
+    shape = _SHAPE if record.get("columns") is None else _SHAPE | {"columns": [_COLUMN]}  # older results have none
+    return RunResult(folder, read_json(path, shape, _REMEDY))
 
 
 def find_results(places: list[Path]) -> list[RunResult]:
-    """All finished runs below the given folders, sorted by path.
+    """All finished runs below the given folders, sorted by path, each once.
 
     Raises:
         InputError: a place that does not exist, or no result in any of them.
     """
-    results = []
+    folders: dict[Path, Path] = {}  # a run that is named twice counts once
     for place in places:
         if not place.exists():
             raise InputError(f"no such run or folder: {place}")
         files = [place] if place.is_file() else sorted(place.rglob("result.json"))
-        results += [result for file in files if (result := read_result(file.parent))]
+        for file in files:
+            folders.setdefault(file.resolve().parent, file.parent)
+    results = [result for folder in folders.values() if (result := read_result(folder))]
     if not results:
         raise InputError(f"no result.json below {', '.join(map(str, places))}; run a recipe first")
     return results

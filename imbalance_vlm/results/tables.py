@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from imbalance_vlm import escapes
 from imbalance_vlm.errors import InputError, did_you_mean, one_of
 from imbalance_vlm.evaluation.base import Column, registered_columns
 from imbalance_vlm.files import write_atomically, write_text
@@ -33,9 +35,16 @@ def score_columns(results: Sequence[Result]) -> tuple[Column, ...]:
     columns: dict[str, Column] = {}
     for result in results:
         recorded = result.record.get("columns")
-        for column in registered_columns() if recorded is None else (Column(**fields) for fields in recorded):
+        for column in registered_columns() if recorded is None else map(_column, recorded):
             columns.setdefault(column.name, column)
     return tuple(columns.values())
+
+
+def _column(recorded: Mapping[str, Any]) -> Column:
+    """A column as a result describes it; later versions may say more."""
+    return Column(
+        **{field.name: recorded[field.name] for field in fields(Column) if recorded.get(field.name) is not None}
+    )
 
 
 def columns_of(results: Sequence[Result]) -> Columns:
@@ -52,6 +61,8 @@ def _row(result: Result) -> dict[str, Any]:
     record = result.record
     identity = {key: record["identity"].get(key) for key in IDENTITY}
     cost = {column.name: record["cost"].get(column.name) for column in COST}
+    if not cost["trainable_parameters"] and not cost["train_seconds"]:
+        cost |= dict.fromkeys(("train_seconds", "images_per_second"), float("nan"))  # nothing was trained
     chosen = {"chosen": dict(record.get("chosen") or {})}
     return {"config": record["config"], **identity, "seed": record["seed"], **result.scores, **chosen, **cost}
 
@@ -186,7 +197,7 @@ def markdown(frame: pd.DataFrame, columns: Columns | None = None) -> str:
     """A Markdown table; `columns` as for `cells`."""
     shown = cells(frame, columns)
     numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in shown.columns]
-    escaped = [[str(value).replace("|", "\\|") for value in row] for row in [list(shown.columns), *shown.to_numpy()]]
+    escaped = [[escapes.markdown(str(value)) for value in row] for row in [list(shown.columns), *shown.to_numpy()]]
     widths = [max(len(row[i]) for row in escaped) for i in range(len(shown.columns))]
     lines = [
         "| " + " | ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(row, widths, numeric, strict=True)) + " |"
@@ -196,17 +207,14 @@ def markdown(frame: pd.DataFrame, columns: Columns | None = None) -> str:
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
-_LATEX = str.maketrans(
-    {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "~": r"\~{}"}
-)
-
-
 def latex(frame: pd.DataFrame, columns: Columns | None = None) -> str:
     """A booktabs table; `columns` as for `cells`."""
     shown = cells(frame, columns)
     alignment = "".join("r" if pd.api.types.is_numeric_dtype(frame[name]) else "l" for name in shown.columns)
-    body = [" & ".join(str(value).translate(_LATEX) for value in row) + r" \\" for row in shown.to_numpy()]
-    head = " & ".join(str(name).translate(_LATEX) for name in shown.columns) + r" \\"
+    head, *body = (
+        " & ".join(escapes.latex(str(value)) for value in row) + r" \\"
+        for row in [list(shown.columns), *shown.to_numpy()]
+    )
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{alignment}}}",
@@ -221,10 +229,15 @@ def latex(frame: pd.DataFrame, columns: Columns | None = None) -> str:
     )
 
 
+def csv(frame: pd.DataFrame, columns: Columns | None = None) -> str:
+    """A CSV table with all digits; text is written as `imbalance_vlm.escapes.csv_cell` says."""
+    return frame.rename(columns=escapes.csv_cell).map(escapes.csv_cell).to_csv(index=False)
+
+
 FORMATS: dict[str, Callable[[pd.DataFrame, Columns | None], str]] = {
     "md": markdown,
     "tex": latex,
-    "csv": lambda frame, _columns: frame.to_csv(index=False),
+    "csv": csv,
 }
 _ALIASES = {"markdown": "md", "latex": "tex"}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.encoders.base import KINDS, Encoder
 from imbalance_vlm.encoders.tokenizers import check_distinct
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
 from imbalance_vlm.recipe.columns import evaluator_sections
@@ -227,7 +227,7 @@ def check_reused(recipe: Recipe, encoder: Encoder) -> None:
     """
     for _, setting, value in settings_in(recipe):
         if setting.marked(FinishedRun) and value:
-            check_trained_on(Path(value).expanduser() / WEIGHTS_FILE, encoder.fingerprint)
+            check_trained_on(expanded(value) / WEIGHTS_FILE, encoder.fingerprint)
 
 
 def check_validation(recipe: Recipe, model: CorrectedClassifier, data: Dataset) -> None:

@@ -44,6 +44,14 @@ RECIPE_FILE = "recipe.resolved.yaml"
 CLASSES_FILE = "classes.json"
 SECTIONS = ("data", "encoder", "tuning", "head", "balancing", "training", "evaluation", "seed")
 """The keys of a recipe that rebuilding a classifier needs."""
+_CLASSES = {
+    "names": list[str],
+    "train_counts": list[int],
+    "group_counts": list[int] | None,
+    "templates": list[str] | None,
+}
+"""What is saved of the classes."""
+_REMEDY = "run the recipe again with --force"
 BATCH = 256
 
 
@@ -239,7 +247,7 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         InputError: no saved classifier, or a recipe that is not complete.
     """
-    classes = read_json(folder / CLASSES_FILE)
+    classes = read_json(folder / CLASSES_FILE, _CLASSES, _REMEDY)
     if not classes:
         result = read_result(folder)
         if result is None:
@@ -249,8 +257,7 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     missing = [key for key in SECTIONS if key not in recipe]
     if missing:
         raise InputError(
-            f"{folder / RECIPE_FILE} must be a complete recipe, and lacks {', '.join(map(repr, missing))}; run the "
-            "recipe again with --force"
+            f"{folder / RECIPE_FILE} must be a complete recipe, and lacks {', '.join(map(repr, missing))}; {_REMEDY}"
         )
     return recipe, classes
 

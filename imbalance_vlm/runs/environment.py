@@ -24,16 +24,16 @@ def _commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        described = subprocess.run(  # noqa: S603
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        commit, changes = _git(here, "rev-parse", "--short=12", "HEAD"), _git(here, "status", "--short", "-uno")
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return commit + "-dirty" * bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What a command of git prints that only reads: without optional locks, it does not rewrite the index."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()  # noqa: S603
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,7 @@ from imbalance_vlm.components import catalogue
 from imbalance_vlm.data.dataset import Dataset
 from imbalance_vlm.encoders.base import Encoder
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.escapes import csv_cell
 from imbalance_vlm.evaluation.base import columns_of
 from imbalance_vlm.evaluation.metrics import Predictions, per_class_accuracy
 from imbalance_vlm.files import ENCODING, write_atomically, write_json
@@ -24,6 +25,7 @@ from imbalance_vlm.results.result import SCHEMA_VERSION, RunResult, read_result
 from imbalance_vlm.runs.classifier import TrainedClassifier
 from imbalance_vlm.runs.environment import environment
 from imbalance_vlm.runs.identity import config_hash
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 
 
 def describe(
@@ -94,7 +96,7 @@ def write_run(
     write_atomically(folder / "predictions.csv", lambda path: _write_predictions(path, data, predictions))
     header = {"schema": SCHEMA_VERSION, "recipe_hash": digest, "config": config_hash(classifier.recipe)[:16]}
     write_json(folder / "result.json", header | dict(record))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     result = read_result(folder)
     if result is None:
         raise InputError(f"{folder} was removed while the run was writing to it")
@@ -108,5 +110,5 @@ def _write_predictions(path: Path, data: Dataset, predictions: Predictions) -> N
         writer.writerow(["image", "label", "predicted", "confidence"])
         rows = zip(predictions.labels, predictions.predicted, predictions.confidence, strict=True)
         for row, (label, predicted, confidence) in enumerate(rows):
-            names = data.class_names[label], data.class_names[predicted]
-            writer.writerow([images.name(row), *names, f"{confidence:.4f}"])
+            texts = images.name(row), data.class_names[label], data.class_names[predicted]
+            writer.writerow([*map(csv_cell, texts), f"{confidence:.4f}"])

@@ -8,32 +8,37 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 
 from imbalance_vlm.data.prepare import with_draw_seed
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import disk_errors, expanded, locked, write_json
+from imbalance_vlm.escapes import visible
+from imbalance_vlm.files import disk_errors, expanded, locked, remove_temporaries, write_json
 from imbalance_vlm.launcher import world_size
 from imbalance_vlm.progress import bar, note
 from imbalance_vlm.recipe.study import EPOCH, Plan, plan
 from imbalance_vlm.results.averages import with_averages
 from imbalance_vlm.results.comparison import compare
 from imbalance_vlm.results.curves import curves
-from imbalance_vlm.results.plots import plot
+from imbalance_vlm.results.plots import check_formulas, plot
 from imbalance_vlm.results.result import RunResult, StudyResult, read_result
 from imbalance_vlm.results.tables import columns_of, save_table, score_columns, select, table
 from imbalance_vlm.runs.experiment import run_recipe
 from imbalance_vlm.runs.identity import run_folder
 from imbalance_vlm.runs.preflight import preflight
 from imbalance_vlm.runs.resources import Resources
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.devices import resolve_device
-from imbalance_vlm.training.distributed.processes import join, process_group
+from imbalance_vlm.training.distributed.processes import join, peer_errors, process_group
+from imbalance_vlm.workers import end_with_parent
 
 Recipe = Mapping[str, Any]
 
@@ -110,6 +115,8 @@ def _draws_plot(planned: Plan) -> bool:
     if planned.plot and not find_spec("matplotlib"):
         note("no plot: it needs matplotlib (pip install 'imbalance_vlm[plot]')")
         return False
+    if planned.plot:
+        check_formulas(**{key: planned.plot[key] for key in ("title", "x_label", "y_label")})
     return bool(planned.plot)
 
 
@@ -117,7 +124,7 @@ def _with_progress(planned: Plan, folders: Sequence[Path]) -> Iterator[tuple[Rec
     """The recipes of a study and their folders, with a progress bar."""
     with bar(len(planned.recipes), planned.name, "run") as progress:
         for recipe, folder in zip(planned.recipes, folders, strict=True):
-            progress.set_postfix_str(f"{planned.label(recipe)}, seed {recipe['seed']}")
+            progress.set_postfix_str(visible(f"{planned.label(recipe)}, seed {recipe['seed']}"))
             yield recipe, folder
             progress.update()
 
@@ -137,6 +144,7 @@ def _run_of_study(recipe: Recipe, folder: Path, force: bool, device: str, resour
         raise InputError(f"{recipe['name']}, seed {recipe['seed']}: {error}") from error
 
 
+@peer_errors()
 def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
     """One run over the processes that a launcher started: process 0 writes the folder, the others a temporary one."""
     own_device = str(join(device))
@@ -146,24 +154,44 @@ def _run_distributed(recipe: Recipe, folder: Path, force: bool, device: str, res
         return finished
     if group.is_main:
         return group.broadcast(_run_locked(recipe, folder, force, own_device, resources))
-    with tempfile.TemporaryDirectory() as temporary:
-        return group.broadcast(_run_locked(recipe, Path(temporary) / folder.name, force, own_device, resources))
+    with _temporary_folder() as temporary:
+        return group.broadcast(_run_locked(recipe, temporary / folder.name, force, own_device, resources))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A folder, made if it does not exist, that no other process writes to at the same time."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent / f".{folder.name}.lock"):
+        yield
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for what a process other than process 0 writes; those of processes that were killed are removed."""
+    for lock in Path(tempfile.gettempdir()).glob("imbalance_vlm-rank.*/lock"):
+        with suppress(OSError, InputError, Timeout), locked(lock, timeout=0):
+            shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(prefix="imbalance_vlm-rank.") as folder, locked(Path(folder) / "lock"):
+        yield Path(folder)
 
 
 def _run_locked(recipe: Recipe, folder: Path, force: bool, device: str, resources: Resources) -> RunResult:
     if not force and (finished := read_result(folder)):
+        with suppress(OSError):  # the folder may be read-only
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a run that was killed right after its result
         return finished
     # Read first: the run's folder may lie in the dataset's, and bad data shall leave nothing behind.
     resources.dataset(with_draw_seed(recipe["data"], recipe["seed"]))
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / f".{folder.name}.lock"):
+    with _writing(folder):
         if not force and (finished := read_result(folder)):  # another process has run it meanwhile
             return finished
         if force:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         try:
+            remove_temporaries(folder)
             return run_recipe(recipe, folder, resolve_device(device), resources)
         except InputError:
             with suppress(OSError):  # it is not empty where it holds a checkpoint to resume from
@@ -176,7 +204,7 @@ def _run_in_processes(planned: Plan, folders: Sequence[Path], force: bool, devic
     """Run a study in `jobs` processes; the first error stops what has not begun."""
     threads = max(1, (os.cpu_count() or jobs) // jobs)
     # Processes are spawned: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
     try:
         futures = [
             pool.submit(_run_in_worker, recipe, folder, force, device)
@@ -186,8 +214,18 @@ def _run_in_processes(planned: Plan, folders: Sequence[Path], force: bool, devic
             for future in as_completed(futures):
                 future.result()
                 progress.update()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process of the study has died, perhaps for lack of memory; start it again with fewer `jobs`: finished "
+            "runs are kept, and the others resume"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(threads)
 
 
 @cache
@@ -210,15 +248,17 @@ def _report(planned: Plan, results: list[RunResult], folder: Path, draws_plot: b
     if planned.table.get("average"):
         full = with_averages(full, places, planned.table["average"], score_columns(results))
     shown = select(full, planned.table.get("columns"), planned.table.get("sort"), columns)
-    save_table(full, folder / "table.csv", columns)
-    save_table(shown, folder / "table.md", columns)
-    write_json(
-        folder / "study.json", {"name": planned.name, "runs": [str(r.path.relative_to(folder)) for r in results]}
-    )
-    if planned.plot and draws_plot:
-        frame = curves(results) if planned.plot["x"] == EPOCH else full
-        for column in next(iter(places.values())):
-            if column not in frame.columns:
-                frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
-        plot(frame, folder / "plot.png", **planned.plot)
+    with _writing(folder):
+        remove_temporaries(folder, recursive=False)
+        save_table(full, folder / "table.csv", columns)
+        save_table(shown, folder / "table.md", columns)
+        write_json(
+            folder / "study.json", {"name": planned.name, "runs": [str(r.path.relative_to(folder)) for r in results]}
+        )
+        if planned.plot and draws_plot:
+            frame = curves(results) if planned.plot["x"] == EPOCH else full
+            for column in next(iter(places.values())):
+                if column not in frame.columns:
+                    frame[column] = [places.get(row, {}).get(column) for row in frame["recipe"]]
+            plot(frame, folder / "plot.png", **planned.plot)
     return StudyResult(folder, results, shown)

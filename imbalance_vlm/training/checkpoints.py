@@ -22,6 +22,10 @@ from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.distributed.sharding import full_state, load_module_state
 
 State = dict[str, Any]
+CHECKPOINT_FILE = "checkpoint.pt"
+"""The state of an unfinished training, in the folder of a run."""
+HISTORY_FILE = "metrics.jsonl"
+"""What is recorded of each finished epoch, in the folder of a run."""
 WEIGHTS_FILE = "head.safetensors"
 """The trained weights in the folder of a run."""
 
@@ -76,15 +80,20 @@ def load_weights(path: Path, module: nn.Module, base: str | None = None) -> None
         base: fingerprint of the encoder that the module is used with; None to skip the comparison.
 
     Raises:
-        InputError: no such file, weights of a module of another shape, or weights that were trained on another base
-            model (with both fingerprints).
+        InputError: no such file, weights that are nan or infinite, weights of a module of another shape, or weights
+            that were trained on another base model (with both fingerprints).
     """
     if not path.is_file():
         raise InputError(f"no weights at {path}")
     if base is not None:
         check_trained_on(path, base)
+    state = load_file(path)
+    for name, value in state.items():
+        # A module may keep -inf for classes that it never predicts.
+        if value.is_floating_point() and bool((value.isnan() | value.isposinf()).any()):
+            raise InputError(f"{path} must hold finite weights, got nan or inf in '{name}'; train again (--force)")
     try:
-        load_module_state(module, load_file(path))
+        load_module_state(module, state)
     except RuntimeError as error:
         raise InputError(f"{path} holds weights of another head: {' '.join(str(error).split())[:300]}") from error
 

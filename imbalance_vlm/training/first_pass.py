@@ -15,6 +15,7 @@ from imbalance_vlm.balancing.samplers.base import Sampler
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE, HISTORY_FILE
 from imbalance_vlm.training.distributed.processes import process_group
 from imbalance_vlm.training.loop import train
 from imbalance_vlm.training.schedules import Schedule
@@ -59,15 +60,22 @@ def first_pass(
         write_atomically(snapshots / f"epoch_{epoch:03d}.safetensors", lambda path: save_file(parameters, path))
         return {}
 
-    if process_group().broadcast(len(snapshot_files(folder)) < epochs):
+    if process_group().broadcast(not _is_complete(folder, epochs)):
         source, sampler, optimizer, schedule = make(objective)
         train(objective, source, sampler, optimizer, schedule, snapshots, save_snapshot, epochs, settings=settings)
-        (snapshots / "checkpoint.pt").unlink(missing_ok=True)
+    (snapshots / CHECKPOINT_FILE).unlink(missing_ok=True)  # also of a run that was killed after the last epoch
     objective.gradient = transform
     objective.load_state_dict(start)
     files = snapshot_files(folder)[:epochs]
     loaded: list[Snapshot] = process_group().broadcast([load_file(path) for path in files])
     return loaded
+
+
+def _is_complete(folder: Path, epochs: int) -> bool:
+    """Whether a first pass has ended: the lines of its last epochs are written after all its snapshots."""
+    history = folder / FOLDER / HISTORY_FILE
+    lines = len(history.read_text(encoding="utf-8").splitlines()) if history.is_file() else 0
+    return min(lines, len(snapshot_files(folder))) >= epochs
 
 
 def snapshot_files(folder: Path) -> list[Path]:

@@ -116,12 +116,16 @@ def partial_cosine(
         warm_up: linear.
         fraction: part of half a period that the training covers; at most .5, where the rate ends at 0.
     """
-    start = warm_up.steps(steps_per_epoch)
-    decay_steps = max(1, epochs * steps_per_epoch - start)
-    return warm_up.linear(
-        lambda step, peak: peak * max(0.0, math.cos(math.pi * fraction * (step - start) / decay_steps)),
-        steps_per_epoch,
-    )
+    total = epochs * steps_per_epoch
+    start = min(warm_up.warmup_epochs * steps_per_epoch, total - 1)  # a training is not all warm-up
+    warming = warm_up.linear(lambda step, peak: peak, steps_per_epoch)
+
+    def rate(step: int, peak: float) -> float:
+        if step < start:
+            return warming(step, peak)
+        return peak * max(0.0, math.cos(math.pi * fraction * (step - start) / (total - start)))
+
+    return rate
 
 
 def multistep(

@@ -16,6 +16,7 @@ from imbalance_vlm.balancing.second_stages.base import MakeSampler, Stage, Stage
 from imbalance_vlm.encoders.sources import FeatureSource, Source, evaluation_rows
 from imbalance_vlm.heads.base import Head
 from imbalance_vlm.long_tail import LongTail
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE
 from imbalance_vlm.training.loop import steps_per_epoch, train
 from imbalance_vlm.training.optimizers import sgd
 from imbalance_vlm.training.schedules import cosine
@@ -26,14 +27,18 @@ WEIGHT_DECAY = 5e-4
 
 @torch.no_grad()
 def embedded(head: Head, source: Source, device: torch.device, batch_size: int = 1024) -> FeatureSource:
-    """A head's embeddings of a split, of each view, in memory."""
+    """A head's embeddings of a split, of each view, in memory.
+
+    Raises:
+        InputError: embeddings that are nan or infinite.
+    """
     head.eval()
     rows = evaluation_rows(source, batch_size)
     views = [
         torch.cat([head.embed(features).float().cpu() for features, _ in source.batches(rows, view)])
         for view in range(source.num_views)
     ]
-    return FeatureSource([view.numpy() for view in views], source.labels.cpu().numpy(), device)
+    return FeatureSource([view.numpy() for view in views], source.labels.cpu().numpy(), device, source.name)
 
 
 def correct(
@@ -122,7 +127,7 @@ def _train_classifier(
     settings = TrainingSettings(epochs=training.epochs, batch_size=training.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
     train(objective, source, sampler, optimizer, schedule, folder, settings=settings)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def _two_views(source: FeatureSource) -> tuple[Tensor, Tensor]:

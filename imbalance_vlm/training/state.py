@@ -14,10 +14,10 @@ from torch import Tensor
 from imbalance_vlm.balancing.objective import Objective
 from imbalance_vlm.encoders.sources import Source
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.files import write_text
+from imbalance_vlm.files import plain, write_text
 from imbalance_vlm.progress import note
 from imbalance_vlm.training.averaging import Ema
-from imbalance_vlm.training.checkpoints import load_checkpoint, save_checkpoint
+from imbalance_vlm.training.checkpoints import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
 from imbalance_vlm.training.distributed.processes import ProcessGroup
 from imbalance_vlm.training.distributed.random_state import (
     LocalRandom,
@@ -162,8 +162,8 @@ class TrainingState:
         self.objective = objective
         self.average = average
         self.optimizer = optimizer
-        self.checkpoint = folder / "checkpoint.pt"
-        self.metrics = folder / "metrics.jsonl"
+        self.checkpoint = folder / CHECKPOINT_FILE
+        self.metrics = folder / HISTORY_FILE
         self.group = group
         self.local_random = local_random
         self.epoch = 0
@@ -267,4 +267,4 @@ class TrainingState:
     def write_history(self) -> None:
         """Write metrics.jsonl, a line per finished epoch; process 0 writes."""
         if self.group.is_main:
-            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.history))
+            write_text(self.metrics, "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in self.history))

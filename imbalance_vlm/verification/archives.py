@@ -68,6 +68,10 @@ class Archive:
         return True
 
 
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError)
+"""What reading a damaged tar file raises; the last two come from sizes in its headers."""
+
+
 def is_archive(file: Path) -> bool:
     """Whether a file is a zip or tar archive by its name."""
     return file.name.lower().endswith(ENDINGS)
@@ -87,7 +91,7 @@ def read_archive(file: Path) -> Archive:
     """
     try:
         return _read_zip(file) if file.name.lower().endswith(".zip") else _read_tar(file)
-    except (zipfile.BadZipFile, tarfile.ReadError, OSError, NotImplementedError) as error:
+    except (*DAMAGED, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(
             f"{file} cannot be read as an archive ({error_text(error)}); copy or download it again"
         ) from error
@@ -143,7 +147,7 @@ def _read_tar(file: Path) -> Archive:
                     archive.report("bomb", entry.name, detail)
                     return archive
                 _add_tar_entry(archive, file, opened if streamed else None, entry)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except DAMAGED as error:
         if not archive.names:
             raise
         detail = f"{error_text(error)}; {len(archive.names):,} members were read, what follows is lost"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_end
 
 from PIL import Image
 
@@ -28,6 +25,7 @@ from imbalance_vlm.verification.inspection import (
     state_of,
 )
 from imbalance_vlm.verification.inspection_cache import InspectionCache
+from imbalance_vlm.workers import end_with_parent
 
 FEW = 1000
 """Fewer images are inspected in this process; starting others takes longer."""
@@ -128,13 +126,5 @@ def _inspect_chunk(locations: Sequence[Location]) -> list[Inspection]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_with_parent(sentinel: int) -> None:
-    wait_for_end([sentinel])
-    os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is left to the parent
+    end_with_parent()

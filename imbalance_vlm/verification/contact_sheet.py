@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.escapes import visible
 from imbalance_vlm.files import write_atomically
 from imbalance_vlm.verification.batch_inspection import load_image
 from imbalance_vlm.verification.collection import Collection, ListedImage, collect
@@ -89,7 +90,8 @@ def _spread(listed: Sequence[ListedImage], count: int) -> list[ListedImage]:
 
 
 def _shortened(name: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
-    """The name, cut to the width of the label."""
+    """The name on one line, cut to the width of the label."""
+    name = visible(name[:LABEL])  # no letter is narrower than a point
     while pen.textlength(name, font) > LABEL - 3 * GAP and len(name) > 1:
         name = f"{name.removesuffix('…')[:-1]}…"
     return name

@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from imbalance_vlm import escapes
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.files import write_atomically, write_json, write_text
 from imbalance_vlm.progress import note
+from imbalance_vlm.results.tables import csv as csv_table
 from imbalance_vlm.results.tables import markdown as markdown_table
 from imbalance_vlm.verification.findings import KINDS, Verification
 
@@ -48,25 +50,26 @@ def _classes(count: int) -> str:
 def text(report: Verification) -> str:
     """The report for a terminal."""
     total = sum(int(counts.sum()) for counts in report.counts.values())
-    lines = [f"{report.source}: {total:,} images of {len(report.class_names):,} classes", ""]
+    lines = [f"{escapes.visible(str(report.source))}: {total:,} images of {len(report.class_names):,} classes", ""]
     lines += _aligned(splits_table(report))
     lines += ["", groups_line(report)] if report.groups else []
     if report.published is not None:
         lines += ["", f"published counts of {report.published_as}:"]
         lines += _aligned(_published(report.published))
-    lines += ["", *(f"note: {sentence}" for sentence in report.notes)] if report.notes else []
+    lines += ["", *(f"note: {escapes.visible(sentence)}" for sentence in report.notes)] if report.notes else []
     lines += ["", f"findings: {len(report.findings):,}" if not report.ok else "findings: none"]
     for kind, count in report.tally.items():
         lines.append(f"  {kind}: {count:,} ({KINDS[kind]})")
         chosen = report.findings[report.findings["kind"] == kind]
-        lines += [f"    {_line(row)}" for row in chosen.head(SHOWN).to_dict("records")]
+        lines += [f"    {escapes.visible(_line(row))}" for row in chosen.head(SHOWN).to_dict("records")]
         lines += [f"    ... and {count - SHOWN:,} more"] if count > SHOWN else []
     return "\n".join(lines) + "\n"
 
 
 def markdown(report: Verification) -> str:
     """The report as a page."""
-    lines = [f"# {report.name}", "", f"`{report.source}`, {len(report.class_names):,} classes.", ""]
+    name, source = escapes.markdown(report.name), escapes.markdown(str(report.source))
+    lines = [f"# {name}", "", f"{source}, {len(report.class_names):,} classes.", ""]
     lines += [markdown_table(splits_table(report)), groups_line(report), ""]
     if report.published is not None:
         lines += [
@@ -74,7 +77,7 @@ def markdown(report: Verification) -> str:
             "",
             markdown_table(_published(report.published)),
         ]
-    lines += [f"- {sentence}" for sentence in report.notes]
+    lines += [f"- {escapes.markdown(sentence)}" for sentence in report.notes]
     lines += ["", "## Findings", ""]
     if report.ok:
         return "\n".join([*lines, "None."]) + "\n"
@@ -82,7 +85,7 @@ def markdown(report: Verification) -> str:
     lines += [markdown_table(pd.DataFrame(tally)), "All of them are in findings.csv; the first of each kind:", ""]
     for kind in report.tally:
         chosen = report.findings[report.findings["kind"] == kind].head(SHOWN)
-        lines += [f"- {kind}: {_line(row)}" for row in chosen.to_dict("records")]
+        lines += [f"- {kind}: {escapes.markdown(_line(row))}" for row in chosen.to_dict("records")]
     return "\n".join(lines) + "\n"
 
 
@@ -113,8 +116,8 @@ def save(report: Verification, folder: Path) -> None:
     content = as_json(report)
     write_text(folder / "report.md", markdown(report))
     write_json(folder / "report.json", content)
-    write_text(folder / "findings.csv", report.findings.to_csv(index=False))
-    write_text(folder / "classes.csv", pd.DataFrame(content["classes"]).to_csv(index=False))
+    write_text(folder / "findings.csv", csv_table(report.findings))
+    write_text(folder / "classes.csv", csv_table(pd.DataFrame(content["classes"])))
     try:
         plot(report, folder / "classes.png")
     except InputError as error:
@@ -146,7 +149,7 @@ def plot(report: Verification, path: Path) -> None:
         axis.set_yscale("log")
     axis.set_xlabel(f"classes, by images in '{next(iter(report.counts))}'")
     axis.set_ylabel("images")
-    axis.set_title(report.name)
+    axis.set_title(escapes.mathtext(report.name))
     axis.grid(alpha=0.3)
     axis.legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))

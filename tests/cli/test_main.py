@@ -53,6 +53,24 @@ def test_every_command_has_help(name: str, capsys: Capture) -> None:
     assert capsys.readouterr().out.startswith(f"usage: imbalance-vlm {name} ")
 
 
+def test_a_full_disk_behind_the_output_is_one_error() -> None:
+    with open("/dev/full", "w") as full:
+        program = [sys.executable, "-m", "imbalance_vlm", "ls"]
+        environment = os.environ | {"PYTHONPATH": str(Path(imbalance_vlm.__file__).parents[1])}
+        completed = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+        assert completed.returncode == 2
+        assert completed.stderr.startswith("error: no space left")
+        assert len(completed.stderr.splitlines()) == 1
+        program = [sys.executable, "-m", "imbalance_vlm", "validate", "nowhere"]
+        assert subprocess.run(program, stderr=full, env=environment).returncode == 2
+
+
+def test_an_error_shows_no_terminal_codes(capsys: Capture) -> None:
+    assert main(["show", "\x1b[2J\udcff", "a=1"]) == 2
+    assert main(["validate", "\x1b[2J"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_overrides_may_stand_after_options(recipe_file: str) -> None:
     assert main(["run", recipe_file, "training.epochs=1", "--runs", "out", "seed=5"]) == 0
     (record,) = [json.loads(path.read_text()) for path in Path("out").rglob("result.json")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 
 from imbalance_vlm.cli.main import main
+from imbalance_vlm.escapes import from_csv_cell
 
 Capture = pytest.CaptureFixture[str]
 
@@ -93,11 +93,10 @@ def test_a_name_that_is_no_text_can_be_read_back(new: Path, capsys: Capture) -> 
     assert predict(str(new), "--out", "predicted.csv") == 0
     names = pd.read_csv("predicted.csv")["image"].tolist()
     assert names[1].endswith(r"caf\udce9.png")
-    restored = [re.sub(r"\\udc(..)", lambda match: chr(0xDC00 + int(match[1], 16)), name) for name in names]
-    assert sorted(restored) == sorted([odd, str(new / "1.png")])
+    assert sorted(map(from_csv_cell, names)) == sorted([odd, str(new / "1.png")])
     capsys.readouterr()
     assert predict(odd) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith(f"{new}/caf\\udce9.png,")
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"'{new}/caf\\udce9.png,")
 
 
 @pytest.mark.usefixtures("finished")

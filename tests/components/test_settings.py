@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import pytest
 
-from imbalance_vlm.components.ranges import ComputeOnly, Count, Natural, NonNegative, Positive, Share
+from imbalance_vlm.components.ranges import ComputeOnly, Count, Positive
 from imbalance_vlm.components.settings import (
     Setting,
     SettingGroup,
     check_arguments,
     checked_settings,
-    describe,
     documented_settings,
-    fits,
     grouped,
-    mistake,
     positionals_of,
     settings_of,
 )
@@ -97,37 +93,3 @@ def test_all_wrong_arguments_are_reported_at_once() -> None:
     check_arguments(steps=(Count, 3))
     with pytest.raises(InputError, match=r"`steps` must be a whole number >= 1, got 0; `rate` must be a number > 0"):
         check_arguments(steps=(Count, 0), rate=(Positive, -1))
-
-
-@pytest.mark.parametrize(
-    ("annotation", "good", "bad"),
-    [
-        (int, [0, -3], [1.0, True, "1", None]),
-        (float, [0, 1.5], [True, "1", None, float("nan")]),
-        (bool, [True, False], [0, 1, "true", None]),
-        (str, ["a"], [1, None, True]),
-        (Path, ["a/b", Path("a")], [1, None, ""]),
-        (Count, [1, 10**9], [0, -1, 1.0]),
-        (Natural, [0], [-1]),
-        (Positive, [0.1, 3], [0, -1, float("inf")]),
-        (NonNegative, [0], [-0.1]),
-        (Share, [0, 0.99], [1, -0.1]),
-        (float | None, [None, 1.0], ["x"]),
-        (Literal["a", "b"], ["a"], ["c", 1, None]),
-        (Literal[1, 2], [1], [True, 1.0, "1"]),
-        (list[int], [[], [1, 2]], [[1, "a"], 1, "ab"]),
-        (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, {1: 1}, []]),
-        (str | list[str], ["a", ["a"]], [[1], 1]),
-        (Any, [None, 1, "x"], []),
-    ],
-    ids=lambda value: describe(value) if not isinstance(value, list) else "",
-)
-def test_a_value_fits_its_annotation_or_the_message_says_what_does(
-    annotation: Any, good: list[Any], bad: list[Any]
-) -> None:
-    for value in good:
-        assert fits(annotation, value), value
-        assert mistake(annotation, value) is None
-    for value in bad:
-        assert not fits(annotation, value), value
-        assert describe(annotation) in str(mistake(annotation, value))

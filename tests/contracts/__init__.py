@@ -19,8 +19,9 @@ from torch import Tensor
 
 from imbalance_vlm.components import catalogue
 from imbalance_vlm.components.registry import Entry, Offers, Registry
-from imbalance_vlm.components.settings import Setting, fits
+from imbalance_vlm.components.settings import Setting
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.values import fits
 
 Contract = Callable[[Any], None]
 

@@ -210,14 +210,14 @@ def split_file(workspace: Workspace) -> Any:
 
 def test_a_truncated_split_file_is_named(workspace: Workspace) -> None:
     text = json.dumps(split_file(workspace))[:100]
-    workspace.assert_refused(run_split_file(workspace, text), f"{SPLIT_FILE} must hold train, val and test in JSON")
+    workspace.assert_refused(run_split_file(workspace, text), f"{SPLIT_FILE} must hold JSON", "train, val and test")
 
 
 def test_a_split_file_without_val_is_named(workspace: Workspace) -> None:
     content = split_file(workspace)
     del content["val"]
     command = run_split_file(workspace, json.dumps(content))
-    workspace.assert_refused(command, f"{SPLIT_FILE} must hold train, val and test in JSON", "'val'")
+    workspace.assert_refused(command, f"{SPLIT_FILE} must hold train, val, test", "'val'")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_wrong_entry_of_a_split_file_is_named(
 def test_damaged_taxa_are_named(workspace: Workspace) -> None:
     root, section = workspace.benchmark("inat2018")
     (root.parent / "inat_lists" / "categories.json").write_text("[{")
-    workspace.assert_refused(workspace.run(data=section), "categories.json must be a list of taxa in JSON")
+    workspace.assert_refused(workspace.run(data=section), "categories.json must hold JSON", "it must list taxa")
 
 
 def test_a_truncated_cifar_batch_is_named(workspace: Workspace) -> None:

@@ -126,3 +126,11 @@ def test_a_batch_cut_short_is_refused(root: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="data_batch_1 cannot be read"):
         create_dataset("cifar10_lt", root=root)
+
+
+@pytest.mark.parametrize("names", [5, [], ["cat", 3], "cat", None], ids=str)
+def test_class_names_that_are_no_list_of_names_are_refused(names: Any, root: Path) -> None:
+    (meta,) = root.rglob("batches.meta")
+    meta.write_bytes(pickle.dumps({"label_names": names}))
+    with pytest.raises(InputError, match="must hold a list of class names under 'label_names'"):
+        create_dataset(name="cifar10_lt", root=root)

@@ -116,7 +116,7 @@ def change(change_line: Callable[[list[Any]], Any]) -> Callable[[dict[str, Any]]
     ("broken", "words"),
     [
         (lambda content: [], "must hold train, val and test in JSON"),
-        (lambda content: {"train": content["train"]}, "KeyError('val')"),
+        (lambda content: {"train": content["train"]}, "has no 'val'"),
         (lambda content: content | {"val": []}, "'val' is empty"),
         (change(lambda line: line[:2]), "entry 3 of 'train' is ['banded/train 3.jpg', 0]"),
         (change(lambda line: [line[0], "0", line[2]]), "entry 3 of 'train'"),

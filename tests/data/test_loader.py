@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +245,63 @@ def test_a_gpu_decodes_and_scales(photographs: FileImages) -> None:
     for batch, expected in zip(*(loading.batches([[0, 1], [2, 3]]) for loading in (by_gpu, by_pil)), strict=True):
         assert batch.is_cuda
         assert float((batch.cpu() - expected).abs().max()) <= 4 * ONE_STEP
+
+
+# -- workers in trouble ------------------------------------------------------------------------------------------------
+
+
+class Large(FirstPixel):
+    """A view whose batches are too large for the files that `small_files` allows."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return super().__call__(image)[0].expand(100_000).contiguous()
+
+
+class Stuck(FirstPixel):
+    def __call__(self, image: Image.Image) -> Tensor:
+        time.sleep(60)
+        raise AssertionError
+
+
+class Killed(FirstPixel):
+    def __call__(self, image: Image.Image) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 100 kB, nor a block of shared memory, which is a file too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_batches_that_do_not_fit_into_shared_memory_go_another_way(
+    files: FileImages, small_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "PATIENCE", 10)
+    batches = list(PixelLoader(files, [Large()], workers=1).batches([[0, 1], [2, 3], [4, 5]]))
+    assert [batch[:, -1].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
+    assert all(batch.shape == (2, 100_000) for batch in batches)
+
+
+@pytest.mark.parametrize(("view", "reason"), [(Stuck(), "timed out"), (Killed(), "exited unexpectedly|killed by")])
+def test_a_worker_that_delivers_nothing_ends_the_pass_with_the_reason(
+    view: View, reason: str, files: FileImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "PATIENCE", 1)
+    pixels = PixelLoader(files, [FirstPixel(), view], workers=1)
+    with pytest.raises(InputError, match=f"has died, or delivers nothing: DataLoader .*({reason}).*--shm-size"):
+        list(pixels.batches([[0], [1]], view=1))
+    assert len(list(pixels.batches([[0], [1]]))) == 2  # with new workers
+
+
+def test_workers_that_cannot_be_started_are_reported(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loader.DataLoader, "__iter__", full)
+    with pytest.raises(InputError, match="cannot be started: .*No space left on device.*--shm-size"):
+        list(PixelLoader(files, [FirstPixel()], workers=1).batches([[0], [1]]))

@@ -71,7 +71,7 @@ def test_species_keep_their_names_when_labels_are_in_another_order(tmp_path: Pat
 def test_wrong_categories_are_refused(tmp_path: Path, content: str) -> None:
     section = miniatures.inat2018(tmp_path)
     (Path(section["lists"]) / "categories.json").write_text(content)
-    with pytest.raises(InputError, match="categories.json must hold every taxon|must be a list of taxa"):
+    with pytest.raises(InputError, match="categories.json must hold every taxon|it must list taxa"):
         create_dataset(**section)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from imbalance_vlm import InputError
-from imbalance_vlm.components.settings import mistake, settings_of
+from imbalance_vlm.components.settings import settings_of
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
 from imbalance_vlm.data.prepare import apply_protocol, create_dataset, dataset_identity
 from imbalance_vlm.data.subsets import base_novel, decay_counts, few_shot, with_classes
 from imbalance_vlm.data.tails import tail_counts, with_shifted_test, with_tail
+from imbalance_vlm.values import mistake
 
 
 def split(labels: Any, first: int = 0) -> Split:

@@ -160,7 +160,7 @@ def test_a_broken_sample_is_named(tmp_path: Path, members: dict[str, bytes], wor
         (b'{"class": 1}', "a.json must hold a label under 'label'"),
         (b'{"label": [1]}', "a.json must hold a name or a whole number"),
         (b'{"label": null}', "the .json file of a.jpg: 'label' is empty"),
-        (b'{"label": NaN}', "the .json file of a.jpg: 'label' is empty"),
+        (b'{"label": NaN}', r"a\.json must hold a label"),
         (b'{"label": 1.5}', "the .json file of a.jpg: a label must be .* got '1.5'"),
         (b'{"label": true}', "the .json file of a.jpg: a label must be .* got 'True'; write the names"),
     ],
@@ -209,6 +209,39 @@ def test_shards_of_which_only_some_name_their_split(tmp_path: Path) -> None:
 def test_hidden_files_are_no_samples(tmp_path: Path) -> None:
     write_tar(tmp_path / "w" / "0.tar", {"._a.jpg": b"x"} | samples(*[0] * 5))
     assert sum(len(part) for part in read_shards(root=tmp_path / "w").splits.values()) == 5
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '[["a.jpg", 1]]', "{}", "[NaN]", "no json"], ids=lambda text: text[:9]
+)
+def test_a_damaged_index_in_the_cache_is_made_again(content: str, tmp_path: Path) -> None:
+    section = miniature(tmp_path)
+    names = [read_shards(root=section["root"]).splits["train"].images.name(row) for row in range(16)]
+    for index in (tmp_path / "cache" / "webdataset").iterdir():
+        index.write_text(content)
+    images = read_shards(root=section["root"]).splits["train"].images
+    assert [images.name(row) for row in range(16)] == names
+
+
+@pytest.mark.parametrize(
+    "headers", [{"size": "9" * 30}, {"GNU.sparse.size": "abc"}, {"GNU.sparse.map": "1,a"}], ids=str
+)
+def test_a_shard_with_an_impossible_size_is_refused(headers: dict[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a.jpg")
+        member.size, member.pax_headers = 3, headers
+        archive.addfile(member, io.BytesIO(b"abc"))
+    with pytest.raises(InputError, match=r"0\.tar cannot be read as an uncompressed tar file"):
+        read_shards(root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "label", ["[" * 100_000, '{"label": 1, "label": 2}', '{"label": NaN}', "[1]"], ids=lambda t: t[:9]
+)
+def test_a_label_in_damaged_json_is_refused_with_its_file(label: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", samples(label, kind="json"))
+    with pytest.raises(InputError, match=r"0\.tar: s0\.json"):
+        read_shards(root=tmp_path, label_file="json")
 
 
 # -- names with dots, and what is passed over ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,3 +57,23 @@ def test_a_missing_model_folder_is_refused(workspace: Workspace) -> None:
 def test_a_folder_in_place_of_weights_is_refused(workspace: Workspace) -> None:
     command = workspace.run(encoder={"name": "ViT-B-32", "pretrained": str(workspace.data)})
     workspace.assert_refused(command, "weights", "data")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ({"name": "ViT-B-32", "pretrained": "/"}, "a model's folder must hold weights"),
+        ({"name": "ViT-B-32", "pretrained": "pipe"}, "a pipe, a socket or a device"),
+        ({"name": "ViT-B-32", "pretrained": "/dev/zero"}, "a pipe, a socket or a device"),
+        ({"name": "timm:resnet10t", "pretrained": "pipe"}, "a pipe, a socket or a device"),
+        ({"name": "ViT-B-32", "pretrained": "~no_such_user/a"}, "there is no user ~no_such_user"),
+        ({"name": "timm:resnet10t", "pretrained": "a\0b"}, "NUL"),
+        ({"name": "ViT-B-32", "pretrained": "x" * 300}, "too long"),
+        ({"name": "local-dir:~no_such_user/a"}, "there is no user ~no_such_user"),
+        ({"name": "hf-hub:../../etc"}, "must be 'hf-hub:ORG/NAME'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_weights_is_refused_at_once(encoder: dict[str, str], words: str, workspace: Workspace) -> None:
+    os.mkfifo(workspace.folder / "pipe")
+    workspace.assert_refused(workspace.run(encoder=encoder), words)

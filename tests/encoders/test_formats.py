@@ -408,7 +408,7 @@ def test_files_that_hold_no_state_dict(tmp_path: Path, clip_folder: Path) -> Non
     for name in ("empty.pt", "list.pt", "numbers.pt"):
         refused("ViT-fmt", tmp_path / name, name, "no state dict")
     (clip_folder / "config.json").write_text("[]")
-    refused("ViT-fmt", clip_folder, "config.json must hold a JSON object")
+    refused("ViT-fmt", clip_folder, "config.json must be a mapping")
 
 
 def test_formats_by_name() -> None:

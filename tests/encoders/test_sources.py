@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from imbalance_vlm import InputError
 from imbalance_vlm.data.dataset import ArrayImages, FileImages, Split
 from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders import sources
@@ -85,3 +86,14 @@ def test_only_large_features_make_smaller_batches() -> None:
     assert len(evaluation_rows(features(17, 192), 1024)[0]) == 1024
     assert len(evaluation_rows(features(100, 768), 1024)[0]) == 2**22 // 76_800
     assert len(evaluation_rows(features(768), 1024)[0]) == 1024
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(9000, 3), (9000, 2, 3)])
+def test_features_that_are_not_finite_are_refused_with_the_names_of_their_images(
+    value: float, shape: tuple[int, ...]
+) -> None:
+    view = np.zeros(shape, np.float16)
+    view[[4095, 4096, *range(8000, 8010)], ..., -1] = value
+    with pytest.raises(InputError, match="for 12 of 9000 images: '4095', '4096', '8000', '8001', '8002', ...; "):
+        FeatureSource([np.zeros(shape), view], np.zeros(9000, np.int64), CPU, str)

@@ -95,7 +95,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 def test_unknown_models_and_files_are_refused(tmp_path: Path) -> None:
     refused("timm:resnet5", "unknown timm model 'resnet5'", "Did you mean 'resnet50'?")
     refused("timm:test_vit", "no such file", pretrained=str(tmp_path / "nowhere.pt"))
-    words = ("`pretrained` must be true, 'random' or a local checkpoint", "a folder; name the file in it")
+    words = ("`pretrained`, where it is not true or 'random', must be a file", "a folder; name a file in it")
     refused("timm:test_vit", *words, pretrained=str(tmp_path))
     refused("timm:coatnet_0_224", "timm keeps no weights", pretrained=True)
 

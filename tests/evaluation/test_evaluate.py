@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_logits_that_are_not_finite_are_refused_with_the_name_of_the_image(value
     logits[5, 2] = value
     with pytest.raises(InputError, match=r"finite, got nan or inf for image '5\.png'.*--force"):
         predict(torch.nn.Identity(), LogitSource(logits, torch.zeros(8, dtype=torch.long)), batch_size)
+
+
+def test_one_view_that_is_not_finite_is_enough() -> None:
+    class Views(LogitSource):
+        num_views = 2
+
+        def batches(self, rows: Sequence[Tensor], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+            for logits, labels in super().batches(rows):
+                yield logits / (1 - epoch), labels  # 0 / 0 in the second view
+
+    with pytest.raises(InputError, match=r"'0\.png'"):
+        predict(torch.nn.Identity(), Views(torch.zeros(8, CLASSES), torch.zeros(8, dtype=torch.long)))
 
 
 def test_a_class_may_have_minus_infinity_but_not_all_classes() -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from imbalance_vlm.encoders.factory import create_encoder
 from imbalance_vlm.encoders.locations import MINI_CLIP
 
 MODEL = MINI_CLIP / "icons-large"
@@ -52,6 +55,22 @@ def images() -> Tensor:
     return torch.randn(STEPS_PER_EPOCH * BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+def features(model: Path) -> Tensor:
+    """(40, 192) image embeddings of the problem, from the model in a folder, scaled to a mean square of 1."""
+    embeddings = create_encoder(f"local-dir:{model}").image_features(images(), "embedding").detach()
+    return embeddings / embeddings.square().mean().sqrt()
+
+
+def second_view(rows: Tensor) -> Tensor:
+    """Features of another view of the same images."""
+    return rows + start(*rows.shape, scale=0.5, seed=3)
+
+
+def photograph() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(50, 70, 3) uint8: an image that is larger than what the model reads, and not square."""
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
 def labels() -> Tensor:
     """(40,) int64: a long tail over the six classes."""
     return torch.tensor([0, 0, 0, 1, 1, 2, 3, 4] * 2 + [0, 1, 2, 0, 5, 1, 3, 0] * 3)
@@ -65,6 +84,12 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def start(*shape: int, scale: float = 0.02, seed: int = 1) -> Tensor:
     """The start of trained values, in place of each side's own random numbers."""
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lively_start(name: str, *shape: int, seed: int) -> Tensor:
+    """A start at which every trained value matters: scales and norms are near 1, all else is of size .1."""
+    noise = start(*shape, scale=0.1, seed=seed)
+    return 1 + noise if name.endswith(("scale", "ln.weight", "norm1.weight", "norm2.weight")) else noise
 
 
 def checksum(value: Tensor) -> list[float]:

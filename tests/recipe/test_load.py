@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from imbalance_vlm import InputError
 from imbalance_vlm.recipe.load import find_recipe, list_recipes, load, merge, read_yaml, undotted
 from imbalance_vlm.recipe.problems import RecipeError
+from imbalance_vlm.recipe.study import plan
 
 
 def write(path: Path, text: str) -> Path:
@@ -69,6 +71,48 @@ def test_a_file_without_a_mapping_is_named(tmp_path: Path, text: str) -> None:
 def test_a_binary_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     refused(tmp_path / "binary.yaml", "binary.yaml", "not valid YAML")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &a [*a]", "levels, got more, or a value that holds itself"),
+        ("a: &a {<<: *a}", "unknown key"),
+        ("a: " + "[" * 900 + "]" * 900, "nested too deeply"),
+        ("a: " + "[" * 100 + "]" * 100, "must have at most 64 levels"),
+        ("a0: &a0 [0]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 100)), "must have at most 64 levels"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)), "values"),
+        ("seed: " + "9" * 5000, "not valid YAML"),
+        ("seed: " + "9" * 400, "at most 1000 bits"),
+        ("seed: 0x" + "f" * 5000, "at most 1000 bits, got 20,000"),
+        ("? 0x" + "f" * 5000 + "\n: 1", "at most 1000 bits, got 20,000"),
+        (".".join("a" * 100) + ": 1", "unknown key"),
+        ("name: !!timestamp x", "not valid YAML: a value cannot be read"),
+        ("name: !!bool x", "not valid YAML: a value cannot be read"),
+        ("name: !!int ''", "not valid YAML: a value cannot be read"),
+        ('name: "a\\0b"', "NUL"),
+        (f"name: {'x' * 256}", "too long"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_value_that_cannot_be_worked_with_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        plan(write(tmp_path / "odd.yaml", text))
+
+
+def test_the_same_limits_hold_for_mappings_and_overrides() -> None:
+    itself: dict[str, Any] = {"name": "a"}
+    itself["training"] = itself
+    with pytest.raises(InputError, match="holds itself"):
+        load(itself)
+    with pytest.raises(InputError, match="holds itself"):
+        load({"name": "a"}, {"training": itself})
+    with pytest.raises(InputError, match="1000 bits"):
+        load({"name": "a"}, ["seed=" + "9" * 400])
+    with pytest.raises(InputError, match="at most 64 parts"):
+        load({"name": "a"}, [".".join("a" * 1000) + "=1"])
+    with pytest.raises(InputError, match="a recipe must name a file or folder that can exist, got .* too long"):
+        load("x" * 300)
 
 
 def test_an_empty_file_is_an_empty_recipe(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_setting_without_a_name_is_for_the_default_component() -> None:
         ("training.optimizer", {"name": "sgd", "momentum": 1}, "must be a number >= 0 and < 1, got 1"),
         ("head", {"name": "linear", "bias": "yes"}, "must be true or false, got 'yes'"),
         ("head", {"name": "cosine", "init": "tekst"}, "Did you mean 'text'?"),
-        ("seed", -1, "must be a whole number >= 0, got -1"),
+        ("seed", -1, "must be a whole number >= 0 and <= 4294967295, got -1"),
         ("name", 5, "must be a string, got 5"),
         ("data.on_error", "ignore", "must be 'raise' or 'skip', got 'ignore'"),
         ("data.templates", [1], "must be a string or a list of strings, got [1]"),

@@ -87,7 +87,7 @@ def test_a_variant_that_names_another_component_drops_its_settings() -> None:
 
 
 def test_runs_that_differ_have_names_that_differ() -> None:
-    losses = [{"name": "focal", "gamma": 1.0}, {"name": "focal", "gamma": 2.0}, "focal"]
+    losses = [{"name": "focal", "gamma": 1.0}, {"name": "focal", "gamma": 3.0}, "focal"]
     names = [r["name"] for r in expand({"axes": {"balancing.loss": losses}})]
     assert len(set(names)) == 3, names
 
@@ -158,6 +158,31 @@ def test_an_axis_with_no_values_is_refused() -> None:
 def test_repeated_seeds_are_refused() -> None:
     """A seed counted twice would shrink the standard deviation."""
     assert "seeds" in "\n".join(problems({"seeds": [0, 0, 1]}))
+
+
+@pytest.mark.parametrize(
+    ("axis", "values"),
+    [
+        ("training.optimizer.lr", [0.1, 0.2, 0.1]),
+        ("training.optimizer.lr", [1, 1.0]),
+        ("balancing.loss", ["focal", {"name": "focal"}]),
+        ("balancing.loss", [{"name": "focal", "gamma": 1}, {"gamma": 1.0, "name": "focal"}]),
+        ("balancing.loss", ["focal", {"name": "focal", "gamma": 2.0}]),  # its default
+        ("training.optimizer", ["sgd", {"lr": 0.1}]),  # the same optimizer
+    ],
+)
+def test_an_axis_that_holds_a_value_twice_is_refused(axis: str, values: list[Any]) -> None:
+    """A run counted twice would shrink the standard deviation, and give a row twice."""
+    assert "once" in "\n".join(problems({"axes": {axis: values}}))
+
+
+def test_values_that_differ_in_type_alone_may_differ() -> None:
+    axes = {"evaluation.geometry": [True, {"split": "train"}], "balancing.post_hoc": [None, "logit_adjustment"]}
+    assert len(expand({"axes": axes})) == 4
+
+
+def test_two_runs_of_one_name_are_refused() -> None:
+    assert "must name each run once" in "\n".join(problems({"axes": {"description": ["a/b", "a-b"]}}))
 
 
 VARIED = BASE | {"grid": {"axes": {"training.epochs": [1, 2]}, "seeds": [0, 1]}}

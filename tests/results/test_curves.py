@@ -47,3 +47,11 @@ def test_the_scores_of_any_evaluator_make_a_curve(tmp_path: Path) -> None:
 def test_runs_without_a_curve_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluation\.base_to_novel\.curve"):
         curves([with_history(tmp_path / "run", [{"epoch": 1, "loss": 1.0}], 0), run(1.0)])
+
+
+def test_a_damaged_history_is_refused_and_a_missing_score_is_left_out(tmp_path: Path) -> None:
+    result = with_history(tmp_path / "a", [{"epoch": 1, "h": None, "base": 1.0}], 0)
+    assert list(curves([result]).columns) == ["recipe", "epoch", "base", "base_std"]
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"h": 1.0}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl must hold epoch, and has no 'epoch'; run again with --force"):
+        curves([result])

@@ -43,9 +43,26 @@ def test_results_are_found_below_folders_and_by_their_file(tmp_path: Path) -> No
     assert [result.path for result in find_results([second / "result.json"])] == [second]
 
 
+def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a" / "run")
+    (tmp_path / "link").symlink_to(folder)
+    places = [folder, tmp_path / "a", folder / "result.json", tmp_path / "link", tmp_path / "a" / ".." / "a"]
+    assert [result.path for result in find_results(places)] == [folder]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"schema": 0}, "must be a result of schema 1.*--force"), ({"scores": "left out"}, "has no 'scores'.*--force")],
+    [
+        ({"schema": 0}, "must be a result of schema 1.*--force"),
+        ({"scores": "left out"}, "has no 'scores'.*--force"),
+        ({"scores": {"overall": "high"}}, "has a wrong 'scores'"),
+        ({"seed": 10**400}, "has a wrong 'seed'"),
+        ({"identity": []}, "has a wrong 'identity'"),
+        ({"identity": {}}, "has no 'recipe'"),
+        ({"columns": [{"digits": 1}]}, "has a wrong 'columns'"),
+        ({"columns": 3}, "has a wrong 'columns'"),
+        ({"cost": None}, "has a wrong 'cost'"),
+    ],
 )
 def test_a_result_of_another_kind_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
@@ -55,10 +72,10 @@ def test_a_result_of_another_kind_is_refused(changes: dict[str, Any], words: str
 def test_a_damaged_result_and_places_without_results_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "run")
     (folder / "result.json").write_text("{")
-    with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*is not a result file"):
+    with pytest.raises(InputError, match=f"{re.escape(str(folder))}.*must hold JSON.*run again with --force"):
         read_result(folder)
     (folder / "result.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match=r"must be a result of schema 1.*--force"):
+    with pytest.raises(InputError, match=r"must be a mapping, got .*--force"):
         read_result(folder)
     with pytest.raises(InputError, match="no such run or folder"):
         find_results([tmp_path / "nowhere"])

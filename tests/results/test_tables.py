@@ -36,6 +36,19 @@ def test_seeds_become_mean_sample_deviation_and_number() -> None:
     assert math.isnan(row["few"])
 
 
+def test_a_run_that_trained_nothing_has_no_seconds_of_training() -> None:
+    nothing = {"trainable_parameters": 0, "encode_seconds": 0.0, "train_seconds": 0.0, "images_per_second": 0.0}
+    text = markdown(select(table([run(1.0, cost=nothing)]), ["encode_seconds", "train_seconds", "images_per_second"]))
+    assert text.splitlines()[2].split() == ["|", "0.0", "|", "-", "|", "-", "|"]
+    corrected = nothing | {"train_seconds": 2.0}  # by a second stage
+    assert table([run(1.0, cost=corrected)])["train_seconds"].tolist() == [2.0]
+
+
+def test_columns_of_a_later_version_are_read_as_far_as_they_are_known() -> None:
+    columns = [{"name": "overall", "digits": 3, "unit": "percent"}, {"name": "few", "digits": None}]
+    assert [(c.name, c.digits) for c in score_columns([run(1.0, columns=columns)])] == [("overall", 3), ("few", 1)]
+
+
 def test_configurations_that_look_alike_are_not_seeds_of_one() -> None:
     first, second = run(40.0), run(50.0)
     assert table([first, RunResult(Path(), {**second.record, "config": "b"})])["overall"].tolist() == [40.0, 50.0]

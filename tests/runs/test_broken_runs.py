@@ -23,7 +23,7 @@ def test_a_file_in_place_of_the_runs_folder_is_refused(workspace: Workspace) -> 
 def test_a_truncated_result_is_named(workspace: Workspace) -> None:
     file = workspace.finished_run() / "result.json"
     file.write_text(file.read_text()[:200])
-    workspace.assert_refused(workspace.run(), "result.json is not a result file", "--force")
+    workspace.assert_refused(workspace.run(), "result.json must hold JSON", "--force")
 
 
 def test_a_folder_in_place_of_a_result_is_named(workspace: Workspace) -> None:

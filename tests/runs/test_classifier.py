@@ -210,3 +210,15 @@ def test_bad_images_and_folders_are_refused_before_the_encoder_is_loaded(
         predict_images(result.path, [tmp_path / "empty"])
     with pytest.raises(InputError, match="1 image cannot be read"):
         predict_images(result.path, [tmp_path / "bad.png"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"names": 5}', '{"names": ["a"], "train_counts": "12"}', "[]"],
+    ids=lambda text: text[:20],
+)
+def test_damaged_classes_are_refused_with_the_remedy(content: str, recipe: dict[str, Any], images: Path) -> None:
+    result = run(recipe)
+    (result.path / "classes.json").write_text(content)
+    with pytest.raises(InputError, match=r"classes\.json .*; run the recipe again with --force"):
+        predict_images(result.path, [images / "test"])

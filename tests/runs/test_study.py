@@ -54,7 +54,7 @@ def test_changed_images_are_another_run(recipe: Recipe, tmp_path: Path) -> None:
 def test_damaged_result_is_an_error_with_a_remedy(recipe: Recipe) -> None:
     path = run(recipe).path / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(InputError, match=r"result\.json is not a result file.*--force"):
+    with pytest.raises(InputError, match=r"result\.json must hold JSON.*--force"):
         run(recipe)
     assert run(recipe, force=True).scores["overall"] >= 0
 

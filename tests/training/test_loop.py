@@ -14,6 +14,7 @@ from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.gradients.base import Gradient
 from imbalance_vlm.balancing.losses.base import Loss
 from imbalance_vlm.encoders.sources import FeatureSource
+from imbalance_vlm.heads.linear import LinearHead
 from imbalance_vlm.training.state import EpochLoss
 from tests.training.tiny_training import FEATURES, LABELS, fit, losses, sampler, weights
 
@@ -54,11 +55,18 @@ def test_gradient_transform_needs_whole_batches(tmp_path: Path) -> None:
 # -- non-finite losses -----------------------------------------------------------------------------------------------
 
 
+class OverflowingHead(LinearHead):
+    """Its embeddings of large features are infinite."""
+
+    def embed(self, features: Tensor) -> Tensor:
+        return super().embed(features * torch.where(features > 1e30, torch.inf, 1.0))
+
+
 def test_non_finite_loss_names_the_batch(tmp_path: Path) -> None:
     features = FEATURES.copy()
-    features[13] = np.nan
+    features[13] = 1e31
     with pytest.raises(InputError) as caught:
-        fit(tmp_path, features=features)
+        fit(tmp_path, head=OverflowingHead, features=features)
     order = sampler(torch.from_numpy(LABELS))
     steps = [batch for epoch in range(3) for batch in order.epoch(epoch, 3).split(8)]
     first = next(number for number, rows in enumerate(steps) if 13 in rows)

@@ -164,3 +164,18 @@ def test_a_single_shard_is_explained(tmp_path: Path) -> None:
             archive.addfile(entry, io.BytesIO(content))
     collection = collect(str(file))
     assert any(f"a WebDataset shard is read with its folder: {tmp_path}" in note for note in collection.notes)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"GNU.sparse.size": "abc"}, {"GNU.sparse.map": "1,a"}, {"size": "9" * 30}], ids=str
+)
+def test_a_tar_file_with_an_impossible_size_is_refused(headers: dict[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("cat/1.jpg")
+        member.size, member.pax_headers = len(IMAGE), headers
+        archive.addfile(member, io.BytesIO(IMAGE))
+    if "size" in headers:  # its own header can be read, what follows cannot
+        assert "damaged_archive" in kinds(read_archive(tmp_path / "a.tar")).values()
+        return
+    with pytest.raises(InputError, match=r"a\.tar cannot be read as an archive"):
+        read_archive(tmp_path / "a.tar")

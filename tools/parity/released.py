@@ -5,11 +5,12 @@ The released code is not a part of the project: it is read from a checkout, whos
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from tests.parity import problem
+
+DASSL = (
+    "their CLIP reads mini-clip's vocabulary and contexts of 16 tokens; the trainer is made without its data; CPU in "
+    "place of CUDA"
+)
+"""What is changed to run a trainer of Dassl."""
 
 RECORDS = Path(problem.__file__).parent / "records"
 
@@ -32,15 +39,19 @@ class Recording:
         source: its checkout, or the folder in it that holds the code.
         file: the file of the method in the repository.
         commit: of the checkout; None to ask git.
+        changes: what was changed in the released code to run it here, one sentence.
     """
 
-    def __init__(self, name: str, repository: str, source: Path, file: str, commit: str | None = None) -> None:
+    def __init__(
+        self, name: str, repository: str, source: Path, file: str, commit: str | None = None, changes: str = DASSL
+    ) -> None:
         self.name = name
         self.about: dict[str, Any] = {
             "repository": f"https://github.com/{repository}",
             "commit": commit or _git(source, "rev-parse", "HEAD"),
             "file": file,
             "torch": torch.__version__.partition("+")[0],
+            "changes": changes,
         }
         self.runs: dict[str, Any] = {}
 
@@ -51,11 +62,16 @@ class Recording:
         losses: list[float],
         rates: list[float],
         values: Mapping[str, Tensor],
+        differs: str = "",
     ) -> None:
-        """Keep a training: its settings, the loss and rate of each step, and the trained values after the last."""
+        """Keep a training: its settings, the loss and rate of each step, and the trained values after the last.
+
+        `differs` states in one sentence how ours differs on purpose, if it does.
+        """
         checksums = {name: problem.checksum(value) for name, value in values.items()}
-        self.runs[case] = {"settings": settings, "losses": losses, "rates": rates, "values": checksums}
-        print(f"{self.name}, {case}: loss {losses[0]:.6f} -> {losses[-1]:.6f}")
+        run = {"settings": settings, "losses": losses, "rates": rates, "values": checksums}
+        self.runs[case] = run | ({"differs": differs} if differs else {})
+        print(f"{self.name}, {case}: " + (f"loss {losses[0]:.6f} -> {losses[-1]:.6f}" if losses else "no training"))
 
     def write(self) -> None:
         RECORDS.mkdir(exist_ok=True)
@@ -74,8 +90,7 @@ def prepare_clip(source: Path, *folders: Path) -> None:
         make(self, optimizer, last_epoch)
 
     LRScheduler.__init__ = make_of_three  # type: ignore[method-assign]
-    for kind in (Tensor, nn.Module):
-        kind.cuda = lambda self, *device: self  # type: ignore[method-assign,assignment]
+    without_cuda()
     shutil.copy(problem.VOCABULARY, source / "clip" / "bpe_simple_vocab_16e6.txt.gz")
     replace_in(source / "clip" / "model.py", {".half()": ""})
     from clip import clip
@@ -89,6 +104,74 @@ def replace_in(file: Path, replacements: Mapping[str, str]) -> None:
     for old, new in replacements.items():
         text = text.replace(old, new)
     file.write_text(text)
+
+
+def released_module(path: Path, changes: Mapping[str, str] | None = None) -> Any:
+    """A released source file as a module, with `changes` of its text, which must all occur."""
+    text = path.read_text()
+    for old, new in (changes or {}).items():
+        assert old in text, f"{path} no longer has {old!r}"
+        text = text.replace(old, new)
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(text, str(path), "exec"), module.__dict__)  # noqa: S102
+    return module
+
+
+def released_definitions(path: Path, names: Collection[str], offers: Mapping[str, Any]) -> dict[str, Any]:
+    """Some functions and classes of a released file, with `offers` in place of its imports."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
+    defined = dict(offers)
+    exec(compile(tree, str(path), "exec"), defined)  # noqa: S102
+    return {name: defined[name] for name in names}
+
+
+def train_classifier(
+    parameters: Mapping[str, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    features: Tensor,
+    *,
+    lr: float = 0.01,
+    weight_decay: float = 0.0,
+) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """20 steps of SGD with momentum .9 at a constant rate, for released code that has no loop apart from its data.
+
+    Args:
+        parameters: to train.
+        loss: of features (8, d) and labels (8,).
+        features: (40, d) of the problem's images.
+        lr: rate.
+        weight_decay: of all parameters.
+
+    Returns:
+        Losses, rates, and the trained parameters.
+    """
+    optimizer = torch.optim.SGD(parameters.values(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    batches = list(zip(features.split(problem.BATCH), problem.labels().split(problem.BATCH), strict=True))
+    losses = []
+    for rows, targets in batches * problem.EPOCHS:
+        value = loss(rows, targets)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses, [lr] * len(losses), dict(parameters)
+
+
+def start_all(parameters: Mapping[str, Tensor]) -> None:
+    """Set each value to `problem.start`, by its place."""
+    with torch.no_grad():
+        for number, value in enumerate(parameters.values(), start=1):
+            value.copy_(problem.start(*value.shape, seed=number))
+
+
+def without_cuda() -> None:
+    """Let released code that was written for a GPU run on the CPU."""
+    for kind in (Tensor, nn.Module):
+        kind.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+    torch.cuda.FloatTensor = torch.FloatTensor
+    torch.cuda.DoubleTensor = torch.DoubleTensor
 
 
 def released_clip(build: Callable[..., nn.Module], *more: Any) -> nn.Module:

@@ -33,6 +33,7 @@ from imbalance_vlm.balancing.gradients.base import Gradient, Snapshot
 from imbalance_vlm.balancing.regularizers.base import StepOutputs
 from imbalance_vlm.components.ranges import Count, FinishedRun
 from imbalance_vlm.errors import InputError
+from imbalance_vlm.files import expanded
 
 FILES = "first_pass/epoch_*.safetensors"
 """The snapshots in the folder of a run."""
@@ -87,7 +88,7 @@ class Subspace(Gradient):
             )
         self.keep = keep
         self.rank = rank
-        self.files = _first_pass(Path(reuse).expanduser(), keep) if reuse else None
+        self.files = _first_pass(expanded(reuse, "`reuse`"), keep) if reuse else None
         self._snapshots: Sequence[Snapshot] = []
         self._trained: dict[str, nn.Parameter] = {}
         self.register_buffer("basis", torch.zeros(0), persistent=False)

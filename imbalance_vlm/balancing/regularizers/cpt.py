@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
 from imbalance_vlm.balancing.regularizers.npt import learned_text, simplex_gap
 from imbalance_vlm.balancing.regularizers.prototype_contrastive import class_balanced_mean
-from imbalance_vlm.components.ranges import Count, Natural, NonNegative
+from imbalance_vlm.components.ranges import Count, NonNegative, Seed
 from imbalance_vlm.errors import InputError
 
 CLUSTER_SIZE = 16
@@ -103,7 +103,7 @@ class CPT(Regularizer):
         rs: NonNegative = 0.10,
         clusters: Count | None = None,
         pairs: Pairs = "sum",
-        cluster_seed: Natural = 0,
+        cluster_seed: Seed = 0,
     ) -> None:
         super().__init__(1.0)
         self.tetf = tetf

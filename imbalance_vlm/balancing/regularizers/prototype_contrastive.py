@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbalance_vlm.balancing.regularizers.base import Regularizer, StepOutputs
-from imbalance_vlm.components.ranges import Natural, NonNegative, Positive
+from imbalance_vlm.components.ranges import NonNegative, Positive, Seed
 from imbalance_vlm.errors import InputError
 from imbalance_vlm.heads.prototype import PrototypeAssign, PrototypeKind
 
@@ -70,7 +70,7 @@ class PrototypeContrastive(Regularizer):
         balanced: bool = False,
         assign: PrototypeAssign = "class_mean",
         kind: PrototypeKind = "auto",
-        prototype_seed: Natural = 0,
+        prototype_seed: Seed = 0,
     ) -> None:
         super().__init__(weight)
         if prototypes.ndim != 2:

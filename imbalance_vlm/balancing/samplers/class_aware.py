@@ -6,8 +6,8 @@
     for each pass: for each class, in a new order: the next k images of the class's own shuffled list,
     which is reshuffled when it runs out
 
-Differs from [1] in: an epoch has as many images as the training set, where [1] has as many passes as the largest class
-has images; the lists are reshuffled in each epoch, so that an epoch is a function of (seed, epoch).
+Differs from [1] in: an epoch has as many images as the training set, which is where the training loop of [1] leaves
+its longer sampler; the lists are reshuffled in each epoch, so that an epoch is a function of (seed, epoch).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
 
     z = W f + b,   W and b re-initialised, f frozen; cross-entropy on class-aware draws
 
-Differs from [1] in: an epoch has N images, where one of [1] has C times the images of the largest class (11 N for
-ImageNet-LT, 29 N for Places-LT, 19 N for iNaturalist 2018: multiply `epochs` to train as long); b is not decayed, and
-the last epoch is the result, where [1] takes the best on validation; f is multiplied by a constant, so that its entries
+An epoch has N images, as in [1], whose training loop leaves the sampler after N / batch size steps. Differs from [1]
+in: the rate falls at every step, where that of [1] falls at every epoch; b is not decayed; the last epoch is the
+result, where [1] takes the best on validation; f is multiplied by a constant, so that its entries
 have a mean square of 1 over the training set and one learning rate fits every head (the embeddings of a cosine head
 have unit norm: their entries are sqrt(d) times smaller than those of a linear head).
 """

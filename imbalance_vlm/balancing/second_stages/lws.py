@@ -8,9 +8,9 @@
 
     z'_c = s_c (w_c . f + b_c),   s 1 at the start; cross-entropy on class-aware draws
 
-The bias is scaled with the weights, as in [1]; [0] writes the classifier without one. Differs from [1] in: an epoch has
-N images, as in cRT, where one of [1] has C times those of the largest class; no weight decay on s, which it would pull
-to 0, and the last epoch is the result, where [1] takes the best on validation.
+The bias is scaled with the weights, as in [1]; [0] writes the classifier without one. An epoch has N images, as in
+[1]. Differs from [1] in: the rate falls at every step, as in cRT; no weight decay on s, which it would pull to 0; the
+last epoch is the result, where [1] takes the best on validation.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Training starts from z, with a at 1 and b at 0. The loss is cross-entropy weight
 batch's weights, as in [1].
 
 Differs from [1] in: the norms are saved with the module, where [1] takes them from the classifier that exists when
-it is constructed; a and b are not decayed, and gradients are not clipped.
+it is constructed; a and b are not decayed.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ sees the statistics of a part of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +25,9 @@ import torch
 from torch import distributed
 
 from imbalance_vlm.errors import InputError
-from imbalance_vlm.launcher import local_rank, rank, world_size
+from imbalance_vlm.launcher import launched_by_torchrun, local_rank, rank, world_size
 from imbalance_vlm.training.devices import resolve_device
+from imbalance_vlm.workers import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,27 @@ def join(device: str = "auto") -> torch.device | None:
         own_device = torch.device("cuda", local_rank())
         torch.cuda.set_device(own_device)
     if not distributed.is_initialized():
+        if launched_by_torchrun():
+            end_with_parent()  # a launcher that is killed cannot end its processes
         backend = "nccl" if own_device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, rank=rank(), world_size=world_size())
     return own_device
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """Report the end of another process of the run, of which the next exchange with it tells.
+
+    Raises:
+        InputError: which process has noticed it, and the reason that the backend gives.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"another process of this run has ended, or cannot be reached from process {rank()}; see what it printed, "
+            f"and start all of them again: the run resumes from its last checkpoint ({reason})"
+        ) from error

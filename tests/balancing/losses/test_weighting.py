@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from imbalance_vlm import LongTail
+from imbalance_vlm import InputError, LongTail
 from imbalance_vlm.balancing.losses.factory import create_loss
 from tests.balancing.losses.test_base import SKEWED, WEIGHTS
 
@@ -57,3 +57,10 @@ def test_deferral_is_part_of_the_state() -> None:
     loss.on_epoch(9, 10)
     other.load_state_dict(loss.state_dict())
     torch.testing.assert_close(other(*SKEWED), loss(*SKEWED))
+
+
+@pytest.mark.parametrize("rho", [100.0, 3e38])
+def test_weights_that_vanish_in_single_precision_are_refused(rho: float) -> None:
+    create_loss("weighted", [5, 5, 5], rho=100.0)
+    with pytest.raises(InputError, match="`rho` must leave every class a weight above 0"):
+        create_loss("weighted", [5000, 50, 5], rho=rho)
