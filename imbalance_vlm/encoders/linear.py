@@ -8,7 +8,8 @@ computed by torch's own layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -69,6 +70,15 @@ class OneDnnLayers:
     def off(self) -> None:
         for module in self.modules:
             module.__dict__.pop("forward", None)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within this context manager the modules compute by oneDNN."""
+        self.on()
+        try:
+            yield
+        finally:
+            self.off()
 
 
 def _linear_layer(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbalance_vlm.encoders.linear import OneDnnLayers, linear
 from imbalance_vlm.errors import InputError
 
 
@@ -151,11 +152,12 @@ class TextTower:
             The blocks' output (B, S, w), and the keys and values of the first text's tokens, shaped as `before`.
         """
         keys_and_values = []
-        for number, block in enumerate(self.blocks):
-            if 0 < number <= len(deep):
-                x = insert(x, slots, deep[number - 1])
-            x, key, value = causal_block(block, x, before[number])
-            keys_and_values.append(torch.stack([key[:, 0], value[:, 0]]))
+        with OneDnnLayers(module for block in self.blocks for module in block.mlp).used():
+            for number, block in enumerate(self.blocks):
+                if 0 < number <= len(deep):
+                    x = insert(x, slots, deep[number - 1])
+                x, key, value = causal_block(block, x, before[number])
+                keys_and_values.append(torch.stack([key[:, 0], value[:, 0]]))
         return x, torch.stack(keys_and_values)
 
     def no_prefix(self) -> Tensor:
@@ -228,7 +230,7 @@ def causal_block(block: Any, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor,
     attention = block.attn
     B, S, w = x.shape
     heads, P = attention.num_heads, before.shape[2]
-    joint = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)  # (B, S, 3 w)
+    joint = linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)  # (B, S, 3 w)
     q, k, v = joint.view(B, S, 3, heads, w // heads).permute(2, 3, 0, 1, 4).contiguous()  # (heads, B, S, h) each
     if hasattr(attention, "ln_q"):
         q, k = attention.ln_q(q), attention.ln_k(k)
@@ -248,7 +250,7 @@ def causal_block(block: Any, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor,
     out = out.permute(1, 2, 0, 3).reshape(B, S, w)
     if hasattr(attention, "ln_inner"):
         out = attention.ln_inner(out)
-    out = attention.out_proj(out)
+    out = linear(out, attention.out_proj.weight, attention.out_proj.bias)
     if hasattr(block, "ln_attn"):
         out = block.ln_attn(out)
     x = x + block.ls_1(out)

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from imbalance_vlm.encoders.class_chunks import pack, two_pass
+from imbalance_vlm.encoders.linear import ONEDNN
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
 from imbalance_vlm.encoders.prompted_text import SAVINGS, Position, PromptedText
 from imbalance_vlm.encoders.text_tower import TextTower
@@ -268,6 +269,16 @@ def test_float32_to_a_hundred_thousandth() -> None:
         computed = with_grads(PromptedText(clip, NAMES, **settings)(context), context)
         assert_same(computed, expected, 1e-5)
         assert computed[0].dtype == torch.float32
+
+
+def test_frozen_layers_compute_by_onednn_in_float32_and_are_as_before_afterwards() -> None:
+    clip, context = encoder(dtype=torch.float32), learned(4, 16, dtype=torch.float32)
+    before = clip.text_features(NAMES, ["{}"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        PromptedText(clip, NAMES)(context)
+    calls = sum("_linear_pointwise" in event.name for event in profile.events())
+    assert calls >= 4 * TEXT["layers"] or ONEDNN is None
+    assert torch.equal(clip.text_features(NAMES, ["{}"]), before)
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["the encoder's", "the caller's"])

@@ -18,7 +18,7 @@ their tokens; the depth is at most that of the tower; the width is the model's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ class VisionTokens:
                 f"`tokens` must be tensors of shape (n, {self.width}), one for each of at most {self.depth} blocks, "
                 f"got {[tuple(prompt.shape) for prompt in tokens]}"
             )
-        with self._inserted(tokens):
+        with self._inserted(tokens), self._layers.used() if tokens else nullcontext():
             return self.encoder.image_features(pixels, kind)
 
     @contextmanager
@@ -95,8 +95,6 @@ class VisionTokens:
         handles: list[RemovableHandle] = []
         present = 0  # prompts that are in the sequence already
         try:
-            if tokens:
-                self._layers.on()
             for number, (block, prompt) in enumerate(zip(self.blocks, tokens, strict=False)):
                 norm = nn.Identity() if number else self._norm
                 handles.append(block.register_forward_pre_hook(partial(_insert, prompt, present, norm)))
@@ -105,7 +103,6 @@ class VisionTokens:
                 handles.append(self.blocks[-1].register_forward_hook(partial(_remove, present)))
             yield
         finally:
-            self._layers.off()
             for handle in handles:
                 handle.remove()
 
