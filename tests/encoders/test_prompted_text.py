@@ -273,12 +273,12 @@ def test_float32_to_a_hundred_thousandth() -> None:
 
 def test_frozen_layers_compute_by_onednn_in_float32_and_are_as_before_afterwards() -> None:
     clip, context = encoder(dtype=torch.float32), learned(4, 16, dtype=torch.float32)
-    before = clip.text_features(NAMES, ["{}"])
+    before = clip.text_features(NAMES[3:], ["{}"])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         PromptedText(clip, NAMES)(context)
     calls = sum("_linear_pointwise" in event.name for event in profile.events())
     assert calls >= 4 * TEXT["layers"] or ONEDNN is None
-    assert torch.equal(clip.text_features(NAMES, ["{}"]), before)
+    assert torch.equal(clip.text_features(NAMES[3:], ["{}"]), before)
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["the encoder's", "the caller's"])
