@@ -139,11 +139,11 @@ def remembers_its_first_peak(epochs: int, steps_per_epoch: int, **settings: Any)
     return rate
 
 
-def starts_after_its_warm_up(
+def skips_as_much_as_its_warm_up(
     epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0, **settings: Any
 ) -> Schedule:
     schedule, begin = sound(epochs, steps_per_epoch), round(warmup_epochs * steps_per_epoch)
-    return lambda step, peak: settings["warmup_lr"] if step < begin else schedule(step - begin, peak)
+    return lambda step, peak: settings["warmup_lr"] if step < begin else schedule(step + begin, peak)
 
 
 BAD: dict[Make, Contract] = {
@@ -151,7 +151,7 @@ BAD: dict[Make, Contract] = {
     counts_its_calls: rate_is_a_function_of_the_step,
     falls_by_the_step: epochs_begin_alike_at_any_batch_size,
     remembers_its_first_peak: groups_do_not_share_anything,
-    starts_after_its_warm_up: warm_up_covers_the_beginning,
+    skips_as_much_as_its_warm_up: warm_up_covers_the_beginning,
 }
 
 SUITE = Suite(CONTRACTS, BAD, (sound,))
