@@ -8,15 +8,17 @@
 - Palettes, YCbCr, CMYK, HSV and Lab are converted to RGB.
 - Embedded colour profiles and gamma values are ignored: the towers were trained, and the published numbers measured,
   without them, and converting a photograph would take several times as long as decoding it.
-- Of several frames, the first is read. An image that ends too early is refused.
+- Of several frames, the first is read. An image that ends too early is refused, and so are the kinds of TIFF files that
+  Pillow opens but reads as other pixels.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 PIXELS_VERSION = 2
 """Raised whenever an image is read differently; part of the keys of cached features, copies and inspections."""
 
-_ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 262, 258
+_ORIENTATION, _PHOTOMETRIC, _BITS, _PLANES, _SAMPLES = 0x0112, 262, 258, 284, 339
 """Tags of Exif and TIFF."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +53,7 @@ def read_rgb(source: Path | bytes | BinaryIO, reduced: bool = False) -> Image.Im
         ValueError: an image that is damaged in another way, or cannot be read faithfully.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _opened(source) as stream, Image.open(stream) as image:
             if reduced:
                 image.draft("RGB", (32, 32))
             return to_rgb(image)
@@ -65,6 +67,13 @@ def read_rgb(source: Path | bytes | BinaryIO, reduced: bool = False) -> Image.Im
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def _opened(source: Path | bytes | BinaryIO) -> AbstractContextManager[IO[bytes]]:
+    """A stream: by a path, Pillow maps plain TIFF files into memory, and then garbles those that are turned."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return source.open("rb") if isinstance(source, Path) else nullcontext(source)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as upright RGB; see the module. An image that is RGB already keeps its values.
 
@@ -73,6 +82,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: values that cannot be read faithfully.
     """
     raw_mode = _raw_mode(image)  # known until the image is loaded
+    _check_tiff(image)
     image.load()
     turn = _TURNS.get(orientation(image))
     if image.mode.startswith(("I", "F")):
@@ -101,6 +111,25 @@ def _raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
+def _check_tiff(image: Image.Image) -> None:
+    """Refuse, before it is loaded, a TIFF file that Pillow would read as other pixels without an error."""
+    tags: Any = getattr(image, "tag_v2", {})
+    tiles = getattr(image, "tile", None)
+    if not tags or not tiles:
+        return
+    bits = max(tags.get(_BITS, (1,)))
+    compressed = tiles[0][0] == "libtiff"
+    problem = ""
+    if tags.get(_PLANES) == 2 and bits > 8 and len(image.getbands()) > 1 and not compressed:
+        problem = f"its channels of {bits} bits are stored one after the other without compression"
+    elif compressed and tags.prefix == b"MM" and image.mode in ("I", "F"):
+        problem = "its signed or floating point values are compressed and in big-endian order"
+    elif bits == 8 and 2 in tags.get(_SAMPLES, ()):
+        problem = "its values of 8 bits have a sign"
+    if problem:
+        raise ValueError(f"{problem}, which Pillow does not read correctly; save it as PNG")
+
+
 def _on_white(image: Image.Image, raw_mode: str) -> Image.Image:
     if "transparency" in image.info and raw_mode.startswith("RGB;16"):
         raise ValueError(
@@ -112,6 +141,9 @@ def _on_white(image: Image.Image, raw_mode: str) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     layer = image.convert("RGBA")
+    *colours, alpha = layer.getextrema()
+    if alpha == (0, 0) and any(low < high for low, high in colours):
+        raise ValueError("it is transparent everywhere, but has colours; save it without its alpha channel")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 

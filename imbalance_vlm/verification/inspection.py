@@ -119,10 +119,10 @@ def inspect_bytes(content: bytes) -> Inspection:
         ):
             width, height = image.size
             image.draft("L", (32, 32))
-            image.load()
+            upright = to_rgb(image)
             if orientation(image) > 4:  # a quarter turn
                 width, height = height, width
-            return Inspection("", "", digest, perceptual_hash(image), width, height)
+            return Inspection("", "", digest, perceptual_hash(upright), width, height)
     except MemoryError:  # says nothing about the image: without a hash, it is not kept
         return Inspection("unreadable", "too little memory")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

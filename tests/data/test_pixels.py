@@ -254,6 +254,73 @@ def test_grey_that_cannot_be_read_faithfully_is_refused_by_all_parts(
     assert (inspection.problem, inspection.detail) == ("unreadable", image_faults([path])[0])
 
 
+# -- files that Pillow reads as other pixels ---------------------------------------------------------------------------
+def tiff_in_planes(bits: int) -> bytes:
+    """A TIFF file of one uncompressed RGB pixel, one plane per channel."""
+    data = bytes(range(3 * bits // 8))
+    values = {256: [1], 257: [1], 258: [bits] * 3, 259: [1], 262: [2], 273: [0] * 3, 277: [3], 278: [1], 284: [2]}
+    values[279] = [bits // 8] * 3
+    start = 8 + 2 + 12 * len(values) + 4
+    pixels = start + 3 * 6
+    values[273] = [pixels + plane * bits // 8 for plane in range(3)]
+    entries, further = b"", b""
+    for tag, numbers in sorted(values.items()):
+        content = struct.pack(f"<{len(numbers)}H", *numbers)
+        where = struct.pack("<I", start + len(further)) if len(content) > 4 else content.ljust(4, b"\0")
+        entries += struct.pack("<HHI", tag, 3, len(numbers)) + where
+        further += content if len(content) > 4 else b""
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + further + data
+
+
+def big_endian_compressed() -> bytes:
+    """A TIFF file of two signed grey values in big-endian order, by PackBits."""
+    data = b"\x03" + struct.pack(">hh", 100, 3000) + b"\0"
+    numbers = {256: 2, 257: 1, 258: 16, 259: 32773, 262: 1, 273: 8, 277: 1, 278: 1, 279: 5, 339: 2}
+    entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(numbers.items()))
+    return b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + struct.pack(">H", len(numbers)) + entries + bytes(4)
+
+
+def transparent_everywhere() -> bytes:
+    image = smooth(0, 30, 20)
+    image.putalpha(0)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiff_in_planes(16), "channels of 16 bits are stored one after the other"),
+        (big_endian_compressed(), "compressed and in big-endian order"),
+        (tiff(8, 2, struct.pack("<bb", -1, 100)), "8 bits have a sign"),
+        (transparent_everywhere(), "transparent everywhere, but has colours"),
+    ],
+)
+def test_what_pillow_misreads_is_refused_by_all_parts(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    for read in (read_rgb, decode):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    assert message in image_faults([path])[0]
+    assert message in inspect(Location(str(path))).detail
+
+
+def test_planes_of_8_bits_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_in_planes(8))
+    assert all(pixels.tolist() == [[[0, 1, 2]]] for pixels in read_by_all(path))
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "CMYK"])
+def test_a_turned_file_without_compression_is_read_by_its_path_as_by_its_bytes(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    image_of(mode).save(path, tiffinfo={274: 6})
+    expected = np.rot90(np.asarray(to_rgb(image_of(mode))), -1)
+    assert all(np.array_equal(pixels, expected) for pixels in read_by_all(path))
+
+
 # -- other -----------------------------------------------------------------------------------------------------------
 def test_colour_profiles_are_ignored(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
