@@ -111,17 +111,17 @@ def test_no_class_trains_on_the_same_pixels_twice(dataset: Dataset) -> None:
     assert len(seen) == len(labels)
 
 
-def _attribution() -> Iterator[tuple[bool, list[str]]]:
-    """(ships, fields) of every set that ATTRIBUTION lists."""
+def attributed(folder: Path) -> Iterator[tuple[bool, list[str]]]:
+    """(ships, fields) of every set that the ATTRIBUTION of a folder lists."""
     ships = True
-    for line in (reader.ASSETS / "ATTRIBUTION").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "ATTRIBUTION").read_text(encoding="utf-8").splitlines():
         ships = ships and not line.startswith("Drawings that mini-clip")
         if line.count("\t") == 6:
             yield ships, line.split("\t")
 
 
 def test_attribution_names_author_and_an_allowed_licence_of_every_set() -> None:
-    listed = list(_attribution())
+    listed = list(attributed(reader.ASSETS))
     assert len(listed) > 100
     for _, (prefix, title, author, licence, *_rest) in listed:
         assert licence in LICENSES, f"{prefix} is under {licence}"
@@ -131,13 +131,13 @@ def test_attribution_names_author_and_an_allowed_licence_of_every_set() -> None:
 
 
 def test_attribution_accounts_for_every_image_that_ships(dataset: Dataset) -> None:
-    listed = sum(int(fields[-1]) for ships, fields in _attribution() if ships)
+    listed = sum(int(fields[-1]) for ships, fields in attributed(reader.ASSETS) if ships)
     assert listed == sum(len(split) for split in dataset.splits.values())
 
 
 def test_no_set_both_ships_and_pretrains() -> None:
-    shipped = {fields[0] for ships, fields in _attribution() if ships}
-    pretraining = {fields[0] for ships, fields in _attribution() if not ships}
+    shipped = {fields[0] for ships, fields in attributed(reader.ASSETS) if ships}
+    pretraining = {fields[0] for ships, fields in attributed(reader.ASSETS) if not ships}
     assert shipped.isdisjoint(pretraining)
 
 
