@@ -5,14 +5,14 @@
 
 Takes about five minutes on 2 cores, and the same input gives the same bytes. It writes
 
-- Icons-LT and the topical sets into imbalance_vlm/assets, a folder each (see tools/icons/pack.py for the format), and
+- Icons-LT, the topical sets and the style shifts into imbalance_vlm/assets, a folder each (format: tools/icons/pack.py),
 - the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family,
   icon name, caption), shuffled once, so that its first N/27, N/9 and N/3 rows are the smaller corpora.
 
 Steps: read the usable sets (tools/icons/source.py) -> concepts from names (names.py) -> render and round to 16 levels
 (render.py) -> perceptual hashes (hashing.py) -> families of sets (families.py), all kept together (pool.py) -> families
-for the classes and families for pre-training, classes, splits, corpus (split.py) -> topical sets (topics.py) -> files
-(pack.py). `report.txt` in --out has the numbers of each.
+for the classes and families for pre-training, classes, splits, corpus (split.py) -> topical sets (topics.py) and styles
+(styles.py) -> files (pack.py). `report.txt` in --out has the numbers of each.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ from tools.icons.pack import attribution, pack, pack_hashes
 from tools.icons.pool import Pool, read_pool
 from tools.icons.source import fetch
 from tools.icons.split import Classes, corpus_rows, make_classes
-from tools.icons.topics import Topic, make_topics, read_topics
+from tools.icons.styles import make_styles
+from tools.icons.topics import make_topics, read_topics
 
 ASSETS = ROOT / "imbalance_vlm" / "assets"
 
@@ -50,9 +52,15 @@ def build(package: Path, out: Path, assets: Path, processes: int) -> str:
     text = attribution("Icons-LT", pool.sets, pool.counts_of_sets(shipped), pool.counts_of_sets(corpus))
     (folder / "ATTRIBUTION").write_text(text, encoding="utf-8")
     write_corpus(out, pool, corpus)
-    topics = read_topics()
-    made = make_topics(topics, pool)
-    write_topics(assets, pool, topics, made)
+    topics = {topic.name: topic for topic in read_topics()}
+    made = make_topics(list(topics.values()), pool) | make_styles(pool, classes)
+    trained = dict(zip(classes.names, np.bincount(classes.labels["train"]).tolist(), strict=True))
+    for name, part in made.items():
+        if name in topics:
+            described = {"templates": [topics[name].sentence], "flips": topics[name].flips}
+        else:
+            described = {"test_only": True, "group_counts": [trained[class_name] for class_name in part.names]}
+        write_set(assets / name, pool, part, described)
     report = _report(classes, pool, [pool.concepts[row] for row in corpus], made)
     (out / "report.txt").write_text(report, encoding="utf-8")
     return report
@@ -70,16 +78,14 @@ def write_corpus(out: Path, pool: Pool, corpus: np.ndarray) -> None:
     (out / "pretrain.tsv").write_text("row\tset\tfamily\ticon\tcaption\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_topics(assets: Path, pool: Pool, topics: list[Topic], made: Mapping[str, Classes]) -> None:
-    """Write the topical sets, a folder each."""
-    for topic in topics:
-        classes = made[topic.name]
-        pack(assets / topic.name, pool.images, classes, templates=[topic.sentence], flips=topic.flips)
-        text = attribution(topic.name, pool.sets, pool.counts_of_sets(np.concatenate(list(classes.rows.values()))))
-        (assets / topic.name / "ATTRIBUTION").write_text(text, encoding="utf-8")
+def write_set(folder: Path, pool: Pool, classes: Classes, described: Mapping[str, Any]) -> None:
+    """Write a dataset of drawings of the pool into its folder."""
+    pack(folder, pool.images, classes, **described)
+    text = attribution(folder.name, pool.sets, pool.counts_of_sets(np.concatenate(list(classes.rows.values()))))
+    (folder / "ATTRIBUTION").write_text(text, encoding="utf-8")
 
 
-def _report(classes: Classes, pool: Pool, captions: list[str], topics: Mapping[str, Classes]) -> str:
+def _report(classes: Classes, pool: Pool, captions: list[str], made: Mapping[str, Classes]) -> str:
     known = set(captions)
     members: dict[str, list[str]] = {}
     for prefix, name in sorted(pool.family.items()):
@@ -89,7 +95,7 @@ def _report(classes: Classes, pool: Pool, captions: list[str], topics: Mapping[s
     lines = [
         f"drawings: {len(pool.family_of)}, families: {len(members)}, of which {chosen} downstream",
         f"corpus: {len(captions)} pairs, {len(known)} captions, from families with {share:.1%} of the drawings",
-        *(f"{name}: {_facts(made, known)}" for name, made in {"icons_lt": classes, **topics}.items()),
+        *(f"{name}: {_facts(part, known)}" for name, part in {"icons_lt": classes, **made}.items()),
         "linked by image:",
         *(f"  {line}" for line in pool.links),
         "families of several sets:",
@@ -99,13 +105,14 @@ def _report(classes: Classes, pool: Pool, captions: list[str], topics: Mapping[s
 
 
 def _facts(classes: Classes, known: set[str]) -> str:
-    train = np.bincount(classes.labels["train"])
+    split = "train" if "train" in classes.labels else "test"
+    train = np.bincount(classes.labels[split])
     groups = {"many": train > 100, "medium": (train >= 20) & (train <= 100), "few": train < 20}
     return (
         f"{len(train)} classes, {sum(name in known for name in classes.names)} of them captions of the corpus; "
         f"images: {', '.join(f'{split} {len(rows)}' for split, rows in classes.rows.items())}; "
         f"{', '.join(f'{name} {int(mask.sum())}' for name, mask in groups.items())}; "
-        f"train images per class: {train.max()} to {train.min()}"
+        f"{split} images per class: {train.max()} to {train.min()}"
     )
 
 

@@ -111,7 +111,7 @@ _UCPG = (
 # -- data ------------------------------------------------------------------------------------------------------------
 DATASETS.add(
     "icons_lt",
-    f"{_PKG}.data.icons_lt:IconsLTReader",
+    f"{_PKG}.data.icons:IconsReader",
     "Icons-LT: 718 classes of everyday concepts drawn by many designers, included in the package",
 )
 for _name, _topic in {
@@ -128,6 +128,15 @@ for _name, _topic in {
     "icons_weather": "weather, moons and stars",
 }.items():
     DATASETS.add(_name, f"{_PKG}.data.icons:IconsReader", f"icons of {_topic}, included in the package")
+for _name, _style in {
+    "icons_lt_colour": "flat colours",
+    "icons_lt_drawn": "lines as of a pencil or a press",
+    "icons_lt_duotone": "two tones",
+    "icons_lt_emoji": "the style of emoji",
+    "icons_lt_filled": "filled outlines",
+    "icons_lt_pixel": "pixels",
+}.items():
+    DATASETS.add(_name, f"{_PKG}.data.icons:IconsReader", f"classes of Icons-LT drawn in {_style}, included, test only")
 DATASETS.add(
     "folder",
     f"{_PKG}.data.folder:FolderReader",

@@ -1,4 +1,4 @@
-"""The embedded topical sets as they ship: their shape, their splits, their licences, and every protocol on them."""
+"""The embedded topical sets and styles as they ship: shape, splits and licences, and every protocol on them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tools.icons.source import LEFT_OUT_SETS, LICENSES  # noqa: E402
 
 MEGABYTES = 1_000_000
 TOPICS = [name for name in catalogue.DATASETS.names() if name.startswith("icons_") and not name.startswith("icons_lt")]
+STYLES = [name for name in catalogue.DATASETS.names() if name.startswith("icons_lt_")]
 
 
 @pytest.fixture(scope="module", params=TOPICS)
@@ -106,9 +107,10 @@ def test_mirroring_is_on_where_no_class_name_has_a_side(dataset: Dataset) -> Non
     assert dataset.flips != bool(words & {"left", "right", "forward", "waning"})
 
 
-def test_attribution_accounts_for_every_image_under_an_allowed_licence(dataset: Dataset) -> None:
-    listed = list(attributed(icons.ASSETS / dataset.name))
-    assert sum(int(fields[-1]) for _, fields in listed) == dataset.num_images
+@pytest.mark.parametrize("name", TOPICS + STYLES)
+def test_attribution_accounts_for_every_image_under_an_allowed_licence(name: str) -> None:
+    listed = list(attributed(icons.ASSETS / name))
+    assert sum(int(fields[-1]) for _, fields in listed) == create_dataset(name).num_images
     for ships, (prefix, title, author, licence, *_rest) in listed:
         assert ships
         assert licence in LICENSES, f"{prefix} is under {licence}"
@@ -116,10 +118,49 @@ def test_attribution_accounts_for_every_image_under_an_allowed_licence(dataset: 
         assert prefix not in LEFT_OUT_SETS
 
 
-def test_no_set_of_drawings_is_one_that_mini_clip_was_pretrained_on(dataset: Dataset) -> None:
+@pytest.mark.parametrize("name", TOPICS + STYLES)
+def test_no_set_of_drawings_is_one_that_mini_clip_was_pretrained_on(name: str) -> None:
     pretraining = {fields[0] for ships, fields in attributed(icons.ASSETS / "icons_lt") if not ships}
-    assert pretraining.isdisjoint(fields[0] for _, fields in attributed(icons.ASSETS / dataset.name))
+    assert pretraining.isdisjoint(fields[0] for _, fields in attributed(icons.ASSETS / name))
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def style(request: pytest.FixtureRequest) -> Dataset:
+    return create_dataset(request.param)
+
+
+def test_a_style_has_classes_and_sentences_of_icons_lt_and_is_for_testing_only(style: Dataset) -> None:
+    whole = create_dataset("icons_lt")
+    assert style.test_only
+    assert list(style.splits) == ["test"]
+    assert list(style.class_names) == sorted(set(style.class_names) & set(whole.class_names))
+    assert style.templates == whole.templates
+    assert style.group_counts is not None
+    trained = dict(zip(whole.class_names, whole.counts, strict=True))
+    assert style.group_counts.tolist() == [trained[name] for name in style.class_names]
+
+
+def test_a_style_holds_no_copy_of_a_training_or_validation_image_of_icons_lt(style: Dataset) -> None:
+    whole = create_dataset("icons_lt")
+    known = {image.tobytes() for split in ("train", "val") for image in pixels(whole, split)}
+    assert known.isdisjoint(image.tobytes() for image in pixels(style, "test"))
+    report = verify({"data": {"name": style.name}}, ignore=["near_duplicate"], workers=1)
+    assert report.ok, report.findings
+
+
+def pixels(dataset: Dataset, split: str) -> np.ndarray:
+    images = dataset.splits[split].images
+    assert isinstance(images, ArrayImages)
+    return images.pixels
+
+
+def test_emoji_and_flat_colours_are_coloured() -> None:
+    for name in ("icons_lt_emoji", "icons_lt_colour"):
+        images = pixels(create_dataset(name), "test")
+        assert (images != images[..., :1]).any(axis=(1, 2, 3)).mean() > 0.9
 
 
 def test_the_files_are_small() -> None:
-    assert sum(path.stat().st_size for name in TOPICS for path in (icons.ASSETS / name).iterdir()) < 6 * MEGABYTES
+    assert (
+        sum(path.stat().st_size for name in TOPICS + STYLES for path in (icons.ASSETS / name).iterdir()) < 6 * MEGABYTES
+    )

@@ -1,4 +1,4 @@
-"""`tools/icons/topics.py` and `copies.py`: the word list, and splits without copies of any kind."""
+"""`tools/icons/topics.py`, `copies.py` and `styles.py`: the word list, splits without copies, and styles by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split  # noqa: E402
 from imbalance_vlm.verification.collection import Collection, listed_images  # noqa: E402
 from imbalance_vlm.verification.verify import verify  # noqa: E402
-from tools.icons import copies, topics  # noqa: E402
+from tools.icons import copies, styles, topics  # noqa: E402
 
 TOPIC = topics.Topic("shapes", "a {}", True, {f"shape {number}": (f"shape {number}",) for number in range(6)})
 
@@ -108,3 +108,18 @@ def test_a_class_of_one_drawer_is_left_out() -> None:
     made = topics.make_topic(TOPIC, labels, family_of, images, copies.looks(images), unseen)
     assert "shape 2" not in made.names
     assert "shape 1" in made.names
+
+
+@pytest.mark.parametrize(
+    ("prefix", "icon", "expected"),
+    [
+        ("twemoji", "cat", {"icons_lt_emoji"}),
+        ("ph", "cat-duotone", {"icons_lt_duotone"}),
+        ("ri", "cat-fill", {"icons_lt_filled"}),
+        ("streamline-freehand-color", "cat", {"icons_lt_drawn"}),
+        ("streamline-flex-color", "cat", {"icons_lt_colour"}),
+        ("lucide", "bottle-filler", set()),
+    ],
+)
+def test_styles_are_told_by_set_and_icon_name(prefix: str, icon: str, expected: set[str]) -> None:
+    assert {style.name for style in styles.STYLES if style.has(prefix, icon)} == expected

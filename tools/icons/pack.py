@@ -1,7 +1,7 @@
 """Writes the files of the embedded datasets; the same input gives the same bytes.
 
-    classes.json     names in label order, and for each split the labels' run lengths and the drawings' places; where
-                     they are not those of Icons-LT, templates, and whether a mirrored drawing shows its class
+    classes.json     names in label order, and for each split the labels' run lengths and the drawings' places; of
+                     some sets, what else describes them: templates, flips, test_only, group_counts
     grey.bin         drawings without colour: 4 bits per pixel, two pixels per byte, zlib over all of them
     colour.bin       drawings with colour: 4 bits per channel, packed in the same way
     corpus.bin       of Icons-LT: the distinct perceptual hashes of the pre-training corpus, sorted, by column, zlib

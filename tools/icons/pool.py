@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.icons import names as naming
+from tools.icons.copies import Looks, looks
 from tools.icons.families import MIN_SHARE, fork_shares, group
 from tools.icons.hashing import perceptual_hash
 from tools.icons.render import nearly_blank, quantise, render_all
@@ -28,6 +29,7 @@ class Pool:
         spelling: the spelling in use, for every concept of a name.
         images: (N, 32, 32, 3) uint8, with 16 levels per channel.
         hashes: (N, 2) uint64 perceptual hashes.
+        looks: (N) what near-duplicates of `imbalance-vlm data verify` are found by.
         family: the family of each set, by its prefix.
         links: the pairs of sets that are one family because of their drawings, for the report.
         family_of: (N,) row in `families`.
@@ -43,6 +45,7 @@ class Pool:
     spelling: Mapping[str, str]
     images: np.ndarray
     hashes: np.ndarray
+    looks: Looks
     family: Mapping[str, str]
     links: list[str]
     family_of: np.ndarray
@@ -87,6 +90,7 @@ def read_pool(package: Path, processes: int) -> Pool:
         spelling=spelling,
         images=images,
         hashes=hashes,
+        looks=looks(images),
         family=family,
         links=[f"{a} ~ {b}: {share:.0%}" for (a, b), share in shares.items() if share >= MIN_SHARE],
         family_of=family_of,

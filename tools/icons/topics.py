@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tools.icons.copies import Looks, alike, clusters_of, looks
+from tools.icons.copies import Looks, alike, clusters_of
 from tools.icons.pool import Pool
 from tools.icons.split import Classes
 
@@ -190,15 +190,12 @@ def make_topics(topics: Sequence[Topic], pool: Pool) -> dict[str, Classes]:
     among = pool.downstream & pool.usable
     labels_of = {topic.name: members(topic, pool.concepts, pool.spelling, among) for topic in topics}
     rows = np.flatnonzero(np.any([labels >= 0 for labels in labels_of.values()], axis=0))
-    of_rows, pretraining = looks(pool.images[rows]), looks(pool.images[~pool.downstream & pool.usable])
-    seen = np.zeros(len(rows), bool)
-    seen[alike(of_rows, pretraining)[0]] = True
+    seen = np.zeros(len(pool.drawings), bool)
+    seen[rows[alike(pool.looks.take(rows), pool.looks.take(~pool.downstream & pool.usable))[0]]] = True
     made = {}
     for topic in topics:
-        at = np.flatnonzero(labels_of[topic.name][rows] >= 0)
-        own = rows[at]
-        classes = make_topic(
-            topic, labels_of[topic.name][own], pool.family_of[own], pool.images[own], of_rows.take(at), seen[at]
-        )
+        own = np.flatnonzero(labels_of[topic.name] >= 0)
+        labels, look = labels_of[topic.name][own], pool.looks.take(own)
+        classes = make_topic(topic, labels, pool.family_of[own], pool.images[own], look, seen[own])
         made[topic.name] = Classes(classes.names, {part: own[r] for part, r in classes.rows.items()}, classes.labels)
     return made
