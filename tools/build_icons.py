@@ -5,7 +5,7 @@
 
 Takes about five minutes on 2 cores, and the same input gives the same bytes. It writes
 
-- Icons-LT, the topical sets and the style shifts into imbalance_vlm/assets, a folder each (format: tools/icons/pack.py),
+- Icons-LT, the topical sets and the styles into imbalance_vlm/assets, a folder each (format: tools/icons/pack.py), and
 - the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family,
   icon name, caption), shuffled once, so that its first N/27, N/9 and N/3 rows are the smaller corpora.
 
