@@ -287,7 +287,7 @@ def icons_sets_table() -> str:
         tail = LongTail(data.counts, data.class_names)
         rows.append(
             {
-                "dataset": f"`{name}`",
+                "dataset": name,
                 "sentence": data.templates[0],
                 "flips": "yes" if data.flips else "no",
                 "classes": data.num_classes,
@@ -309,7 +309,7 @@ def icons_styles_table() -> str:
         data = create_dataset(name)
         rows.append(
             {
-                "dataset": f"`{name}`",
+                "dataset": name,
                 "drawn in": "all styles" if name == "icons_lt" else _style_of(name),
                 "classes": data.num_classes,
                 "test": len(data.splits["test"]),
