@@ -85,8 +85,8 @@ def file_fingerprint(path: Path) -> str:
 def _content_digest(file: Path, size: int, modified_ns: int) -> bytes:
     """SHA-256 of a file's content.
 
-    Path, size and modification time identify the content of a file everywhere in this package (images and their copies
-    too), so this is a function of its arguments, and a study hashes gigabytes of weights once and not for every run.
+    Kept for the process under path, size and modification time, so that a study hashes gigabytes of weights once and
+    not for every run.
     """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
