@@ -19,7 +19,7 @@ from imbalance_vlm.workers import end_with_parent
 from tests.killing import ENVIRONMENT
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes as Linux does")
-SIGNALS = [signal.SIGTERM, signal.SIGKILL]
+SIGNALS = [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
 
 
 def children(process: int) -> set[int]:

@@ -1,125 +1,119 @@
-"""Build Icons-LT and mini-clip's pre-training corpus from the npm package `@iconify/json`.
+"""Build the embedded datasets and mini-clip's pre-training corpus from the npm package `@iconify/json`.
 
     python tools/build_icons.py --work build/icons                 download with npm, then build
     python tools/build_icons.py --source PACKAGE --out build/icons  from an unpacked package
 
-Takes about four minutes on 2 cores, and the same input gives the same bytes. It writes
+Takes about five minutes on 2 cores, and the same input gives the same bytes. It writes
 
-- the dataset into imbalance_vlm/assets/icons_lt (see tools/icons/pack.py for the format), and
+- Icons-LT, the topical sets and the styles into imbalance_vlm/assets, a folder each (format: tools/icons/pack.py), and
 - the corpus into --out, not shipped: pretrain_images.npy, uint8 (N, 32, 32, 3), and pretrain.tsv (row, set, family,
   icon name, caption), shuffled once, so that its first N/27, N/9 and N/3 rows are the smaller corpora.
 
 Steps: read the usable sets (tools/icons/source.py) -> concepts from names (names.py) -> render and round to 16 levels
-(render.py) -> perceptual hashes (hashing.py) -> families of sets (families.py) -> families for the classes and families
-for pre-training, classes, splits, corpus (split.py) -> files (pack.py). `report.txt` in --out has the numbers of each.
+(render.py) -> perceptual hashes (hashing.py) -> families of sets (families.py), all kept together (pool.py) -> families
+for the classes and families for pre-training, classes, splits, corpus (split.py) -> topical sets (topics.py) and styles
+(styles.py) -> files (pack.py). `report.txt` in --out has the numbers of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.icons import names as naming
-from tools.icons.families import MIN_SHARE, fork_shares, group
-from tools.icons.hashing import perceptual_hash
 from tools.icons.pack import attribution, pack, pack_hashes
-from tools.icons.render import nearly_blank, quantise, render_all
-from tools.icons.source import Drawing, IconSet, brand_names, fetch, read_sets
-from tools.icons.split import Classes, choose_families, corpus_rows, make_classes
+from tools.icons.pool import Pool, read_pool
+from tools.icons.source import fetch
+from tools.icons.split import Classes, corpus_rows, make_classes
+from tools.icons.styles import make_styles
+from tools.icons.topics import make_topics, read_topics
 
-ASSETS = ROOT / "imbalance_vlm" / "assets" / "icons_lt"
-
-
-def name_drawings(sets: list[tuple[IconSet, list[Drawing]]], brands: frozenset[str]) -> list[str]:
-    """The concept of every drawing, in order; "" where its name says that it shows a brand or a variant."""
-    names = []
-    for icon_set, drawings in sets:
-        concepts = naming.set_names(icon_set, [drawing.name for drawing in drawings])
-        names += [concepts.get(drawing.name, "") for drawing in drawings]
-    spelling = naming.merge_spellings(Counter(concept for concept in names if concept))
-    merged = [spelling.get(concept, "") for concept in names]
-    return ["" if concept in brands else concept for concept in merged]
+ASSETS = ROOT / "imbalance_vlm" / "assets"
 
 
 def build(package: Path, out: Path, assets: Path, processes: int) -> str:
     """Build everything; returns the report."""
-    sets = read_sets(package)
-    drawings = [drawing for _, of_set in sets for drawing in of_set]
-    set_of = np.repeat(np.arange(len(sets)), [len(of_set) for _, of_set in sets])
-    concepts = name_drawings(sets, naming.brands(brand_names(package)))
-    images = quantise(render_all(drawings, processes))
-    usable = np.array([bool(concept) for concept in concepts]) & ~nearly_blank(images)
-    concepts = [concept if good else "" for concept, good in zip(concepts, usable, strict=True)]
-    hashes = perceptual_hash(images)
-    prefixes = [icon_set.prefix for icon_set, _ in sets]
-    named = np.flatnonzero(usable)
-    shares = fork_shares([prefixes[set_of[row]] for row in named], [concepts[row] for row in named], hashes[named])
-    family = group({prefix: len(of_set) for prefix, (_, of_set) in zip(prefixes, sets, strict=True)}, shares)
-    seen = [f"{a} ~ {b}: {share:.0%}" for (a, b), share in shares.items() if share >= MIN_SHARE]
-    families = sorted(set(family.values()))
-    family_of_set = np.array([families.index(family[prefix]) for prefix in prefixes])
-    family_of = family_of_set[set_of]
-    vocabulary = sorted({concept for concept in concepts if naming.is_concept(concept)})
-    label = {concept: row for row, concept in enumerate(vocabulary)}
-    concept_of = np.array([label.get(concept, -1) for concept in concepts])
-
-    downstream = np.isin(family_of, sorted(choose_families(family_of[usable], concept_of[usable])))
-    classes = make_classes(vocabulary, concept_of, family_of, hashes, images, downstream & usable)
-    corpus = corpus_rows(np.flatnonzero(~downstream & usable), hashes, classes.rows["test"])
-
-    pack(assets, images, classes)
-    pack_hashes(assets, hashes[corpus])
-    shipped = Counter(drawings[row].set for rows in classes.rows.values() for row in rows)
-    used = Counter(drawings[row].set for row in corpus)
-    (assets / "ATTRIBUTION").write_text(attribution([s for s, _ in sets], shipped, used), encoding="utf-8")
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "pretrain_images.npy", images[corpus])
-    lines = (
-        f"{at}\t{drawings[row].set}\t{families[family_of[row]]}\t{drawings[row].name}\t{concepts[row]}"
-        for at, row in enumerate(corpus)
+    pool = read_pool(package, processes)
+    classes = make_classes(
+        pool.vocabulary, pool.concept_of, pool.family_of, pool.hashes, pool.images, pool.downstream & pool.usable
     )
-    (out / "pretrain.tsv").write_text("row\tset\tfamily\ticon\tcaption\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    report = _report(classes, family, seen, downstream, family_of, [concepts[row] for row in corpus])
+    corpus = corpus_rows(np.flatnonzero(~pool.downstream & pool.usable), pool.hashes, classes.rows["test"])
+    folder = assets / "icons_lt"
+    pack(folder, pool.images, classes)
+    pack_hashes(folder, pool.hashes[corpus])
+    shipped = np.concatenate(list(classes.rows.values()))
+    text = attribution("Icons-LT", pool.sets, pool.counts_of_sets(shipped), pool.counts_of_sets(corpus))
+    (folder / "ATTRIBUTION").write_text(text, encoding="utf-8")
+    write_corpus(out, pool, corpus)
+    topics = {topic.name: topic for topic in read_topics()}
+    made = make_topics(list(topics.values()), pool) | make_styles(pool, classes)
+    trained = dict(zip(classes.names, np.bincount(classes.labels["train"]).tolist(), strict=True))
+    for name, part in made.items():
+        if name in topics:
+            described = {"templates": [topics[name].sentence], "flips": topics[name].flips}
+        else:
+            described = {"test_only": True, "group_counts": [trained[class_name] for class_name in part.names]}
+        write_set(assets / name, pool, part, described)
+    report = _report(classes, pool, [pool.concepts[row] for row in corpus], made)
     (out / "report.txt").write_text(report, encoding="utf-8")
     return report
 
 
-def _report(
-    classes: Classes,
-    family: dict[str, str],
-    seen: list[str],
-    downstream: np.ndarray,
-    family_of: np.ndarray,
-    captions: list[str],
-) -> str:
-    train = np.bincount(classes.labels["train"])
+def write_corpus(out: Path, pool: Pool, corpus: np.ndarray) -> None:
+    """Write the images and the captions of the corpus, in its order."""
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "pretrain_images.npy", pool.images[corpus])
+    lines = (
+        f"{at}\t{pool.drawings[row].set}\t{pool.families[pool.family_of[row]]}\t{pool.drawings[row].name}"
+        f"\t{pool.concepts[row]}"
+        for at, row in enumerate(corpus)
+    )
+    (out / "pretrain.tsv").write_text("row\tset\tfamily\ticon\tcaption\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_set(folder: Path, pool: Pool, classes: Classes, described: Mapping[str, Any]) -> None:
+    """Write a dataset of drawings of the pool into its folder."""
+    pack(folder, pool.images, classes, **described)
+    text = attribution(folder.name, pool.sets, pool.counts_of_sets(np.concatenate(list(classes.rows.values()))))
+    (folder / "ATTRIBUTION").write_text(text, encoding="utf-8")
+
+
+def _report(classes: Classes, pool: Pool, captions: list[str], made: Mapping[str, Classes]) -> str:
     known = set(captions)
-    groups = {"many": train > 100, "medium": (train >= 20) & (train <= 100), "few": train < 20}
     members: dict[str, list[str]] = {}
-    for prefix, name in sorted(family.items()):
+    for prefix, name in sorted(pool.family.items()):
         members.setdefault(name, []).append(prefix)
-    chosen = len(np.unique(family_of[downstream]))
-    share = np.mean(~downstream)
+    chosen = len(np.unique(pool.family_of[pool.downstream]))
+    share = np.mean(~pool.downstream)
     lines = [
-        f"drawings: {len(family_of)}, families: {len(members)}, of which {chosen} downstream",
+        f"drawings: {len(pool.family_of)}, families: {len(members)}, of which {chosen} downstream",
         f"corpus: {len(captions)} pairs, {len(known)} captions, from families with {share:.1%} of the drawings",
-        f"classes: {len(train)}, known to the corpus: {sum(name in known for name in classes.names)}",
-        f"images: {', '.join(f'{split} {len(rows)}' for split, rows in classes.rows.items())}",
-        f"groups: {', '.join(f'{name} {int(mask.sum())}' for name, mask in groups.items())}",
-        f"train images per class: {train.max()} to {train.min()}, max/min {train.max() / train.min():.1f}",
+        *(f"{name}: {_facts(part, known)}" for name, part in {"icons_lt": classes, **made}.items()),
         "linked by image:",
-        *(f"  {line}" for line in seen),
+        *(f"  {line}" for line in pool.links),
         "families of several sets:",
         *(f"  {name}: {' '.join(prefixes)}" for name, prefixes in members.items() if len(prefixes) > 1),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _facts(classes: Classes, known: set[str]) -> str:
+    split = "train" if "train" in classes.labels else "test"
+    train = np.bincount(classes.labels[split])
+    groups = {"many": train > 100, "medium": (train >= 20) & (train <= 100), "few": train < 20}
+    return (
+        f"{len(train)} classes, {sum(name in known for name in classes.names)} of them captions of the corpus; "
+        f"images: {', '.join(f'{split} {len(rows)}' for split, rows in classes.rows.items())}; "
+        f"{', '.join(f'{name} {int(mask.sum())}' for name, mask in groups.items())}; "
+        f"{split} images per class: {train.max()} to {train.min()}"
+    )
 
 
 def main() -> int:
@@ -127,7 +121,7 @@ def main() -> int:
     parser.add_argument("--source", type=Path, help="an unpacked @iconify/json; downloaded with npm by default")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "icons", help="where npm stores the package")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "icons", help="for the corpus and the report")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="for the dataset")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="for the datasets, a folder each")
     parser.add_argument("--processes", type=int, default=2, help="rendering processes")
     options = parser.parse_args()
     package = options.source or fetch(options.work)

@@ -276,6 +276,53 @@ def icons_lt_facts() -> str:
     )
 
 
+def icons_sets_table() -> str:
+    """The embedded topical sets: their sizes, counted in the shipped files, and the kept zero-shot accuracies."""
+    accuracy = study_frame("studies/icons_sets").set_index("recipe")["overall"]
+    rows = []
+    for name in [
+        name for name in catalogue.DATASETS.names() if name.startswith("icons_") and not name.startswith("icons_lt")
+    ]:
+        data = create_dataset(name)
+        tail = LongTail(data.counts, data.class_names)
+        rows.append(
+            {
+                "dataset": name,
+                "sentence": data.templates[0],
+                "flips": "yes" if data.flips else "no",
+                "classes": data.num_classes,
+                **{split: len(data.splits[split]) for split in ("train", "val", "test")},
+                "max / min": f"{tail.counts.max()} / {tail.counts.min()}",
+                "many / medium / few": " / ".join(str(len(members)) for members in tail.groups.values()),
+                "zero-shot": f"{accuracy[f'own sentences/{name}']:.1f}",
+                "an icon of {}": f"{accuracy[f'plain sentence/{name}']:.1f}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def icons_styles_table() -> str:
+    """Icons-LT and its styles: their sizes, counted in the shipped files, and the kept zero-shot accuracies."""
+    accuracy = study_frame("studies/icons_sets").set_index("recipe")["overall"]
+    rows = []
+    for name in [name for name in catalogue.DATASETS.names() if name.startswith("icons_lt")]:
+        data = create_dataset(name)
+        rows.append(
+            {
+                "dataset": name,
+                "drawn in": "all styles" if name == "icons_lt" else _style_of(name),
+                "classes": data.num_classes,
+                "test": len(data.splits["test"]),
+                "zero-shot": f"{accuracy[f'own sentences/{name}']:.1f}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def _style_of(name: str) -> str:
+    return catalogue.DATASETS.get(name).summary.split("drawn in ")[1].split(",")[0]
+
+
 def bench_output(name: str) -> str:
     """The kept output of a benchmark command."""
     return f"```\n{(KEPT / f'{name}.txt').read_text(encoding='utf-8').strip()}\n```"
@@ -319,6 +366,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "capabilities": capabilities,
     "catalogue": components,
     "icons_lt": icons_lt_facts,
+    "icons_sets": icons_sets_table,
+    "icons_styles": icons_styles_table,
     "which_one": lambda: which_one("studies/balancing"),
     "which_one_photos": lambda: which_one("studies/balancing_photos"),
     "parity": parity,

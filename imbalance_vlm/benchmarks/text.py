@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from imbalance_vlm.benchmarks.measurement import check_at_least_one, synchronize
-from imbalance_vlm.data.icons_lt import ASSETS
+from imbalance_vlm.data.icons import ASSETS
 from imbalance_vlm.data.preprocessing import Preprocessing
 from imbalance_vlm.encoders.base import fixed_seed
 from imbalance_vlm.encoders.open_clip import OpenClipEncoder
@@ -60,7 +60,7 @@ def names_for(count: int, names: Sequence[str] | None = None) -> list[str]:
     8142
     """
     if names is None:
-        icons = json.loads((ASSETS / "classes.json").read_text(encoding="utf-8"))["names"]
+        icons = json.loads((ASSETS / "icons_lt" / "classes.json").read_text(encoding="utf-8"))["names"]
         names = [f"{name} {suffix}".strip() for name in icons for suffix in SUFFIXES]
     if not 1 <= count <= len(names):
         raise InputError(f"`classes` must be from 1 to the number of names, {len(names)}, got {count}; give more names")

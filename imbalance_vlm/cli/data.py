@@ -1,4 +1,4 @@
-"""`imbalance-vlm data verify` and `data show`."""
+"""`imbalance-vlm data verify`, `data show` and `data scenes`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 from imbalance_vlm.cli.common import command, path
 
 EXIT_FINDINGS = 1
-SOURCE = "a recipe, a folder of class folders, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz)"
+SOURCE = (
+    "a recipe, the name of a dataset, a folder of class folders, a table (.csv, .tsv, .parquet) or an archive (.zip, "
+    ".tar, .tar.gz)"
+)
 
 
 def add(commands: Any) -> None:
-    summary = "check a dataset before training, or draw its largest and smallest classes"
+    summary = "check a dataset before training, draw its largest and smallest classes, or compose scenes of its images"
     parser = commands.add_parser("data", help=summary, description=f"{summary.capitalize()}.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_verify(actions)
     _add_show(actions)
+    _add_scenes(actions)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +73,29 @@ def _add_show(actions: Any) -> None:
     )
 
 
+def _add_scenes(actions: Any) -> None:
+    parser = command(
+        actions,
+        "scenes",
+        scenes,
+        "compose scenes for detection and segmentation, with exact boxes and masks",
+        "Compose scenes of 3 to 8 drawings of a dataset on a canvas of 128 pixels, with exact boxes and masks: "
+        "images/*.png and annotations.json in the format of COCO or LVIS.",
+    )
+    _add_source(parser)
+    parser.add_argument("--out", type=path, required=True, help="new or empty folder to write to")
+    parser.add_argument("--split", default="train", help="whose images are drawn (default train)")
+    parser.add_argument("--count", type=int, default=1000, help="number of scenes (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
+    parser.add_argument(
+        "--tail-factor",
+        type=float,
+        help="how many times as often the largest class is drawn as the smallest; by default, classes are drawn as "
+        "often as the dataset trains on them",
+    )
+    parser.add_argument("--format", choices=("coco", "lvis"), default="coco", help="of annotations.json (default coco)")
+
+
 def verify(options: argparse.Namespace) -> int:
     from imbalance_vlm.progress import note
     from imbalance_vlm.verification import report
@@ -101,3 +128,19 @@ def show(options: argparse.Namespace) -> None:
         options.source, options.overrides, classes=options.classes, images=options.images, out=options.out
     )
     note(f"contact sheet: {options.out}")
+
+
+def scenes(options: argparse.Namespace) -> None:
+    from imbalance_vlm.data.scenes import Scenes, write_scenes
+    from imbalance_vlm.errors import InputError
+    from imbalance_vlm.progress import note
+    from imbalance_vlm.verification.collection import collect
+    from imbalance_vlm.verification.report import outside
+
+    collection = collect(options.source, options.overrides)
+    if collection.dataset is None:
+        raise InputError(f"scenes need a dataset with classes, and {options.source} is an archive; unpack it first")
+    out = outside(options.out, collection.roots, "--out")
+    composed = Scenes(collection.dataset, options.split, options.count, options.seed, options.tail_factor)
+    write_scenes(composed, out, options.format)
+    note(f"{len(composed):,} scenes: {out}")

@@ -111,9 +111,32 @@ _UCPG = (
 # -- data ------------------------------------------------------------------------------------------------------------
 DATASETS.add(
     "icons_lt",
-    f"{_PKG}.data.icons_lt:IconsLTReader",
+    f"{_PKG}.data.icons:IconsReader",
     "Icons-LT: 718 classes of everyday concepts drawn by many designers, included in the package",
 )
+for _name, _topic in {
+    "icons_animals": "animals and their traces",
+    "icons_arrows": "arrows, told apart by direction and frame",
+    "icons_devices": "devices and their states, such as levels of a battery",
+    "icons_faces": "faces and hands",
+    "icons_food": "food and drink",
+    "icons_health": "health and the body",
+    "icons_media": "music and video",
+    "icons_places": "places and buildings",
+    "icons_sports": "sports and games",
+    "icons_transport": "vehicles and travel",
+    "icons_weather": "weather, moons and stars",
+}.items():
+    DATASETS.add(_name, f"{_PKG}.data.icons:IconsReader", f"icons of {_topic}, included in the package")
+for _name, _style in {
+    "icons_lt_colour": "flat colours",
+    "icons_lt_drawn": "lines as of a pencil or a press",
+    "icons_lt_duotone": "two tones",
+    "icons_lt_emoji": "the style of emoji",
+    "icons_lt_filled": "filled outlines",
+    "icons_lt_pixel": "pixels",
+}.items():
+    DATASETS.add(_name, f"{_PKG}.data.icons:IconsReader", f"classes of Icons-LT drawn in {_style}, included, test only")
 DATASETS.add(
     "folder",
     f"{_PKG}.data.folder:FolderReader",

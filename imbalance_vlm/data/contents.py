@@ -1,7 +1,7 @@
-"""What the bytes of files say: their hashes, and whether they are images that can be read.
+"""Hashes of files, and whether they are images that can be read.
 
-Files are read once and found again by their place and state, so that a second look at 100,000 files only asks the file
-system for their states. What could not be read, for lack of permission for example, is tried again every time.
+Results are cached by the path and state of a file, so that 100,000 files that have not changed take only a call of
+`stat` each. A file that could not be read, for example for lack of permission, is tried again every time.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from imbalance_vlm.progress import bar
 
 @dataclass(frozen=True)
 class Content:
-    """What the bytes of a file say.
+    """The result of reading a file.
 
     Args:
-        digest: their SHA-256; for a file that cannot be read, why.
-        fault: why the file is no image that can be read; "" for one that can, None where this was not asked.
-        lasting: whether this follows from the file's bytes.
+        digest: SHA-256 of its bytes; for a file that cannot be read, the reason.
+        fault: why the file is not an image that can be read; "" for one that is, None where this was not checked.
+        lasting: whether the result follows from the file's bytes, so that it can be cached.
     """
 
     digest: str
@@ -40,15 +40,14 @@ class Content:
 
 
 def content_hashes(files: Sequence[Path]) -> list[str]:
-    """The SHA-256 of each file's bytes; for a file that cannot be read, a word that says so."""
+    """The SHA-256 of each file's bytes; "unreadable: " and the type of the error for a file that cannot be read."""
     return [content.digest for content in _contents(files, "read files", check=False)]
 
 
 def image_faults(files: Sequence[Path]) -> list[str]:
-    """Why each file is no image that can be decoded completely; "" for those that are.
+    """Why each file is not an image that can be decoded completely; "" for those that are.
 
-    JPEG files are decoded at an eighth of their size, which still walks through all their data and notices a truncated
-    file.
+    JPEG files are decoded at an eighth of their size, which still reads all their data and detects truncated files.
     """
     return [content.fault or "" for content in _contents(files, "check images", check=True)]
 

@@ -1,4 +1,4 @@
-"""What a label is, the same in every format: a name as it is written, or a whole number from 0.
+"""Labels, with one meaning in every format: a name as it is written, or a whole number from 0.
 
 cat, 01, 1e3, NA           names; 01 and 1 are two classes
 0, 2, 10 or 0.0, 2.0, 10.0 whole numbers, where every label of the dataset is one; they sort as numbers

@@ -1,4 +1,4 @@
-"""What a pixel means: any image that Pillow opens, as upright 8-bit RGB. All parts of the package read images here.
+"""Reading of images: any image that Pillow opens becomes upright 8-bit RGB, in the same way everywhere in the package.
 
 - Orientation in Exif or XMP metadata is applied.
 - Transparent parts are composed on white: alpha channels, transparent palette entries and transparent colours.
@@ -38,7 +38,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of each orientation upright."""
+"""The transposition that makes an image of each orientation upright."""
 
 
 def read_rgb(source: Path | bytes | BinaryIO, reduced: bool = False) -> Image.Image:
@@ -46,7 +46,7 @@ def read_rgb(source: Path | bytes | BinaryIO, reduced: bool = False) -> Image.Im
 
     Args:
         source: the file, its content, or a stream of it.
-        reduced: decode JPEG files at an eighth of their size, where only their soundness is of interest.
+        reduced: whether JPEG files are decoded at an eighth of their size, to check that they are intact.
 
     Raises:
         OSError: a file that cannot be opened, or an image that is damaged.
@@ -63,7 +63,7 @@ def read_rgb(source: Path | bytes | BinaryIO, reduced: bool = False) -> Image.Im
         ) from error
     except (OSError, ValueError, MemoryError):
         raise
-    except Exception as error:  # decoders raise a dozen types, all of which mean the same here
+    except Exception as error:  # decoders raise a dozen types for damaged images
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -92,7 +92,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "LAB":
         image = _from_lab(image)
     rgb = image.convert("RGB")
-    rgb.info = {}  # what it says has been applied
+    rgb.info = {}  # orientation and transparency have been applied
     return rgb.transpose(turn) if turn is not None else rgb
 
 

@@ -1,4 +1,4 @@
-"""Facts about files, kept in the cache folder and valid as long as the file is in the same state."""
+"""A cache of values computed from files; a value is valid as long as its file is in the same state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def file_state(status: os.stat_result) -> str:
-    """What changes with a file's content: its size, times and number. Nobody can set the time of the status."""
+    """Size, times and inode of a file, which change with its content. The time of the status (ctime) cannot be set."""
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 

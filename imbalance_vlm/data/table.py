@@ -121,7 +121,7 @@ class _Table:
 
 
 def _read(file: Path, path_column: str, label_column: str | None = None, split_column: str | None = None) -> _Table:
-    """The columns of a table that are named here; those of a text table hold text, as it is written.
+    """The columns of a table; those of a text table hold text as it is written.
 
     Raises:
         InputError: no such file, another format, a row of another length than the header, or a column that it lacks;
@@ -149,8 +149,8 @@ def _read(file: Path, path_column: str, label_column: str | None = None, split_c
             raise InputError(
                 f"{file} must have a column {column!r}, got {', '.join(table.columns) or 'none'}."
                 f"{did_you_mean(column, table.columns)} "
-                "Its first line must name the columns; tell with `path_column`, `label_column` and `split_column` "
-                "which are which"
+                "Its first line must name the columns; set `path_column`, `label_column` and `split_column` to "
+                "their names"
             )
     if split_column not in (None, "split", *table.columns):
         raise InputError(f"{file} must have the `split_column` {split_column!r}, got {', '.join(table.columns)}")
@@ -174,12 +174,12 @@ def _read_text(file: Path, required: Sequence[str]) -> _Table:
         UnicodeDecodeError: text that is not UTF-8.
         InputError: a row that has more or fewer values than the header.
     """
-    own = "," if file.suffix.lower() == ".csv" else "\t"
+    usual = "," if file.suffix.lower() == ".csv" else "\t"
     with file.open(newline="", encoding="utf-8-sig") as stream:
         header = stream.readline()
-        separators = [own, *(separator for separator in ",;\t|" if separator != own)]
+        separators = [usual, *(separator for separator in ",;\t|" if separator != usual)]
         fitting = (mark for mark in separators if set(required) <= set(_cells(next(_rows([header], mark), []), mark)))
-        separator = next(fitting, own)
+        separator = next(fitting, usual)
         stream.seek(0)
         rows = _rows(stream, separator)
         names = _cells(next(rows, []), separator)

@@ -49,9 +49,7 @@ class Encoder(Protocol):
 
     def width(self, kind: str) -> int: ...
     def image_features(self, pixels: Tensor, kind: str) -> Tensor: ...
-    def text_features(
-        self, class_names: Sequence[str], templates: Sequence[str], *, normalize_each: bool = True
-    ) -> Tensor: ...
+    def text_features(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor: ...
     def text_in(self, kind: str, text_features: Tensor) -> Tensor: ...
 
 
@@ -85,8 +83,8 @@ def file_fingerprint(path: Path) -> str:
 def _content_digest(file: Path, size: int, modified_ns: int) -> bytes:
     """SHA-256 of a file's content.
 
-    Path, size and modification time identify the content of a file everywhere in this package (images and their copies
-    too), so this is a function of its arguments, and a study hashes gigabytes of weights once and not for every run.
+    Kept for the process under path, size and modification time, so that a study hashes gigabytes of weights once and
+    not for every run.
     """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

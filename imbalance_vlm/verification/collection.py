@@ -117,8 +117,9 @@ def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
     """List the images of a recipe, a folder, a table or an archive; none of them is opened.
 
     Args:
-        source: the name, file or mapping of a recipe, whose `data` section is used; or the path of a folder of images,
-            a table (.csv, .tsv, .txt, .parquet) or an archive (.zip, .tar, .tar.gz, ...).
+        source: the name, file or mapping of a recipe, whose `data` section is used; or the name of a dataset, whose
+            settings are overrides (`data.root=...`); or the path of a folder of images, a table (.csv, .tsv, .txt,
+            .parquet) or an archive (.zip, .tar, .tar.gz, ...).
         overrides: `key.path=value` of the recipe; for a folder or a table, settings of its reader.
 
     Raises:
@@ -135,6 +136,8 @@ def collect(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
         return _of_archive(path, text)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return _of_path(path, text, overrides)
+    if text in catalogue.DATASETS:
+        return _of_recipe({"data": {"name": text}}, overrides, text)
     if not path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_archive(path)):
         raise InputError(f"{text!r}: no such file")
     yaml = path.suffix.lower() in (".yaml", ".yml")

@@ -44,7 +44,8 @@ def test_help_and_ls_answer_in_under_a_second_without_torch(arguments: list[str]
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "ls", "show", "validate", "schema", "table", "predict", "data verify", "data show", "cache"]
+    "name",
+    ["run", "ls", "show", "validate", "schema", "table", "predict", "data verify", "data show", "data scenes", "cache"],
 )
 def test_every_command_has_help(name: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:

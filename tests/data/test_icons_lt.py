@@ -13,17 +13,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from imbalance_vlm.data import icons_lt as reader  # noqa: E402
+from imbalance_vlm.data import icons  # noqa: E402
 from imbalance_vlm.data.dataset import ArrayImages, Dataset  # noqa: E402
 from tools.icons.hashing import THRESHOLD, near_pairs, perceptual_hash  # noqa: E402
 from tools.icons.source import LEFT_OUT_SETS, LICENSES  # noqa: E402
 
+ASSETS = icons.ASSETS / "icons_lt"
 MEGABYTES = 1_000_000
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return reader.IconsLTReader().read()
+    return icons.IconsReader("icons_lt").read()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_no_test_image_has_a_near_duplicate_in_another_split(hashes: dict[str, n
 
 def corpus_hashes() -> np.ndarray:
     """(M, 2) perceptual hashes of the pre-training corpus, which ship with the dataset for this check."""
-    planes = np.frombuffer(zlib.decompress((reader.ASSETS / "corpus.bin").read_bytes()), np.uint8).reshape(16, -1)
+    planes = np.frombuffer(zlib.decompress((ASSETS / "corpus.bin").read_bytes()), np.uint8).reshape(16, -1)
     return np.ascontiguousarray(planes.T).view("<u8").astype(np.uint64)
 
 
@@ -111,17 +112,17 @@ def test_no_class_trains_on_the_same_pixels_twice(dataset: Dataset) -> None:
     assert len(seen) == len(labels)
 
 
-def _attribution() -> Iterator[tuple[bool, list[str]]]:
-    """(ships, fields) of every set that ATTRIBUTION lists."""
+def attributed(folder: Path) -> Iterator[tuple[bool, list[str]]]:
+    """(ships, fields) of every set that the ATTRIBUTION of a folder lists."""
     ships = True
-    for line in (reader.ASSETS / "ATTRIBUTION").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "ATTRIBUTION").read_text(encoding="utf-8").splitlines():
         ships = ships and not line.startswith("Drawings that mini-clip")
         if line.count("\t") == 6:
             yield ships, line.split("\t")
 
 
 def test_attribution_names_author_and_an_allowed_licence_of_every_set() -> None:
-    listed = list(_attribution())
+    listed = list(attributed(ASSETS))
     assert len(listed) > 100
     for _, (prefix, title, author, licence, *_rest) in listed:
         assert licence in LICENSES, f"{prefix} is under {licence}"
@@ -131,13 +132,13 @@ def test_attribution_names_author_and_an_allowed_licence_of_every_set() -> None:
 
 
 def test_attribution_accounts_for_every_image_that_ships(dataset: Dataset) -> None:
-    listed = sum(int(fields[-1]) for ships, fields in _attribution() if ships)
+    listed = sum(int(fields[-1]) for ships, fields in attributed(ASSETS) if ships)
     assert listed == sum(len(split) for split in dataset.splits.values())
 
 
 def test_no_set_both_ships_and_pretrains() -> None:
-    shipped = {fields[0] for ships, fields in _attribution() if ships}
-    pretraining = {fields[0] for ships, fields in _attribution() if not ships}
+    shipped = {fields[0] for ships, fields in attributed(ASSETS) if ships}
+    pretraining = {fields[0] for ships, fields in attributed(ASSETS) if not ships}
     assert shipped.isdisjoint(pretraining)
 
 
@@ -148,4 +149,4 @@ def test_no_copyleft_or_non_commercial_licence_is_allowed() -> None:
 
 
 def test_the_files_are_small() -> None:
-    assert sum(path.stat().st_size for path in reader.ASSETS.iterdir()) < 9 * MEGABYTES
+    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 9 * MEGABYTES

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imbalance_vlm.encoders.factory import create_encoder
-from imbalance_vlm.encoders.locations import MINI_CLIP
+from imbalance_vlm.encoders.pretraining import MINI_CLIP
 
 MODEL = MINI_CLIP / "icons-large"
 VOCABULARY = MINI_CLIP / "bpe_4k.txt.gz"

@@ -13,7 +13,7 @@ import yaml
 
 import imbalance_vlm
 from imbalance_vlm.data.dataset import ArrayImages, Dataset, Split
-from imbalance_vlm.data.icons_lt import IconsLTReader
+from imbalance_vlm.data.icons import IconsReader
 from imbalance_vlm.recipe.load import find_recipe, list_recipes, load
 from imbalance_vlm.recipe.schema import datasets_in
 from imbalance_vlm.recipe.study import plan
@@ -42,8 +42,8 @@ def test_opens_with_its_command(name: str) -> None:
 
 
 # -- two steps -------------------------------------------------------------------------------------------------------
-def read_noise(reader: IconsLTReader) -> Dataset:
-    """49 training images of noise in the shape of Icons-LT, in place of the dataset itself."""
+def read_noise(reader: IconsReader) -> Dataset:
+    """49 training images of noise in the shape of an embedded dataset, in its place."""
     counts = [24, 12, 6, 4, 3]
     rng = np.random.default_rng(0)
 
@@ -52,7 +52,7 @@ def read_noise(reader: IconsLTReader) -> Dataset:
 
     labels = np.arange(len(counts))
     splits = {"train": split(labels.repeat(counts)), "val": split(labels), "test": split(labels.repeat(2))}
-    return Dataset("icons_lt", tuple(f"thing {label}" for label in labels), splits, flips=False)
+    return Dataset(reader.name, tuple(f"thing {label}" for label in labels), splits, flips=False)
 
 
 def epochs_of_first_pass(recipes: Sequence[Recipe]) -> int:
@@ -63,7 +63,7 @@ def epochs_of_first_pass(recipes: Sequence[Recipe]) -> int:
 @pytest.mark.parametrize("name", ICONS)
 def test_an_icons_recipe_runs_two_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its own encoder, on noise; of a study, one seed and the last value of each axis, and the table."""
-    monkeypatch.setattr(IconsLTReader, "read", read_noise)
+    monkeypatch.setattr(IconsReader, "read", read_noise)
     wanted = plan(name)
     epochs = epochs_of_first_pass(wanted.recipes)
     overrides: dict[str, Any] = {"training.epochs": epochs, "training.batch_size": 32 if epochs == 1 else 8}

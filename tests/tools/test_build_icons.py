@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools import build_icons  # noqa: E402
-from tools.icons import families, hashing, names, render, source, split  # noqa: E402
+from tools.icons import families, hashing, names, pool, render, source, split, topics  # noqa: E402
 
 
 def _icon_set(
@@ -185,10 +185,13 @@ def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     pytest.importorskip("resvg_py", reason="needs resvg_py (extra build-icons)")
     package = _package(tmp_path / "package")
     # Eight small sets cannot fill classes of 18 images from 5 families, and there is no brand set.
-    monkeypatch.setattr(build_icons, "brand_names", lambda package: [])
+    monkeypatch.setattr(pool, "brand_names", lambda package: [])
     limits = {"MIN_FAMILIES": 2, "MIN_IMAGES": 6, "TEST_IMAGES": 2, "VAL_IMAGES": 1, "KNOWN_BY": 1}
     for name, value in (limits | {"CLASSES": (1, 30), "TRIES": 20, "CORPUS_SHARE": (0.3, 0.9)}).items():
         monkeypatch.setattr(split, name, value)
+    shapes = {f"{letter}thing{other}" for letter in "abcde" for other in "abcdef"}
+    topic = topics.Topic("icons_shapes", "a {}", True, {shape: (shape,) for shape in shapes})
+    monkeypatch.setattr(build_icons, "read_topics", lambda: [topic])
     digests = []
     for run in ("first", "second"):
         out, assets = tmp_path / run, tmp_path / run / "assets"
@@ -196,8 +199,10 @@ def test_the_same_package_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
         files = sorted(path for path in out.rglob("*") if path.is_file())
         digests.append({str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
     assert digests[0] == digests[1]
-    assert {"pretrain_images.npy", "pretrain.tsv", "assets/grey.bin", "assets/colour.bin"} <= set(digests[0])
-    index = json.loads((tmp_path / "first" / "assets" / "classes.json").read_text(encoding="utf-8"))
+    assert {"pretrain_images.npy", "pretrain.tsv", "assets/icons_lt/grey.bin", "assets/icons_shapes/colour.bin"} <= set(
+        digests[0]
+    )
+    index = json.loads((tmp_path / "first" / "assets" / "icons_lt" / "classes.json").read_text(encoding="utf-8"))
     assert len(index["names"]) >= 10
     assert min(index["grey"], index["colour"]) > 0
     corpus = np.load(tmp_path / "first" / "pretrain_images.npy")

@@ -1,9 +1,10 @@
-"""Writes the files of Icons-LT; the same input gives the same bytes.
+"""Writes the files of the embedded datasets; the same input gives the same bytes.
 
-    classes.json     names in label order, and for each split the labels' run lengths and the drawings' places
+    classes.json     names in label order, and for each split the labels' run lengths and the drawings' places; of
+                     some sets, what else describes them: templates, flips, test_only, group_counts
     grey.bin         drawings without colour: 4 bits per pixel, two pixels per byte, zlib over all of them
     colour.bin       drawings with colour: 4 bits per channel, packed in the same way
-    corpus.bin       the distinct perceptual hashes of the pre-training corpus, sorted, column by column, zlib
+    corpus.bin       of Icons-LT: the distinct perceptual hashes of the pre-training corpus, sorted, by column, zlib
     ATTRIBUTION      set, author, licence, link and number of drawings of every set in use
 
 Places number the grey drawings first and then the coloured ones.
@@ -16,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +25,11 @@ from tools.icons.source import PACKAGE, VERSION, IconSet
 from tools.icons.split import Classes
 
 
-def pack(folder: Path, images: np.ndarray, classes: Classes) -> None:
-    """Write classes.json, grey.bin and colour.bin; `images` (N, 32, 32, 3) has 16 levels per channel."""
+def pack(folder: Path, images: np.ndarray, classes: Classes, **described: Any) -> None:
+    """Write classes.json, with what else describes the set, grey.bin and colour.bin.
+
+    `images` (N, 32, 32, 3) has 16 levels per channel.
+    """
     rows = np.concatenate(list(classes.rows.values()))
     coloured = (images[rows] != images[rows][..., :1]).any(axis=(1, 2, 3))
     grey_rows, colour_rows = rows[~coloured], rows[coloured]
@@ -35,6 +40,7 @@ def pack(folder: Path, images: np.ndarray, classes: Classes) -> None:
         "colour": len(colour_rows),
         "counts": {split: np.bincount(labels).tolist() for split, labels in classes.labels.items()},
         "places": {split: [place[int(row)] for row in chosen] for split, chosen in classes.rows.items()},
+        **described,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.json").write_text(json.dumps(index, separators=(",", ":"), ensure_ascii=True))
@@ -54,19 +60,22 @@ def pack_hashes(folder: Path, hashes: np.ndarray) -> None:
     (folder / "corpus.bin").write_bytes(zlib.compress(np.ascontiguousarray(planes).tobytes(), 9))
 
 
-def attribution(sets: Sequence[IconSet], shipped: Counter[str], pretraining: Counter[str]) -> str:
+def attribution(
+    title: str, sets: Sequence[IconSet], shipped: Counter[str], pretraining: Counter[str] | None = None
+) -> str:
     """The ATTRIBUTION file: sets whose drawings are in the package, then sets that mini-clip was trained on."""
     lines = [
-        f"Icons-LT is made of drawings from the icon sets below, as collected in the npm package {PACKAGE} {VERSION}.",
+        f"{title} is made of drawings from the icon sets below, as collected in the npm package {PACKAGE} {VERSION}.",
         "The drawings were rendered at 32 x 32 pixels on white, and reduced to 16 levels per channel; they keep the",
         "licences of their authors. Columns: set, title, author, licence, licence text, home page, drawings.",
         "",
-        "Drawings that ship (images of Icons-LT)",
+        f"Drawings that ship (images of {title})",
         "",
     ]
     lines += [_line(icon_set, shipped) for icon_set in sets if shipped[icon_set.prefix]]
-    lines += ["", "Drawings that mini-clip was pre-trained on (not shipped)", ""]
-    lines += [_line(icon_set, pretraining) for icon_set in sets if pretraining[icon_set.prefix]]
+    if pretraining is not None:
+        lines += ["", "Drawings that mini-clip was pre-trained on (not shipped)", ""]
+        lines += [_line(icon_set, pretraining) for icon_set in sets if pretraining[icon_set.prefix]]
     return "\n".join(lines) + "\n"
 
 

@@ -165,7 +165,7 @@ def subpt(source: Path) -> Recording:
 
     recording = Recording("subpt", "machengcheng2016/Subspace-Prompt-Learning", source, "CoOp/trainers/coop_sub.py")
     settings = {"N_CTX": 4, "CTX_INIT": "", "CSC": False, "CLASS_TOKEN_POSITION": "end"}
-    changes = {"TRAINER.COOP": settings, "OPTIM": {"WEIGHT_DECAY": 0.0}}
+    changes: dict[str, dict[str, Any]] = {"TRAINER.COOP": settings, "OPTIM": {"WEIGHT_DECAY": 0.0}}
     contexts: list[torch.Tensor] = []
 
     def keep(trainer: Any) -> None:

@@ -72,7 +72,7 @@ def build_net(nets: Any, transformers_clip: Any, **settings: Any) -> nn.Module:
         settings["decoder_depth"],
     )
     tower = vision_tower(transformers_clip, problem.weights())
-    missing, unexpected = net.vision_model.load_state_dict(tower, strict=False)
+    missing, unexpected = net.get_submodule("vision_model").load_state_dict(tower, strict=False)
     assert not unexpected
     assert set(missing) <= {"embeddings.position_ids"}
     trained = {name: value for name, value in net.named_parameters() if not name.startswith("vision_model")}
@@ -138,7 +138,7 @@ def main(source: Path) -> None:
         return build_net(nets, transformers_clip, **settings)
 
     for loss in LOSSES:
-        settings = {"loss_type": loss}
+        settings: dict[str, Any] = {"loss_type": loss}
         differs = LADE if loss == "lade_loss" else ""
         recording.add(f"decoder, {loss}", settings, *train(Supervised, build, settings), differs)
     for stage, loss in STAGES.items():

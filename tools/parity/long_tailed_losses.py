@@ -273,9 +273,7 @@ def aggregated(source: Path, layers: nn.ModuleList, features: Tensor) -> dict[st
     offers |= {"AverageMeter": MagicMock(), "ProgressMeter": MagicMock()}
     function = released_definitions(source / "test_training_cifar.py", ["test_training"], offers)["test_training"]
     model = nn.Module()
-    model.forward = lambda rows: {  # type: ignore[method-assign]
-        "logits": torch.stack([layer(rows) for layer in layers], dim=1).detach()
-    }
+    model.forward = lambda rows: {"logits": torch.stack([layer(rows) for layer in layers], dim=1).detach()}
     weights = nn.Parameter(torch.full((3,), 1 / 3))
     optimizer = torch.optim.SGD([weights], lr=5.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
     views = [features, problem.second_view(features)]

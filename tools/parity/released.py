@@ -169,9 +169,9 @@ def start_all(parameters: Mapping[str, Tensor]) -> None:
 def without_cuda() -> None:
     """Let released code that was written for a GPU run on the CPU."""
     for kind in (Tensor, nn.Module):
-        kind.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
-    torch.cuda.FloatTensor = torch.FloatTensor
-    torch.cuda.DoubleTensor = torch.DoubleTensor
+        kind.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    setattr(torch.cuda, "FloatTensor", torch.FloatTensor)  # noqa: B010
+    setattr(torch.cuda, "DoubleTensor", torch.DoubleTensor)  # noqa: B010
 
 
 def released_clip(build: Callable[..., nn.Module], *more: Any) -> nn.Module:

@@ -70,9 +70,9 @@ def zero_shot(
 def icons_lt() -> TestSet | None:
     """Icons-LT's test images, or None if the package or its dataset is missing."""
     try:
-        from imbalance_vlm.data.icons_lt import IconsLTReader
+        from imbalance_vlm import create_dataset
 
-        dataset = IconsLTReader().read()
+        dataset = create_dataset("icons_lt")
     except (ImportError, FileNotFoundError):
         return None
     train, test = dataset.splits["train"], dataset.splits["test"]

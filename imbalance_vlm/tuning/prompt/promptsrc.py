@@ -22,7 +22,7 @@ epoch has nearly all the weight).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +193,8 @@ class PromptSRC(IVLP):
             frozen = context.text_features(context.class_names, context.templates)  # (C, d)
         else:
             sixty = resolve_templates("openai")[:60]
-            frozen = context.encoder.text_features(context.class_names, sixty, normalize_each=False)
+            encoder: Any = context.encoder  # open_clip's, as every prompt method needs
+            frozen = encoder.text_features(context.class_names, sixty, normalize_each=False)
         self._regulation = SelfRegulation(self._head, frozen, weights, self.image_weight, self.logits_weight)
         return [TextAnchor(None, frozen, distance="mean_l1", weight=self.text_weight), self._regulation]
 

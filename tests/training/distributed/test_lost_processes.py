@@ -73,7 +73,7 @@ def wait_for(programs: list[subprocess.Popen[str]], ready: Callable[[], bool]) -
     wait_until(is_ready, 90)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_process_of_two_is_killed(killed: int, long_recipe: dict[str, Any]) -> None:
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
@@ -97,7 +97,7 @@ def test_one_process_of_two_is_killed(killed: int, long_recipe: dict[str, Any]) 
     assert resumed.scores["nll"] == pytest.approx(undisturbed.scores["nll"], rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_the_launcher_is_ended(number: signal.Signals, long_recipe: dict[str, Any]) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     with started(([*launch, *RUN], {})) as (launcher,):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imbalance_vlm.data.dataset import Dataset, FileImages, Split
-from imbalance_vlm.data.lists import OnError
 from imbalance_vlm.data.readability import read_decodable
-from imbalance_vlm.data.reader import Listing
+from imbalance_vlm.data.reader import Listing, OnError
 from imbalance_vlm.errors import InputError
 
 
