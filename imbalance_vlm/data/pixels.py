@@ -141,7 +141,8 @@ def _on_white(image: Image.Image, raw_mode: str) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     layer = image.convert("RGBA")
-    *colours, alpha = layer.getextrema()
+    extrema: Any = layer.getextrema()
+    *colours, alpha = extrema
     if alpha == (0, 0) and any(low < high for low, high in colours):
         raise ValueError("it is transparent everywhere, but has colours; save it without its alpha channel")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
